@@ -1,0 +1,1 @@
+"""What students learn from: shards, teacher-embedding caches, COCO-format sets."""

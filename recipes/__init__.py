@@ -1,0 +1,1 @@
+"""What was published, as data: YAML files that `distill recipes` lists."""
