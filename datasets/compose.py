@@ -1,0 +1,162 @@
+"""Scenes composed from photographs: cut-outs pasted onto backgrounds, with the masks that follow exactly.
+
+Two kinds of cut-outs: shapes (any photo seen through a random outline; needs no labels) and instances
+(real objects of a labelled photo). All draws come from the generator that is passed in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+MIN_VISIBLE_SHARE = 0.3  # an instance that is hidden by more than this is no longer a target
+MIN_AREA = 48  # pixels; smaller targets are dropped
+SUPERSAMPLING = 2  # outlines are drawn larger and reduced, for smooth edges
+
+
+@dataclass
+class Cutout:
+    """Pixels of an object, uint8 (h, w, 3), and its mask, bool (h, w)."""
+
+    pixels: np.ndarray
+    mask: np.ndarray
+
+
+@dataclass
+class Scene:
+    """A photo, uint8 (H, W, 3) RGB, and the visible masks of its instances, bool (N, H, W)."""
+
+    pixels: np.ndarray
+    masks: np.ndarray
+
+
+def _polygon(radii: np.ndarray, size: int, rotation: float, squeeze: float) -> list[tuple[float, float]]:
+    angles = np.linspace(0, 2 * np.pi, len(radii), endpoint=False)
+    x, y = radii * np.cos(angles), radii * np.sin(angles) * squeeze
+    cos, sin = np.cos(rotation), np.sin(rotation)
+    points = np.stack([cos * x - sin * y, sin * x + cos * y], 1) * (size / 2 - 1) + size / 2
+    return [(float(px), float(py)) for px, py in points]
+
+
+def random_outline(rng: np.random.Generator, size: int) -> np.ndarray:
+    """A random filled outline inside a square, bool (size, size): blob, star, ring, crescent or bar."""
+    canvas = size * SUPERSAMPLING
+    image = Image.new("L", (canvas, canvas))
+    draw = ImageDraw.Draw(image)
+    kind = rng.choice(["blob", "blob", "star", "ring", "crescent", "bar"])
+    rotation, squeeze = rng.uniform(0, 2 * np.pi), rng.uniform(0.35, 1.0)
+    if kind == "star":
+        num_points = int(rng.integers(4, 9))
+        radii = np.where(np.arange(2 * num_points) % 2, rng.uniform(0.3, 0.7), 1.0)
+    elif kind == "bar":
+        radii = np.where(np.arange(4) % 2, rng.uniform(0.12, 0.35), 1.0)
+    else:
+        angles = np.linspace(0, 2 * np.pi, 90, endpoint=False)
+        radii = np.ones(90)
+        for frequency in range(2, 6):
+            radii += rng.normal(0, 0.35 / frequency) * np.cos(frequency * angles + rng.uniform(0, 2 * np.pi))
+        radii = np.clip(radii, 0.15, None)
+        radii /= radii.max()
+    draw.polygon(_polygon(radii, canvas, rotation, squeeze), fill=255)
+    if kind == "ring":
+        draw.polygon(_polygon(radii * rng.uniform(0.4, 0.7), canvas, rotation, squeeze), fill=0)
+    elif kind == "crescent":
+        shift = rng.uniform(0.25, 0.6) * canvas / 2
+        offset = np.array([np.cos(rotation), np.sin(rotation)]) * shift
+        cut = np.asarray(_polygon(radii * 0.85, canvas, rotation, squeeze)) + offset
+        draw.polygon([(float(px), float(py)) for px, py in cut], fill=0)
+    return np.asarray(image.resize((size, size), Image.Resampling.BOX)) > 127
+
+
+def cut_shape(rng: np.random.Generator, photo: np.ndarray, size: int) -> Cutout:
+    """A piece of a photo, uint8 (H, W, 3), seen through a random outline of at most `size` pixels."""
+    mask = random_outline(rng, size)
+    height, width = photo.shape[:2]
+    window = int(min(height, width, size * rng.uniform(0.7, 2.0)))
+    top, left = int(rng.integers(0, height - window + 1)), int(rng.integers(0, width - window + 1))
+    crop = Image.fromarray(photo[top : top + window, left : left + window])
+    return Cutout(np.asarray(crop.resize((size, size), Image.Resampling.BILINEAR)), mask)
+
+
+def cut_instance(photo: np.ndarray, mask: np.ndarray) -> Cutout:
+    """A labelled object of a photo, cut along its mask, bool (H, W) with at least one pixel."""
+    rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    window = slice(rows[0], rows[-1] + 1), slice(cols[0], cols[-1] + 1)
+    return Cutout(photo[window], mask[window])
+
+
+def _resize_mask(mask: np.ndarray, width_height: tuple[int, int]) -> np.ndarray:
+    """A bool mask at another size: True where it covers more than half of a pixel."""
+    resized = Image.fromarray(mask.astype(np.uint8) * 255).resize(width_height, Image.Resampling.BOX)
+    return np.asarray(resized) > 127
+
+
+def vary_cutout(rng: np.random.Generator, cutout: Cutout, size: int) -> Cutout:
+    """Resize a cut-out to a longest side of `size`, flip it at random and change its light."""
+    height, width = cutout.mask.shape
+    scale = size / max(height, width)
+    shape = max(2, round(width * scale)), max(2, round(height * scale))
+    pixels = np.asarray(Image.fromarray(cutout.pixels).resize(shape, Image.Resampling.BILINEAR))
+    mask = _resize_mask(cutout.mask, shape)
+    if rng.random() < 0.5:
+        pixels, mask = pixels[:, ::-1], mask[:, ::-1]
+    return Cutout(vary_light(rng, pixels), mask)
+
+
+def vary_light(rng: np.random.Generator, pixels: np.ndarray) -> np.ndarray:
+    """Random gain per channel, contrast and brightness, uint8 (H, W, 3) -> the same."""
+    gain = rng.uniform(0.8, 1.2) * rng.uniform(0.92, 1.08, 3)
+    shifted = (pixels.astype(np.float32) - 128) * gain + 128 + rng.uniform(-25, 25)
+    return np.clip(shifted, 0, 255).astype(np.uint8)
+
+
+def paste(rng: np.random.Generator, scene: Scene, cutout: Cutout) -> Scene:
+    """Paste a cut-out at a random place, its centre inside the photo; masks below it lose what it covers."""
+    height, width = scene.pixels.shape[:2]
+    h, w = cutout.mask.shape
+    top, left = int(rng.integers(0, height)) - h // 2, int(rng.integers(0, width)) - w // 2
+    y0, y1, x0, x1 = max(0, top), min(height, top + h), max(0, left), min(width, left + w)
+    seen = slice(y0 - top, y1 - top), slice(x0 - left, x1 - left)
+    placed = np.zeros((height, width), bool)
+    placed[y0:y1, x0:x1] = cutout.mask[seen]
+    soft = np.asarray(Image.fromarray(placed.astype(np.uint8) * 255).filter(ImageFilter.GaussianBlur(0.7)))
+    alpha = soft[y0:y1, x0:x1, None].astype(np.float32) / 255
+    pixels = scene.pixels.copy()
+    pixels[y0:y1, x0:x1] = (alpha * cutout.pixels[seen] + (1 - alpha) * pixels[y0:y1, x0:x1]).astype(np.uint8)
+    return Scene(pixels, np.concatenate([scene.masks & ~placed, placed[None]]))
+
+
+def drop_hidden(scene: Scene, full_areas: np.ndarray) -> Scene:
+    """Leave out instances of which little is still seen; `full_areas` (N,) are their areas before anything hid them."""
+    areas = scene.masks.sum((1, 2))
+    keep = (areas >= MIN_AREA) & (areas >= MIN_VISIBLE_SHARE * full_areas)
+    return Scene(scene.pixels, scene.masks[keep])
+
+
+def compose(rng: np.random.Generator, background: Scene, cutouts: list[Cutout]) -> Scene:
+    """Paste the cut-outs onto a background in their order and leave out what they hid."""
+    scene = background
+    full_areas = list(background.masks.sum((1, 2)))
+    for cutout in cutouts:
+        scene = paste(rng, scene, cutout)
+        full_areas.append(scene.masks[-1].sum())
+    return drop_hidden(scene, np.asarray(full_areas))
+
+
+def random_crop(rng: np.random.Generator, scene: Scene, *, long_side: int, min_share: float) -> Scene:
+    """A random window of a scene (each side at least `min_share` of the photo's), flipped at random, resized."""
+    height, width = scene.pixels.shape[:2]
+    h, w = (int(side * rng.uniform(min_share, 1.0)) for side in (height, width))
+    top, left = int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1))
+    scale = long_side / max(h, w)
+    shape = max(1, round(w * scale)), max(1, round(h * scale))
+    crop = Image.fromarray(scene.pixels[top : top + h, left : left + w])
+    pixels = np.asarray(crop.resize(shape, Image.Resampling.BILINEAR))
+    full_areas = scene.masks.sum((1, 2)) * scale**2
+    masks = [_resize_mask(mask[top : top + h, left : left + w], shape) for mask in scene.masks]
+    resized = np.stack(masks) if masks else np.zeros((0, shape[1], shape[0]), bool)
+    if rng.random() < 0.5:
+        pixels, resized = pixels[:, ::-1], resized[:, :, ::-1]
+    return drop_hidden(Scene(vary_light(rng, pixels), resized), full_areas)

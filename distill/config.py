@@ -1,0 +1,196 @@
+"""The typed options of every component, in one place that imports no torch.
+
+`distill check` reads these dataclasses alone, so it answers at once. A component takes the
+dataclass that is named after it, never the whole recipe.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, Optional
+
+from omegaconf import MISSING
+
+
+@dataclass
+class TeacherConfig:
+    """The frozen model that is imitated."""
+
+    name: str = "quickstart"  # sam_vit_b | sam_vit_l | sam_vit_h | quickstart | a student.safetensors of ours
+    checkpoint: Optional[str] = None  # the official .pth of a sam_vit_*
+    source: Literal["cache", "online"] = "cache"  # where the feature stage takes embeddings from
+
+
+@dataclass
+class StudentConfig:
+    """The encoder that is trained; its prompt encoder and mask decoder start as copies of the teacher's."""
+
+    name: str = MISSING  # a registered student, or timm/NAME
+    image_size: Optional[int] = None  # S in pixels; None: the student's own
+    init_from: Optional[str] = None  # a student.safetensors or a run directory: the whole model starts from it
+
+
+@dataclass
+class DataConfig:
+    """Image shards and how they are read."""
+
+    images: str = MISSING  # a directory of SA-1B-format tars
+    val_images: Optional[str] = None  # held-out tars; None: no validation
+    batch_size: int = 8  # images per device and step
+    num_workers: int = 2
+    max_instances: int = 16  # masks drawn per image in the mask stage
+    max_bad_share: float = 0.01  # the run ends when more than this share of photos cannot be decoded
+
+
+@dataclass
+class CacheConfig:
+    """A directory of teacher-embedding shards."""
+
+    dir: Optional[str] = None
+    codec: Literal["fp16", "bf16", "int8"] = "fp16"
+    batch_size: int = 4  # images per forward of the teacher
+
+
+@dataclass
+class FeatureLossConfig:
+    """Weights of the feature stage's terms; a term of weight 0 is not computed."""
+
+    mse: float = 1.0
+    cosine: float = 0.0
+    huber: float = 0.0
+    relation: float = 0.0  # attention-style relation between positions
+
+
+@dataclass
+class MaskLossConfig:
+    """Weights of the mask stage's terms; a term of weight 0 is not computed."""
+
+    mask: Literal["bce", "focal"] = "focal"
+    mask_weight: float = 20.0  # SAM paper, appendix A: focal : dice = 20 : 1
+    dice_weight: float = 1.0
+    iou_weight: float = 1.0  # SAM paper, appendix A: MSE on the IoU head, weight 1
+    num_points: int = 0  # uncertainty-sampled points per mask; 0: every valid position of the low-res mask
+    feature_weight: float = 0.0  # anchor: masked MSE to the teacher's embedding
+
+
+@dataclass
+class PromptConfig:
+    """How training prompts are drawn from a mask."""
+
+    box_share: float = 0.5  # share of instances prompted by a box, the others by points
+    box_jitter: float = 0.1  # SAM paper, appendix A: noise of std 10 % of the side ...
+    box_jitter_max_pixels: float = 20.0  # ... at most 20 pixels, in a 1024-pixel prompt frame
+    max_points: int = 3  # points per prompt: uniform in 1..max_points
+    multimask: bool = True  # points train the three masks of the multimask output too, the best one counts
+
+
+@dataclass
+class OptimConfig:
+    """AdamW with warm-up and cosine decay per step."""
+
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.999)
+    warmup_steps: int = 0
+    final_lr_share: float = 0.0  # learning rate of the last step, as a share of lr
+    encoder_lr_scale: float = 1.0  # multiples of lr per part; 0 freezes the part
+    prompt_encoder_lr_scale: float = 1.0
+    mask_decoder_lr_scale: float = 1.0
+    ema_decay: float = 0.0  # 0: no averaged weights
+
+
+@dataclass
+class ValidationConfig:
+    """What is measured on the held-out shards while training."""
+
+    every_n_steps: int = 500
+    max_images: int = 200
+    max_instances: int = 10  # per image
+    num_pictures: int = 4
+
+
+@dataclass
+class FeatureRecipe:
+    """Stage 1: the student's embedding is trained to match the teacher's."""
+
+    kind: Literal["feature"] = "feature"
+    run: str = MISSING  # output directory
+    resume: bool = False
+    seed: int = 0
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    loss: FeatureLossConfig = field(default_factory=FeatureLossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    trainer: dict[str, Any] = field(default_factory=dict)  # passed to lightning.Trainer as it is
+
+
+@dataclass
+class MaskRecipe:
+    """Stage 2: encoder and decoder are trained end to end on prompted masks."""
+
+    kind: Literal["mask"] = "mask"
+    run: str = MISSING
+    resume: bool = False
+    seed: int = 0
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    prompts: PromptConfig = field(default_factory=PromptConfig)
+    loss: MaskLossConfig = field(default_factory=MaskLossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    trainer: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class CacheDataConfig:
+    images: str = MISSING  # a directory of SA-1B-format tars
+    max_bad_share: float = 0.01
+
+
+@dataclass
+class CacheRecipe:
+    """A teacher-embedding caching job."""
+
+    kind: Literal["cache"] = "cache"
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    data: CacheDataConfig = field(default_factory=CacheDataConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+
+
+@dataclass
+class EvaluateDataConfig:
+    images: str = MISSING  # a directory of photographs
+    annotations: str = MISSING  # a COCO-format instances JSON
+    max_images: int = 0  # 0: all
+
+
+@dataclass
+class EvaluatePromptConfig:
+    kind: Literal["box", "point"] = "box"
+    num_clicks: int = 1  # kind=point: simulated clicks
+
+
+@dataclass
+class EvaluateRecipe:
+    """A protocol by which any model is judged."""
+
+    kind: Literal["evaluate"] = "evaluate"
+    run: str = MISSING
+    resume: bool = False
+    data: EvaluateDataConfig = field(default_factory=EvaluateDataConfig)
+    prompt: EvaluatePromptConfig = field(default_factory=EvaluatePromptConfig)
+    multimask: Literal["single", "best"] = "single"  # token 0, or the best of three by predicted IoU
+    prompt_batch_size: int = 64
+
+
+RECIPE_KINDS = {
+    "feature": FeatureRecipe,
+    "mask": MaskRecipe,
+    "cache": CacheRecipe,
+    "evaluate": EvaluateRecipe,
+}

@@ -1,0 +1,138 @@
+"""Frames and the letterbox: the one way from a photograph to an encoder's input and back.
+
+Frames: *original* pixels of the photo; *input* pixels (longest side = S, the encoder's image size);
+*prompt* frame (longest side = 16 E); *low-res mask* (4 E x 4 E). All are aligned at the top left corner;
+the photo fills the square from there, the rest is padding. Coordinates are continuous, (0, 0) is the
+outer corner of the first pixel, as in segment-anything.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+# ImageNet statistics on the 0-255 scale, RGB: segment_anything/build_sam.py
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+
+HW = tuple[int, int]
+Coordinates = TypeVar("Coordinates", np.ndarray, Tensor)
+
+
+def resized_hw(original_hw: HW, long_side: int) -> HW:
+    """Height and width after the longest side became `long_side`, rounded half up as segment-anything does."""
+    height, width = original_hw
+    scale = long_side * 1.0 / max(height, width)
+    return int(height * scale + 0.5), int(width * scale + 0.5)
+
+
+def resize_longest_side(image: np.ndarray, long_side: int) -> np.ndarray:
+    """Resize a photo so that its longest side is `long_side`: PIL bilinear with antialiasing.
+
+    Args:
+        image: uint8 (H, W, 3) RGB.
+    Returns:
+        uint8 (h, w, 3), equal to segment_anything.utils.transforms.ResizeLongestSide.apply_image.
+    """
+    height, width = resized_hw(image.shape[:2], long_side)
+    if (height, width) == image.shape[:2]:
+        return image
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def normalize_pad(resized: np.ndarray, image_size: int) -> Tensor:
+    """Normalise a resized photo, then pad it with zeros at the right and the bottom.
+
+    Args:
+        resized: uint8 (h, w, 3) RGB, h and w at most `image_size`.
+    Returns:
+        float32 (3, S, S), equal to segment_anything's Sam.preprocess.
+    """
+    pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float()  # (3, h, w); a copy: PIL's arrays are read-only
+    mean = torch.tensor(PIXEL_MEAN).view(3, 1, 1)
+    std = torch.tensor(PIXEL_STD).view(3, 1, 1)
+    height, width = resized.shape[:2]
+    return F.pad((pixels - mean) / std, (0, image_size - width, 0, image_size - height))  # (3, S, S)
+
+
+def letterbox(image: np.ndarray, image_size: int) -> Tensor:
+    """A photo, uint8 (H, W, 3) RGB, as an encoder's input: float32 (3, S, S), normalised and zero-padded."""
+    return normalize_pad(resize_longest_side(image, image_size), image_size)
+
+
+def valid_grid_hw(original_hw: HW, grid: int) -> HW:
+    """Rows and columns of a (grid, grid) map that the photo touches: the block at the top left that is worth storing."""
+    longest = max(original_hw)
+    rows, cols = (math.ceil(side * grid / longest - 1e-9) for side in original_hw)
+    return min(rows, grid), min(cols, grid)
+
+
+def valid_masks(original_hw: Tensor, grid: int) -> Tensor:
+    """The valid region of (grid, grid) maps: True where a cell's centre lies on the photo.
+
+    Args:
+        original_hw: (B, 2) height and width of each photo.
+    Returns:
+        bool (B, grid, grid).
+    """
+    centres = torch.arange(grid, device=original_hw.device) + 0.5
+    share = original_hw / original_hw.amax(1, keepdim=True)  # (B, 2)
+    inside = centres < share[:, :, None] * grid  # (B, 2, grid)
+    return inside[:, 0, :, None] & inside[:, 1, None, :]  # (B, grid, grid)
+
+
+def valid_mask(original_hw: HW, grid: int) -> Tensor:
+    """As `valid_masks`, of one photo: bool (grid, grid)."""
+    return valid_masks(torch.tensor([original_hw]), grid)[0]
+
+
+def _scale_xy(original_hw: HW, prompt_size: int) -> tuple[float, float]:
+    height, width = resized_hw(original_hw, prompt_size)
+    return width / original_hw[1], height / original_hw[0]
+
+
+def points_to_prompt_frame(points_xy: Coordinates, original_hw: HW, prompt_size: int) -> Coordinates:
+    """Points (..., 2), XY in original pixels, in the prompt frame of side `prompt_size` (16 E; 1024 for SAM)."""
+    scale = _scale_xy(original_hw, prompt_size)
+    if isinstance(points_xy, torch.Tensor):
+        return points_xy * torch.tensor(scale, dtype=points_xy.dtype, device=points_xy.device)
+    return points_xy * np.asarray(scale)
+
+
+def boxes_to_prompt_frame(boxes_xyxy: Coordinates, original_hw: HW, prompt_size: int) -> Coordinates:
+    """Boxes (..., 4), XYXY in original pixels, in the prompt frame."""
+    corners = boxes_xyxy.reshape(*boxes_xyxy.shape[:-1], 2, 2)
+    return points_to_prompt_frame(corners, original_hw, prompt_size).reshape(boxes_xyxy.shape)
+
+
+def masks_to_original(low_res_logits: Tensor, original_hw: HW, prompt_size: int) -> Tensor:
+    """Logits (P, K, 4E, 4E) at the photo's own resolution (P, K, H, W): segment_anything's Sam.postprocess_masks.
+
+    Bilinear to the prompt frame, crop of the padding, bilinear to the original size, align_corners=False.
+    """
+    height, width = resized_hw(original_hw, prompt_size)
+    size = (prompt_size, prompt_size)
+    logits = F.interpolate(low_res_logits, size, mode="bilinear", align_corners=False)  # (P, K, 16E, 16E)
+    logits = logits[..., :height, :width]
+    return F.interpolate(logits, original_hw, mode="bilinear", align_corners=False)  # (P, K, H, W)
+
+
+def mask_to_low_res(mask: np.ndarray, low_res_size: int) -> np.ndarray:
+    """Share of each low-res cell that a mask covers.
+
+    Args:
+        mask: bool or uint8 0/1 (H, W) in original pixels.
+    Returns:
+        float32 (4E, 4E) in [0, 1]; padding is 0.
+    """
+    height, width = resized_hw(mask.shape, low_res_size)
+    resized = Image.fromarray(mask.astype(np.uint8) * 255).resize((width, height), Image.Resampling.BOX)
+    low_res = np.zeros((low_res_size, low_res_size), np.float32)
+    low_res[:height, :width] = np.asarray(resized, np.float32) / 255
+    return low_res

@@ -1,0 +1,175 @@
+"""The promptable model: an image encoder with segment-anything's prompt encoder and mask decoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
+from segment_anything.modeling.common import LayerNorm2d
+from torch import Tensor, nn
+
+from distill.errors import DistillError, did_you_mean
+from distill.prompts import Prompts
+from distill.students import STUDENTS, build_encoder, check_student_name
+
+PROMPT_PIXELS_PER_CELL = 16  # the prompt frame is 16 E wide: 1024 for SAM, whatever the encoder reads
+LOW_RES_PER_CELL = 4  # the decoder's two stride-2 upsamplings
+
+# segment_anything/build_sam.py
+MASK_IN_CHANNELS = 16
+DECODER_DEPTH, DECODER_HEADS = 2, 8
+IOU_HEAD_DEPTH, IOU_HEAD_DIM = 3, 256
+NUM_MULTIMASK = 3
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """All that is needed to build a promptable model again.
+
+    encoder: a registered student or timm/NAME. image_size: S. embedding_dim: C. embedding_size: E.
+    decoder_mlp_dim: hidden width of the decoder's MLPs. norm_eps: see students.Student.
+    """
+
+    encoder: str
+    image_size: int
+    embedding_dim: int = 256
+    embedding_size: int = 64
+    decoder_mlp_dim: int = 2048
+    norm_eps: float | None = None
+
+
+class PromptableModel(nn.Module):
+    """Encoder, prompt encoder and mask decoder under the names of SAM's published checkpoints."""
+
+    def __init__(self, spec: ModelSpec, image_encoder: nn.Module) -> None:
+        super().__init__()
+        self.spec = spec
+        self.image_encoder = image_encoder
+        self.prompt_encoder = PromptEncoder(
+            embed_dim=spec.embedding_dim,
+            image_embedding_size=(spec.embedding_size, spec.embedding_size),
+            input_image_size=(self.prompt_size, self.prompt_size),
+            mask_in_chans=MASK_IN_CHANNELS,
+        )
+        self.mask_decoder = MaskDecoder(
+            num_multimask_outputs=NUM_MULTIMASK,
+            transformer=TwoWayTransformer(
+                depth=DECODER_DEPTH,
+                embedding_dim=spec.embedding_dim,
+                mlp_dim=spec.decoder_mlp_dim,
+                num_heads=DECODER_HEADS,
+            ),
+            transformer_dim=spec.embedding_dim,
+            iou_head_depth=IOU_HEAD_DEPTH,
+            iou_head_hidden_dim=IOU_HEAD_DIM,
+        )
+        if spec.norm_eps is not None:
+            set_norm_eps(self, spec.norm_eps)
+
+    @property
+    def image_size(self) -> int:
+        return self.spec.image_size
+
+    @property
+    def embedding_dim(self) -> int:
+        return self.spec.embedding_dim
+
+    @property
+    def embedding_size(self) -> int:
+        return self.spec.embedding_size
+
+    @property
+    def prompt_size(self) -> int:
+        """Side of the prompt frame in pixels."""
+        return PROMPT_PIXELS_PER_CELL * self.spec.embedding_size
+
+    @property
+    def low_res_size(self) -> int:
+        """Side of the decoder's masks."""
+        return LOW_RES_PER_CELL * self.spec.embedding_size
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels (B, 3, S, S) -> embeddings (B, C, E, E)."""
+        embeddings: Tensor = self.image_encoder(pixels)
+        return embeddings
+
+    def decode(self, embeddings: Tensor, prompts: Prompts, *, multimask: bool) -> tuple[Tensor, Tensor]:
+        """Answer all prompts of a batch of images.
+
+        Args:
+            embeddings: (B, C, E, E). prompts: P prompts that name their image.
+            multimask: three masks per prompt (tokens 1 to 3), else one (token 0).
+        Returns:
+            low-res mask logits (P, K, 4E, 4E) and predicted IoU (P, K).
+        """
+        logits, iou_predictions = self.decode_all(embeddings, prompts)
+        tokens = slice(1, None) if multimask else slice(0, 1)
+        return logits[:, tokens], iou_predictions[:, tokens]
+
+    def decode_all(self, embeddings: Tensor, prompts: Prompts) -> tuple[Tensor, Tensor]:
+        """As `decode`, with all four masks: token 0 (single), then the three of the multimask output."""
+        sparse, dense = self._encode_prompts(prompts)  # (P, T, C), (P, C, E, E)
+        decoder = self.mask_decoder
+        output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])  # (5, C)
+        tokens = torch.cat([output_tokens.expand(len(prompts), -1, -1), sparse], 1)  # (P, 5 + T, C)
+        keys = embeddings[prompts.image_index] + dense  # (P, C, E, E)
+        positions = self.prompt_encoder.get_dense_pe().expand(len(prompts), -1, -1, -1)
+        queries, keys = decoder.transformer(keys, positions, tokens)  # (P, 5 + T, C), (P, E E, C)
+        grid = (self.embedding_size, self.embedding_size)
+        upscaled = decoder.output_upscaling(keys.transpose(1, 2).unflatten(2, grid))  # (P, C/8, 4E, 4E)
+        filters = torch.stack(
+            [mlp(queries[:, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], 1
+        )  # (P, 4, C/8)
+        logits = (filters @ upscaled.flatten(2)).unflatten(2, upscaled.shape[2:])  # (P, 4, 4E, 4E)
+        return logits, decoder.iou_prediction_head(queries[:, 0])
+
+    def _encode_prompts(self, prompts: Prompts) -> tuple[Tensor, Tensor]:
+        points = None
+        if prompts.points_xy is not None:
+            points = (prompts.points_xy, prompts.point_labels)
+        sparse, dense = self.prompt_encoder(points=points, boxes=prompts.boxes_xyxy, masks=prompts.mask_logits)
+        if len(sparse) != len(prompts):  # a prompt of masks alone: segment_anything returns a batch of one
+            sparse = sparse.expand(len(prompts), -1, -1)
+        return sparse, dense
+
+
+def set_norm_eps(model: nn.Module, eps: float) -> None:
+    """Set the epsilon of every batch and layer norm."""
+    for module in model.modules():
+        if isinstance(module, (nn.LayerNorm, nn.BatchNorm2d, LayerNorm2d)):
+            module.eps = eps
+
+
+def build_from_spec(spec: ModelSpec) -> PromptableModel:
+    """A promptable model with random weights, in eval mode. Raises DistillError on a spec that cannot be built."""
+    encoder = build_encoder(
+        spec.encoder,
+        image_size=spec.image_size,
+        embedding_dim=spec.embedding_dim,
+        embedding_size=spec.embedding_size,
+    )
+    return PromptableModel(spec, encoder).eval()
+
+
+def spec_for(student: str, *, image_size: int | None = None, like: ModelSpec | None = None) -> ModelSpec:
+    """The spec of a student: with SAM's embedding, or with the embedding and decoder of the model `like`."""
+    entry = check_student_name(student)
+    size = entry.image_size if image_size is None else image_size
+    if like is None:
+        return ModelSpec(student, size, norm_eps=entry.norm_eps)
+    return ModelSpec(
+        student,
+        size,
+        embedding_dim=like.embedding_dim,
+        embedding_size=like.embedding_size,
+        decoder_mlp_dim=like.decoder_mlp_dim,
+        norm_eps=entry.norm_eps,
+    )
+
+
+def build_model(name: str) -> PromptableModel:
+    """A published model by its name (students.STUDENTS), with random weights, in eval mode."""
+    if name not in STUDENTS:
+        raise DistillError(f"unknown model '{name}'. {did_you_mean(name, STUDENTS)}")
+    return build_from_spec(spec_for(name))

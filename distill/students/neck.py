@@ -1,0 +1,46 @@
+"""Necks: from a backbone's feature levels to an embedding (B, C, E, E)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from segment_anything.modeling.common import LayerNorm2d
+from torch import Tensor, nn
+
+NORM_EPS = 1e-6  # SAM's neck: segment_anything/modeling/common.py
+
+
+class PyramidNeck(nn.Module):
+    """A light feature pyramid: 1x1 projections, bilinear to the grid, sum, two residual 3x3 blocks, LayerNorm2d.
+
+    The last norm is affine, as SAM's own neck ends, so that a student can match the teacher's scale.
+    """
+
+    def __init__(self, in_channels: list[int], embedding_dim: int, embedding_size: int) -> None:
+        super().__init__()
+        self.embedding_size = embedding_size
+        self.lateral = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(channels, embedding_dim, 1, bias=False), nn.BatchNorm2d(embedding_dim))
+            for channels in in_channels
+        )
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(embedding_dim, embedding_dim, 3, padding=1, bias=False),
+                nn.BatchNorm2d(embedding_dim),
+                nn.GELU(),
+            )
+            for _ in range(2)
+        )
+        self.project = nn.Conv2d(embedding_dim, embedding_dim, 1)
+        self.norm = LayerNorm2d(embedding_dim, NORM_EPS)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """Feature levels [(B, c_i, h_i, w_i)] -> (B, C, E, E)."""
+        size = (self.embedding_size, self.embedding_size)
+        fused = sum(
+            F.interpolate(lateral(feature), size, mode="bilinear", align_corners=False)
+            for lateral, feature in zip(self.lateral, features, strict=True)
+        )  # (B, C, E, E)
+        for block in self.blocks:
+            fused = fused + block(fused)
+        embedding: Tensor = self.norm(self.project(fused))
+        return embedding

