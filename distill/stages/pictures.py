@@ -1,0 +1,79 @@
+"""Pictures of a validation: photo, prompt, truth, the teacher's mask and the student's, one row per photo."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from distill.geometry import PIXEL_MEAN, PIXEL_STD, resized_hw
+
+PANEL_SIZE = 192  # side in pixels of the square that each panel fits into
+TITLE_HEIGHT = 14
+MASK_COLOUR = np.array([255, 64, 32], np.float32)
+MASK_OPACITY = 0.55
+BOX_COLOUR, CLICK_COLOUR, TEXT_COLOUR = (64, 255, 64), (255, 220, 0), (255, 255, 255)
+BACKGROUND = (24, 24, 24)
+CLICK_RADIUS = 3
+
+
+@dataclass
+class Picture:
+    """A photo with one prompt and the masks to compare.
+
+    photo: uint8 (h, w, 3) RGB.
+    box_xyxy: (4,) and click_xy: (2,), in the photo's pixels.
+    masks: title -> bool (h, w), in the order of the panels.
+    """
+
+    photo: np.ndarray
+    box_xyxy: np.ndarray
+    click_xy: np.ndarray
+    masks: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def photo_from_pixels(pixels: Tensor, original_hw: tuple[int, int]) -> np.ndarray:
+    """The photo inside an encoder's input (3, S, S): uint8 (h, w, 3) RGB, input frame, without the padding."""
+    height, width = resized_hw(original_hw, pixels.shape[-1])
+    inside = pixels[:, :height, :width].float().cpu().permute(1, 2, 0)  # (h, w, 3)
+    image = inside * torch.tensor(PIXEL_STD) + torch.tensor(PIXEL_MEAN)
+    return image.round().clamp(0, 255).to(torch.uint8).numpy()
+
+
+def render_pictures(pictures: list[Picture]) -> Tensor:
+    """A grid with a title above each panel: uint8 (3, H, W). `pictures` has at least one, all of the same masks."""
+    titles = ["prompt", *pictures[0].masks]
+    canvas = Image.new("RGB", (PANEL_SIZE * len(titles), TITLE_HEIGHT + PANEL_SIZE * len(pictures)), BACKGROUND)
+    pen = ImageDraw.Draw(canvas)
+    for column, title in enumerate(titles):
+        pen.text((column * PANEL_SIZE + 4, 1), title, fill=TEXT_COLOUR)
+    for row, picture in enumerate(pictures):
+        panels = [_prompt_panel(picture), *(_mask_panel(picture.photo, mask) for mask in picture.masks.values())]
+        for column, panel in enumerate(panels):
+            canvas.paste(panel, (column * PANEL_SIZE, TITLE_HEIGHT + row * PANEL_SIZE))
+    return torch.from_numpy(np.array(canvas)).permute(2, 0, 1)  # (3, H, W)
+
+
+def _prompt_panel(picture: Picture) -> Image.Image:
+    panel = _fit(picture.photo)
+    scale = PANEL_SIZE / max(picture.photo.shape[:2])
+    pen = ImageDraw.Draw(panel)
+    pen.rectangle([float(value) for value in picture.box_xyxy * scale], outline=BOX_COLOUR, width=2)
+    x, y = (float(value) for value in picture.click_xy * scale)
+    circle = (x - CLICK_RADIUS, y - CLICK_RADIUS, x + CLICK_RADIUS, y + CLICK_RADIUS)
+    pen.ellipse(circle, fill=CLICK_COLOUR, outline=(0, 0, 0))
+    return panel
+
+
+def _mask_panel(photo: np.ndarray, mask: np.ndarray) -> Image.Image:
+    shown = photo.astype(np.float32)
+    shown[mask] = (1 - MASK_OPACITY) * shown[mask] + MASK_OPACITY * MASK_COLOUR
+    return _fit(shown.astype(np.uint8))
+
+
+def _fit(photo: np.ndarray) -> Image.Image:
+    height, width = resized_hw(photo.shape[:2], PANEL_SIZE)
+    return Image.fromarray(photo).resize((width, height), Image.Resampling.BILINEAR)
