@@ -1,0 +1,257 @@
+"""What a recipe's values must satisfy beyond their types: ranges, names, combinations, and files that exist.
+
+Every check takes the sound values of a recipe by dotted key, skips what is absent, and gives findings: (key, message).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from distill.errors import DistillError, did_you_mean
+from distill.students import STUDENTS, check_student_name
+
+Values = Mapping[str, Any]
+Finding = tuple[str, str]
+
+PACKAGED_MODELS = ("quickstart",)
+
+# Lightning's own arguments; a test compares them with the installed lightning.
+TRAINER_ARGUMENTS = (
+    "accelerator",
+    "strategy",
+    "devices",
+    "num_nodes",
+    "precision",
+    "logger",
+    "callbacks",
+    "fast_dev_run",
+    "max_epochs",
+    "min_epochs",
+    "max_steps",
+    "min_steps",
+    "max_time",
+    "limit_train_batches",
+    "limit_val_batches",
+    "limit_test_batches",
+    "limit_predict_batches",
+    "overfit_batches",
+    "val_check_interval",
+    "check_val_every_n_epoch",
+    "num_sanity_val_steps",
+    "log_every_n_steps",
+    "enable_checkpointing",
+    "enable_progress_bar",
+    "enable_model_summary",
+    "accumulate_grad_batches",
+    "gradient_clip_val",
+    "gradient_clip_algorithm",
+    "deterministic",
+    "benchmark",
+    "inference_mode",
+    "use_distributed_sampler",
+    "profiler",
+    "detect_anomaly",
+    "barebones",
+    "plugins",
+    "sync_batchnorm",
+    "reload_dataloaders_every_n_epochs",
+    "default_root_dir",
+    "enable_autolog_hparams",
+    "model_registry",
+)
+# Arguments that `distill train` fills itself, and what to use in their place.
+TRAINER_TAKEN = {
+    "logger": "the run directory always gets TensorBoard events and metrics.jsonl",
+    "callbacks": "a recipe names no code",
+    "plugins": "a recipe names no code",
+    "default_root_dir": "use run",
+    "enable_checkpointing": "the run directory always gets checkpoints",
+    "barebones": "the run directory always gets checkpoints and logs",
+    "val_check_interval": "use validation.every_n_steps",
+    "check_val_every_n_epoch": "use validation.every_n_steps",
+    "use_distributed_sampler": "the loading plan already gives each rank its share",
+}
+TRAINER_LENGTH = ("max_steps", "max_epochs", "fast_dev_run")  # max_time alone gives the schedule no end
+
+AT_LEAST = {
+    "seed": 0,
+    "student.image_size": 1,
+    "data.batch_size": 1,
+    "data.num_workers": 0,
+    "data.max_instances": 1,
+    "data.max_images": 0,
+    "cache.batch_size": 1,
+    "loss.mse": 0,
+    "loss.cosine": 0,
+    "loss.huber": 0,
+    "loss.relation": 0,
+    "loss.mask_weight": 0,
+    "loss.dice_weight": 0,
+    "loss.iou_weight": 0,
+    "loss.feature_weight": 0,
+    "loss.num_points": 0,
+    "prompts.box_jitter": 0,
+    "prompts.box_jitter_max_pixels": 0,
+    "prompts.max_points": 1,
+    "optim.weight_decay": 0,
+    "optim.warmup_steps": 0,
+    "optim.encoder_lr_scale": 0,
+    "optim.prompt_encoder_lr_scale": 0,
+    "optim.mask_decoder_lr_scale": 0,
+    "validation.every_n_steps": 1,
+    "validation.max_images": 1,
+    "validation.max_instances": 1,
+    "validation.num_pictures": 0,
+    "prompt.num_clicks": 1,
+    "prompt_batch_size": 1,
+}
+SHARES = ("data.max_bad_share", "prompts.box_share", "optim.final_lr_share")
+
+MISSING_MENDS = {
+    "run": "the directory to write: run=DIR",
+    "student.name": "the encoder to train: student.name=NAME",
+    "data.images": "the directory of images: data.images=DIR",
+    "data.annotations": "a COCO-format instances file: data.annotations=FILE",
+}
+
+
+def missing_message(key: str) -> str:
+    """The message for a required option that nothing sets."""
+    return f"missing; give {MISSING_MENDS.get(key, f'{key}=VALUE')}"
+
+
+def value_findings(values: Values) -> list[Finding]:
+    """The mistakes that can be seen in the recipe alone."""
+    checks: tuple[Callable[[Values], Iterable[Finding]], ...] = (
+        _ranges,
+        _loss_terms,
+        _trained_parts,
+        _names,
+        _embeddings,
+        _trainer,
+    )
+    return [finding for check in checks for finding in check(values)]
+
+
+def path_findings(values: Values) -> list[Finding]:
+    """The files and directories that the recipe reads and this machine does not have."""
+    checks: tuple[Callable[[Values], Iterable[Finding]], ...] = (_models, _data, _cache)
+    return [finding for check in checks for finding in check(values)]
+
+
+def _ranges(values: Values) -> Iterable[Finding]:
+    for key, least in AT_LEAST.items():
+        value = values.get(key)
+        if value is not None and not value >= least:  # nan fails too
+            yield key, f"must be at least {least}, got {value}"
+    for key in SHARES:
+        value = values.get(key)
+        if value is not None and not 0 <= value <= 1:
+            yield key, f"must be between 0 and 1, got {value}"
+    lr = values.get("optim.lr")
+    if lr is not None and not 0 < lr < float("inf"):
+        yield "optim.lr", f"must be above 0, got {lr}"
+    decays = {f"optim.betas[{i}]": beta for i, beta in enumerate(values.get("optim.betas") or ())}
+    for key, decay in {**decays, "optim.ema_decay": values.get("optim.ema_decay", 0.0)}.items():
+        if not 0 <= decay < 1:
+            yield key, f"must be at least 0 and below 1, got {decay}"
+
+
+def _loss_terms(values: Values) -> Iterable[Finding]:
+    for terms in (("mse", "cosine", "huber", "relation"), ("mask_weight", "dice_weight", "iou_weight")):
+        weights = [values.get(f"loss.{term}") for term in terms]
+        if all(weight == 0 for weight in weights):
+            yield "loss", f"every weight is 0, so nothing is learned; set one of {', '.join(terms)}"
+
+
+def _trained_parts(values: Values) -> Iterable[Finding]:
+    kind = values.get("kind")
+    parts = ("encoder",) if kind == "feature" else ("encoder", "prompt_encoder", "mask_decoder")
+    if kind in ("feature", "mask") and all(values.get(f"optim.{part}_lr_scale") == 0 for part in parts):
+        yield "optim", f"every part is frozen, so nothing is learned; raise {', '.join(f'{p}_lr_scale' for p in parts)}"
+
+
+def _names(values: Values) -> Iterable[Finding]:
+    student = values.get("student.name")
+    if student is not None:
+        try:
+            check_student_name(student)
+        except DistillError as error:
+            yield "student.name", str(error)
+    teacher = values.get("teacher.name")
+    known = (*PACKAGED_MODELS, *STUDENTS)
+    if teacher is not None and teacher not in known and not _is_path(teacher):
+        hint = did_you_mean(teacher, known)
+        yield "teacher.name", f"unknown teacher '{teacher}'. {hint} Or the path of a student.safetensors."
+
+
+def _embeddings(values: Values) -> Iterable[Finding]:
+    kind, source = values.get("kind"), values.get("teacher.source")
+    has_cache = values.get("cache.dir") is not None
+    if kind == "cache" and not has_cache:
+        yield "cache.dir", "missing; give the directory to write: cache.dir=DIR"
+    if source == "cache" and "cache.dir" in values and not has_cache:
+        mend = "give the directory that `distill cache build` wrote: cache.dir=DIR"
+        if kind == "feature":
+            yield "cache.dir", f"missing; {mend}, or run the teacher while training: teacher.source=online"
+        if kind == "mask" and values.get("loss.feature_weight"):
+            yield "cache.dir", f"missing; loss.feature_weight compares with cached embeddings: {mend}"
+    if kind == "mask" and source == "online" and values.get("loss.feature_weight"):
+        yield "teacher.source", "loss.feature_weight needs cached embeddings in the mask stage: teacher.source=cache"
+
+
+def _trainer(values: Values) -> Iterable[Finding]:
+    trainer = values.get("trainer")
+    if trainer is None:
+        return
+    for name in trainer:
+        if name in TRAINER_TAKEN:
+            yield f"trainer.{name}", f"is set by distill: {TRAINER_TAKEN[name]}"
+        elif name not in TRAINER_ARGUMENTS:
+            yield f"trainer.{name}", f"lightning.Trainer has no such argument. {did_you_mean(name, TRAINER_ARGUMENTS)}"
+    if not any(trainer.get(name) not in (None, -1, False) for name in TRAINER_LENGTH):
+        yield "trainer", "says no length; give trainer.max_steps=N or trainer.max_epochs=N"
+
+
+def _models(values: Values) -> Iterable[Finding]:
+    teacher, checkpoint = values.get("teacher.name"), values.get("teacher.checkpoint")
+    if teacher in STUDENTS and "teacher.checkpoint" in values and checkpoint is None:
+        yield "teacher.checkpoint", f"missing; '{teacher}' needs its released file: teacher.checkpoint=FILE"
+    if checkpoint is not None and not Path(checkpoint).is_file():
+        yield "teacher.checkpoint", f"no such file: '{checkpoint}'"
+    if teacher is not None and _is_path(teacher) and not Path(teacher).exists():
+        yield "teacher.name", f"no such file or run directory: '{teacher}'"
+    init_from = values.get("student.init_from")
+    if init_from is not None and init_from not in PACKAGED_MODELS and not Path(init_from).exists():
+        yield "student.init_from", f"no such file or run directory: '{init_from}'"
+
+
+def _data(values: Values) -> Iterable[Finding]:
+    reads_shards = values.get("kind") != "evaluate"
+    for key in ("data.images", "data.val_images"):
+        value = values.get(key)
+        if value is None:
+            continue
+        if not Path(value).is_dir():
+            yield key, f"no such directory: '{value}'"
+        elif reads_shards and not any(Path(value).glob("*.tar")):
+            yield key, f"no .tar in '{value}'; `distill shards build` makes them from photos"
+    annotations = values.get("data.annotations")
+    if annotations is not None and not Path(annotations).is_file():
+        yield "data.annotations", f"no such file: '{annotations}'"
+
+
+def _cache(values: Values) -> Iterable[Finding]:
+    directory, kind = values.get("cache.dir"), values.get("kind")
+    if directory is None or values.get("teacher.source") != "cache":
+        return
+    needed = kind == "feature" or (kind == "mask" and values.get("loss.feature_weight"))
+    if needed and not Path(directory).is_dir():
+        yield "cache.dir", f"no such directory: '{directory}'; `distill cache build` makes it"
+
+
+def _is_path(name: str) -> bool:
+    """Whether a model's name is meant as a path."""
+    return "/" in name or "\\" in name or name.endswith(".safetensors") or Path(name).exists()
