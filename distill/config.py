@@ -17,7 +17,8 @@ class TeacherConfig:
     """The frozen model that is imitated."""
 
     name: str = "quickstart"  # sam_vit_b | sam_vit_l | sam_vit_h | quickstart | a student.safetensors of ours
-    checkpoint: Optional[str] = None  # the official .pth of a sam_vit_*
+    checkpoint: Optional[str] = None  # the released .pt or .pth of a sam_vit_* or efficientvit_sam_*
+    verify_sha256: bool = True  # false: a sam_vit_* file that is not the published one (fine-tuned weights) is accepted
     source: Literal["cache", "online"] = "cache"  # where the feature stage takes embeddings from
 
 
@@ -48,7 +49,8 @@ class CacheConfig:
 
     dir: Optional[str] = None
     codec: Literal["fp16", "bf16", "int8"] = "fp16"
-    batch_size: int = 4  # images per forward of the teacher
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the teacher's forward; the lower two through autocast
+    batch_size: int = 4  # images per forward of the teacher; on a CPU: images under way at a time, one thread each
 
 
 @dataclass

@@ -101,7 +101,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         attention_dim=16,
         attention_kernel=3,
         first_expand=2,
-        neck_width=96,
+        neck_width=80,
         neck_depth=2,
         neck_expand=1,
     ),
@@ -240,27 +240,16 @@ def relu_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 class Residual(nn.Module):
-    """x + main(x)."""
+    """x + main(x); main(x) alone where the block changes the shape."""
 
-    def __init__(self, main: nn.Module) -> None:
+    def __init__(self, main: nn.Module, *, shortcut: bool = True) -> None:
         super().__init__()
         self.main = main
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = x + self.main(x)
-        return out
-
-
-class Downsample(nn.Module):
-    """main(x), a block that changes the shape: no shortcut."""
-
-    def __init__(self, main: nn.Module) -> None:
-        super().__init__()
-        self.main = main
+        self.shortcut = shortcut
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.main(x)
-        return out
+        return x + out if self.shortcut else out
 
 
 class AttentionBlock(nn.Module):
@@ -301,7 +290,7 @@ class Backbone(nn.Module):
         for stage in rest:
             first = FusedMBConv if stage.block == "fmb" else MBConv
             expand = architecture.first_expand * stage.expand
-            ops = [Downsample(first(in_channels, stage.width, stride=2, expand=expand))]
+            ops = [Residual(first(in_channels, stage.width, stride=2, expand=expand), shortcut=False)]
             ops += [_block(stage, architecture) for _ in range(stage.depth)]
             stages.append(OpList(*ops))
             in_channels = stage.width
@@ -363,9 +352,7 @@ class Neck(nn.Module):
 class EfficientViTEncoder(nn.Module):
     """Backbone, neck and a last norm: (B, 3, S, S) normalised pixels -> (B, C, E, E), float32."""
 
-    def __init__(
-        self, architecture: Architecture, *, image_size: int, embedding_dim: int, embedding_size: int
-    ) -> None:
+    def __init__(self, architecture: Architecture, *, image_size: int, embedding_dim: int, embedding_size: int) -> None:
         super().__init__()
         self.image_size = image_size
         self.embedding_dim = embedding_dim
@@ -393,7 +380,9 @@ def build(name: str, *, image_size: int, embedding_dim: int, embedding_size: int
     architecture = ARCHITECTURES[name]
     stride = 2 ** len(architecture.stages)
     if image_size < stride or image_size % stride:
-        raise DistillError(f"{name}: image_size {image_size} is not a multiple of {stride}, the stride of its last stage")
+        raise DistillError(
+            f"{name}: image_size {image_size} is not a multiple of {stride}, the stride of its last stage"
+        )
     return EfficientViTEncoder(
         architecture, image_size=image_size, embedding_dim=embedding_dim, embedding_size=embedding_size
     )
