@@ -1,0 +1,81 @@
+"""Photographs as files and bytes: the one way to decode them, and the keys that name them."""
+
+from __future__ import annotations
+
+import io
+import struct
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from distill.errors import DataError
+from distill.geometry import HW
+
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+EXIF_ORIENTATION = 0x0112
+UPRIGHT = 1
+
+# What Pillow raises for damaged files, by format
+DECODING_ERRORS = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+
+
+def decode_image(data: bytes, origin: str) -> np.ndarray:
+    """A photo as uint8 (H, W, 3) RGB, upright (its EXIF orientation applied).
+
+    Args:
+        data: JPEG, PNG or WebP.
+        origin: names the photo in errors.
+    Raises:
+        DataError: the bytes are no photo, or are cut or damaged.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except DECODING_ERRORS as error:
+        raise DataError(f"{origin}: cannot be decoded ({error}); replace or remove it") from error
+
+
+def decode_as_annotated(data: bytes, annotated_hw: HW, origin: str) -> np.ndarray:
+    """A photo in the orientation that its annotations were made in, uint8 (H, W, 3) RGB.
+
+    That is upright when the upright photo has the annotated size, else as stored: tools differ in whether they
+    heed the EXIF orientation, and the size tells which way it was.
+
+    Raises:
+        DataError: the photo cannot be decoded, or has another size either way.
+    """
+    image = decode_image(data, origin)
+    if image.shape[:2] == annotated_hw:
+        return image
+    with Image.open(io.BytesIO(data)) as stored:
+        if (stored.height, stored.width) == annotated_hw:
+            return _to_rgb(stored)
+    height, width = image.shape[:2]
+    raise DataError(
+        f"{origin}: the photo has {height} x {width} pixels (height x width), its annotations say "
+        f"{annotated_hw[0]} x {annotated_hw[1]}; give the photos that were annotated"
+    )
+
+
+def is_upright(data: bytes) -> bool:
+    """Whether decodable bytes need no turning."""
+    with Image.open(io.BytesIO(data)) as image:
+        return image.getexif().get(EXIF_ORIENTATION, UPRIGHT) == UPRIGHT
+
+
+def photo_suffix(data: bytes) -> str:
+    """The suffix, without its dot, that says how decodable bytes are coded: jpg, png, webp."""
+    with Image.open(io.BytesIO(data)) as image:
+        return {"JPEG": "jpg", "MPO": "jpg"}.get(image.format or "", (image.format or "").lower())
+
+
+def key_of(relative_path: Path) -> str:
+    """The sample key of a photo: its path without suffix. Tar readers end a key at its first dot, so it has none."""
+    return "_".join(relative_path.with_suffix("").parts).replace(".", "_")
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I;16"):  # Pillow's own conversion cuts 16-bit greys at 255 instead of scaling them
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return np.array(image.convert("RGB"))

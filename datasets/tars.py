@@ -1,0 +1,145 @@
+"""Plain tars below the shards: where members lie, files that each process opens for itself, whole-or-absent writes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import tarfile
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from distill.errors import DataError
+
+TAR_BLOCK = 512  # tar's unit: a header is one block, and two blocks of zeros end the file
+NAME_FIELD = 100  # bytes of a member's name in its header
+MAX_OPEN_FILES = 16  # per process and thread
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class TarMember(NamedTuple):
+    """A file in a tar: its name, and the byte range of its content."""
+
+    name: str
+    offset: int
+    size: int
+
+
+def list_members(path: Path) -> list[TarMember]:
+    """The files of an uncompressed tar in their order, from its headers alone.
+
+    Raises:
+        DataError: the file is no tar, or is cut: between members too, which tar readers take for the end.
+    """
+    try:
+        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            members = [TarMember(info.name, info.offset_data, info.size) for info in tar if info.isreg()]
+            file.seek(tar.offset)
+            end = file.read(TAR_BLOCK)
+    except (tarfile.TarError, OSError) as error:
+        raise DataError(f"{path}: no tar, or a damaged one ({error}); fetch or build the shard again") from error
+    if end != bytes(TAR_BLOCK):
+        raise DataError(
+            f"{path}: cut off after {len(members)} members (the end mark is missing); fetch or build it again"
+        )
+    return members
+
+
+def append_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    """Append a file without owner or time, so that equal content gives equal bytes."""
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    tar.addfile(info, io.BytesIO(content))
+
+
+def header_names(header: bytes, key: str) -> bool:
+    """Whether the header block before a member's content names a file of this key."""
+    field = header[:NAME_FIELD]
+    if 0 not in field:  # a longer name, which stands elsewhere
+        return True
+    stem = field[: field.index(0)].rsplit(b"/", 1)[-1].split(b".", 1)[0]
+    return stem in (key.encode(), key.encode("ascii", "replace"))
+
+
+class OpenFiles:
+    """Files opened for reading when first asked for, by each process and thread for itself; the last few stay open.
+
+    May be forked or pickled: nothing that is open goes along.
+    """
+
+    def __init__(self) -> None:
+        self._local = threading.local()
+
+    def get(self, path: Path) -> BinaryIO:
+        """The open file, at an arbitrary place. Raises OSError."""
+        files = self._files()
+        if path in files:
+            files.move_to_end(path)
+        else:
+            files[path] = path.open("rb", buffering=0)
+            if len(files) > MAX_OPEN_FILES:
+                files.popitem(last=False)[1].close()
+        return files[path]
+
+    def close(self) -> None:
+        """Close what this thread opened."""
+        files = self._files()
+        while files:
+            files.popitem()[1].close()
+
+    def _files(self) -> OrderedDict[Path, BinaryIO]:
+        if getattr(self._local, "process", None) != os.getpid():
+            # After a fork the parent's descriptors share their place with it: they are left alone
+            self._local.process = os.getpid()
+            self._local.files = OrderedDict()
+        return self._local.files
+
+    def __reduce__(self) -> tuple[type[OpenFiles], tuple[()]]:
+        return OpenFiles, ()
+
+
+@contextlib.contextmanager
+def write_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError while writing `path` into a DataError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL_DISK:
+            raise DataError(
+                f"{path}: the disk is full (or a quota is reached); free some space or choose another place, "
+                "then run the command again"
+            ) from error
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror or error}); choose another place or change its permissions"
+        ) from error
+
+
+def commit_file(file: BinaryIO, temporary: Path, path: Path) -> None:
+    """Flush a finished file to the disk, close it and give it its name."""
+    file.flush()
+    os.fsync(file.fileno())
+    file.close()
+    os.replace(temporary, path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a small file so that it is there whole or not at all. Raises DataError on a full or read-only disk."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with write_errors(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                commit_file(file, temporary, path)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                temporary.unlink()
