@@ -123,28 +123,32 @@ def recipe_kind(source: str | Path) -> str:
     return next((str(setting.value) for setting in reversed(settings) if setting.key == "kind"), "")
 
 
-def _read_layers(path: Path, problems: Problems) -> list[Setting]:
+def _read_layers(path: Path, problems: Problems, children: tuple[Path, ...] = ()) -> list[Setting]:
     """The settings of a recipe file after those of its parents, the eldest first."""
-    layers: list[list[Setting]] = []
-    seen: list[Path] = []
-    while True:
-        if path.resolve() in seen:
-            problems.add(f"a circle of parents ends here: {path}", origin=layers[0][0].origin, key=EXTENDS)
-            break
-        seen.append(path.resolve())
-        settings = _read_file(path, problems)
-        parent = next((setting for setting in settings if setting.key == EXTENDS), None)
-        layers.insert(0, [setting for setting in settings if setting.key != EXTENDS])
-        if parent is None:
-            break
-        beside = path.parent / str(parent.value)
-        try:
-            path = beside if beside.is_file() else find_recipe(str(parent.value))
-        except RecipeError as error:
-            for problem in error.problems:
-                problems.add(problem.replace("no such file", f"no file {beside}"), origin=parent.origin, key=EXTENDS)
-            break
-    return [setting for layer in layers for setting in layer]
+    settings = _read_file(path, problems)
+    own = [setting for setting in settings if setting.key != EXTENDS]
+    family = (*children, path.resolve())
+    for setting in settings:
+        if setting.key == EXTENDS:
+            parent = _find_parent(path, setting, problems)
+            if parent is not None and parent.resolve() in family:
+                problems.add(f"a circle: '{setting.value}' descends from this file", origin=setting.origin, key=EXTENDS)
+            elif parent is not None:
+                return [*_read_layers(parent, problems, family), *own]
+    return own
+
+
+def _find_parent(path: Path, setting: Setting, problems: Problems) -> Path | None:
+    """The file that `extends:` names: relative to the recipe, or a packaged recipe."""
+    beside = path.parent / str(setting.value)
+    if beside.is_file():
+        return beside
+    try:
+        return find_recipe(str(setting.value))
+    except RecipeError as error:
+        message = error.problems[0].replace("no such file", f"no file {beside}")
+        problems.add(message, origin=setting.origin, key=EXTENDS)
+        return None
 
 
 def _read_file(path: Path, problems: Problems) -> list[Setting]:

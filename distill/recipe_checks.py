@@ -113,6 +113,8 @@ MISSING_MENDS = {
     "run": "the directory to write: run=DIR",
     "student.name": "the encoder to train: student.name=NAME",
     "data.images": "the directory of images: data.images=DIR",
+    "student.init_from": "the run directory that this stage starts from: student.init_from=DIR",
+    "cache.dir": "the directory of teacher embeddings: cache.dir=DIR",
     "data.annotations": "a COCO-format instances file: data.annotations=FILE",
 }
 

@@ -48,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and give its exit code; errors go to stderr."""
     try:
-        arguments = build_parser().parse_args(argv)
+        arguments = _parse(build_parser(), argv)
     except SystemExit as stop:  # argparse has printed its help, or its error
         return stop.code if isinstance(stop.code, int) else USERS
     try:
@@ -67,6 +67,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             return USERS
         traceback.print_exc()
         return OURS
+
+
+def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse; overrides may also come after options, where argparse alone gives up."""
+    arguments, rest = parser.parse_known_args(argv)
+    strange = [text for text in rest if text.startswith("-") or "=" not in text]
+    if strange or (rest and not hasattr(arguments, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(strange or rest)}")
+    if rest:
+        arguments.overrides = [*arguments.overrides, *rest]
+    return arguments
 
 
 if __name__ == "__main__":

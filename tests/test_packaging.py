@@ -1,0 +1,65 @@
+"""What is installed: one top-level name, with everything that the package needs beside its code."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel built from a copy of the sources, so that no build folder is left behind."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    names = ("distill", "datasets", "tools", "recipes", "setup.cfg", "pyproject.toml", "LICENSE", "README.md")
+    source.mkdir()
+    for name in names:
+        if (ROOT / name).exists():
+            (source / name).symlink_to(ROOT / name)
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder), "."]
+    subprocess.run(command, cwd=source, check=True, timeout=300)
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def target(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty directory into which the wheel was installed."""
+    folder = tmp_path_factory.mktemp("target")
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder), str(wheel)]
+    subprocess.run(command, check=True, timeout=300)
+    return folder
+
+
+def test_one_top_level_name(target):
+    names = {path.name for path in target.iterdir() if path.name not in ("bin", "__pycache__")}
+    assert {name for name in names if not name.endswith(".dist-info")} == {"distill"}
+    assert len(names) == 2
+
+
+def test_the_wheel_holds_every_file(wheel):
+    held = set(zipfile.ZipFile(wheel).namelist())
+    for folder, place in (("distill", "distill"), *((name, f"distill/{name}") for name in ("datasets", "tools", "recipes"))):
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in (".py", ".yaml", ".safetensors", ".typed"):
+                assert f"{place}/{path.relative_to(ROOT / folder).as_posix()}" in held
+    assert any(name.endswith("licenses/LICENSE") for name in held)
+
+
+def test_imports_from_elsewhere(target, tmp_path):
+    program = (
+        "import distill, distill.datasets, distill.tools.cli, distill.recipe as r;"
+        "print(distill.__file__, distill.datasets.__file__, r.find_recipe('quickstart/feature'), sep='\\n')"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(target)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    for line in done.stdout.splitlines():
+        assert Path(line).is_relative_to(target), line
