@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Literal, Protocol
 
 import torch
@@ -49,5 +48,14 @@ def answer(
 
 def take(prompts: Prompts, rows: Tensor) -> Prompts:
     """The prompts of the given rows (n,) long."""
-    values = {field.name: getattr(prompts, field.name) for field in fields(prompts)}
-    return Prompts(**{name: None if value is None else value[rows] for name, value in values.items()})
+
+    def of_rows(values: Tensor | None) -> Tensor | None:
+        return None if values is None else values[rows]
+
+    return Prompts(
+        prompts.image_index[rows],
+        boxes_xyxy=of_rows(prompts.boxes_xyxy),
+        points_xy=of_rows(prompts.points_xy),
+        point_labels=of_rows(prompts.point_labels),
+        mask_logits=of_rows(prompts.mask_logits),
+    )

@@ -1,4 +1,7 @@
-"""What is measured: IoU by the size of the object, and the agreement of embeddings. torchmetrics accumulates and merges ranks."""
+"""What is measured: IoU by the size of the object, and the agreement of embeddings.
+
+torchmetrics accumulates the sums and merges them over ranks.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,7 @@ class MaskIoU(Metric):
     def compute(self) -> dict[str, Tensor]:
         means = self.sums / self.counts  # 0 / 0 is NaN
         names = ("miou", "miou_large", "miou_medium", "miou_small")
-        return {**dict(zip(names, means)), "num_instances": self.counts[0].long()}
+        return {**dict(zip(names, means, strict=True)), "num_instances": self.counts[0].long()}
 
 
 class EmbeddingCosine(Metric):

@@ -46,6 +46,7 @@ class FeatureStage(lightning.LightningModule):
         self.optim_config = replace(optim, prompt_encoder_lr_scale=0.0, mask_decoder_lr_scale=0.0)
         self.validator = validator
         freeze_parts(model, self.optim_config)
+        self.train()  # Lightning keeps the modes it finds, and a model that was loaded is in eval mode
 
     def train(self, mode: bool = True) -> FeatureStage:
         super().train(mode)

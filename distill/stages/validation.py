@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import lightning
@@ -15,7 +16,7 @@ from distill.answers import Decoder, answer
 from distill.batch import ImageBatch
 from distill.clicks import first_click
 from distill.config import ValidationConfig
-from distill.geometry import resized_hw, valid_masks
+from distill.geometry import valid_masks
 from distill.metrics import EmbeddingCosine, MaskIoU, mask_iou
 from distill.prompts import POSITIVE, Prompts
 from distill.sam import LOW_RES_PER_CELL, PROMPT_PIXELS_PER_CELL, PromptableModel
@@ -87,12 +88,14 @@ class Validator(nn.Module):
             self._keep_pictures(batch, instances, logits)
 
     def compute(self) -> dict[str, float]:
-        """val/cosine, val/box_miou, val/point_miou over all ranks, those that had anything to measure; then start anew."""
-        scores = {
-            "val/cosine": self.cosine.compute(),
-            "val/box_miou": self.box_iou.compute()["miou"],
-            "val/point_miou": self.point_iou.compute()["miou"],
-        }
+        """val/cosine, val/box_miou and val/point_miou over all ranks, without those never measured; then start anew."""
+        with warnings.catch_warnings():  # a metric that nothing was measured for gives NaN, and is left out below
+            warnings.filterwarnings("ignore", "The ``compute`` method of metric")
+            scores = {
+                "val/cosine": self.cosine.compute(),
+                "val/box_miou": self.box_iou.compute()["miou"],
+                "val/point_miou": self.point_iou.compute()["miou"],
+            }
         for metric in (self.cosine, self.box_iou, self.point_iou):
             metric.reset()
         return {name: float(score) for name, score in scores.items() if not score.isnan()}
@@ -117,9 +120,9 @@ class Validator(nn.Module):
         return logits
 
     def _keep_pictures(self, batch: ImageBatch, instances: Instances, logits: dict[str, Tensor]) -> None:
-        """One picture for each photo, of its first instance, up to `num_pictures`."""
+        """One picture for each photo, of its largest instance, up to `num_pictures`."""
         for image in instances.image_index.unique().tolist()[: self.config.num_pictures - len(self.pictures)]:
-            row = int((instances.image_index == image).nonzero()[0])
+            row = int(instances.areas.where(instances.image_index == image, -1.0).argmax())
             height, width = batch.original_hw[image].tolist()
             photo = photo_from_pixels(batch.pixels[image], (height, width))
             scale = batch.pixels.shape[-1] / (instances.truth.shape[-1] * LOW_RES_CELL)  # prompt to input frame
