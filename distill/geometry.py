@@ -26,10 +26,13 @@ Coordinates = TypeVar("Coordinates", np.ndarray, Tensor)
 
 
 def resized_hw(original_hw: HW, long_side: int) -> HW:
-    """Height and width after the longest side became `long_side`, rounded half up as segment-anything does."""
+    """Height and width after the longest side became `long_side`, rounded half up as segment-anything does.
+
+    A side that would vanish (segment-anything fails there) is one pixel.
+    """
     height, width = original_hw
     scale = long_side * 1.0 / max(height, width)
-    return int(height * scale + 0.5), int(width * scale + 0.5)
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
 def resize_longest_side(image: np.ndarray, long_side: int) -> np.ndarray:
@@ -54,7 +57,8 @@ def normalize_pad(resized: np.ndarray, image_size: int) -> Tensor:
     Returns:
         float32 (3, S, S), equal to segment_anything's Sam.preprocess.
     """
-    pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float()  # (3, h, w); a copy: PIL's arrays are read-only
+    writable = np.array(resized)  # a copy: PIL's arrays are read-only
+    pixels = torch.from_numpy(writable).permute(2, 0, 1).float()  # (3, h, w)
     mean = torch.tensor(PIXEL_MEAN).view(3, 1, 1)
     std = torch.tensor(PIXEL_STD).view(3, 1, 1)
     height, width = resized.shape[:2]
@@ -67,7 +71,7 @@ def letterbox(image: np.ndarray, image_size: int) -> Tensor:
 
 
 def valid_grid_hw(original_hw: HW, grid: int) -> HW:
-    """Rows and columns of a (grid, grid) map that the photo touches: the block at the top left that is worth storing."""
+    """Rows and columns of a (grid, grid) map that the photo touches: the top left block that is worth storing."""
     longest = max(original_hw)
     rows, cols = (math.ceil(side * grid / longest - 1e-9) for side in original_hw)
     return min(rows, grid), min(cols, grid)
@@ -76,6 +80,8 @@ def valid_grid_hw(original_hw: HW, grid: int) -> HW:
 def valid_masks(original_hw: Tensor, grid: int) -> Tensor:
     """The valid region of (grid, grid) maps: True where a cell's centre lies on the photo.
 
+    Never empty: of a photo thinner than half a cell, the first row or column is valid.
+
     Args:
         original_hw: (B, 2) height and width of each photo.
     Returns:
@@ -83,7 +89,7 @@ def valid_masks(original_hw: Tensor, grid: int) -> Tensor:
     """
     centres = torch.arange(grid, device=original_hw.device) + 0.5
     share = original_hw / original_hw.amax(1, keepdim=True)  # (B, 2)
-    inside = centres < share[:, :, None] * grid  # (B, 2, grid)
+    inside = centres < (share[:, :, None] * grid).clamp(min=1)  # (B, 2, grid)
     return inside[:, 0, :, None] & inside[:, 1, None, :]  # (B, grid, grid)
 
 

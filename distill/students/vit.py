@@ -33,7 +33,7 @@ SIZES = {
 }
 
 
-class SamViTEncoder(ImageEncoderViT):  # type: ignore[misc]  # segment_anything is untyped
+class SamViTEncoder(ImageEncoderViT):
     """ImageEncoderViT with the attributes of a student: (B, 3, S, S) -> (B, C, S/16, S/16)."""
 
     def __init__(self, size: Size, *, image_size: int, embedding_dim: int) -> None:
