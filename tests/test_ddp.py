@@ -28,10 +28,10 @@ def test_feature_stage_on_two_ranks(tmp_path):
     one = run_script("ddp_feature_run.py", 1, tmp_path / "one.pt")
     two = run_script("ddp_feature_run.py", 2, tmp_path / "two.pt")
     assert len(one["losses"]) == 5
-    assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-5)
     assert set(one["scores"]) == {"val/cosine", "val/box_miou", "val/point_miou"}
-    assert two["scores"] == pytest.approx(one["scores"], abs=1e-3)
+    assert two["scores"] == pytest.approx(one["scores"], abs=1e-4)
     for name, value in one["weights"].items():
         torch.testing.assert_close(
-            two["weights"][name], value, rtol=1e-3, atol=1e-4, msg=lambda text, n=name: f"{n}: {text}"
+            two["weights"][name], value, rtol=1e-4, atol=2e-5, msg=lambda text, n=name: f"{n}: {text}"
         )
