@@ -13,6 +13,7 @@ from distill.errors import DataError
 from distill.geometry import HW
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+SUFFIX_OF_FORMAT = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # MPO: JPEGs of some phones
 EXIF_ORIENTATION = 0x0112
 UPRIGHT = 1
 
@@ -64,10 +65,10 @@ def is_upright(data: bytes) -> bool:
         return image.getexif().get(EXIF_ORIENTATION, UPRIGHT) == UPRIGHT
 
 
-def photo_suffix(data: bytes) -> str:
-    """The suffix, without its dot, that says how decodable bytes are coded: jpg, png, webp."""
+def photo_suffix(data: bytes) -> str | None:
+    """The suffix in shards, without its dot, of decodable bytes; None when shards do not hold their format."""
     with Image.open(io.BytesIO(data)) as image:
-        return {"JPEG": "jpg", "MPO": "jpg"}.get(image.format or "", (image.format or "").lower())
+        return SUFFIX_OF_FORMAT.get(image.format or "")
 
 
 def key_of(relative_path: Path) -> str:
