@@ -109,6 +109,7 @@ class EpochLoader:
     ) -> None:
         self.photos = photos
         self.sampler = sampler
+        self.batch_sampler = None  # where Lightning looks before it looks at `sampler`
         self.max_bad_share = max_bad_share
         self._warned: set[str] = set()
         in_workers: dict[str, Any] = {}

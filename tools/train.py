@@ -1,0 +1,45 @@
+"""`distill train`: run a feature or mask stage by a recipe."""
+
+from __future__ import annotations
+
+import argparse
+
+EPILOG = """\
+examples:
+  distill train quickstart/feature data.images=shards/train cache.dir=cache run=runs/feature
+  distill train my_recipe.yaml optim.lr=5e-4 trainer.max_steps=20000 run=runs/lr5e-4
+  distill train my_recipe.yaml trainer.devices=8 trainer.precision=bf16-mixed run=runs/l0
+  distill train my_recipe.yaml run=runs/l0 resume=true             # go on after an interruption
+  torchrun --nproc-per-node 8 --nnodes 2 ... $(which distill) train my_recipe.yaml trainer.num_nodes=2 run=runs/l0
+  srun distill train my_recipe.yaml trainer.devices=8 trainer.num_nodes=8 run=runs/l0 resume=true
+
+What stands under `trainer` goes to lightning.Trainer as it is. The run directory gets recipe.yaml, environment.json,
+metrics.jsonl, tensorboard/, checkpoints/, log.txt, and at the end student.safetensors.
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser(
+        "train",
+        help="run a feature or mask stage",
+        description="Train a student by a recipe. Everything is checked before anything is written.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file or a packaged name (`distill recipes ls`)")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="options that win over the recipe")
+    parser.set_defaults(run=train)
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """Load the recipe, then the heavy libraries, then train."""
+    from distill.config import FeatureRecipe, MaskRecipe
+    from distill.recipe import load_recipe
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides, kinds=("feature", "mask"))
+    assert isinstance(recipe, FeatureRecipe | MaskRecipe)
+
+    from distill.tools.training import run_training
+
+    print(f"wrote {run_training(recipe)}")
+    return 0

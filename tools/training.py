@@ -1,0 +1,240 @@
+"""From a recipe to a trained student: builds the parts, checks them, writes the run directory, and trains."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+
+import lightning
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from distill.checkpoint import STUDENT_FILE, load_model, load_state_dict_strict, save_model
+from distill.config import FeatureRecipe, MaskRecipe, StudentConfig
+from distill.datasets.datamodule import DistillDataModule
+from distill.datasets.embeddings import EmbeddingCache, fingerprint_of
+from distill.datasets.shards import ShardIndex
+from distill.errors import CheckpointError, RecipeError, RunError
+from distill.recipe import load_recipe, resolved_yaml
+from distill.run import (
+    CHECKPOINTS,
+    LAST_CHECKPOINT,
+    LOG_FILE,
+    METRICS_FILE,
+    RECIPE_FILE,
+    CheckpointAtEnd,
+    DataWait,
+    ForgetAfterResume,
+    JsonLinesLogger,
+    LogFile,
+    check_run_directory,
+    write_record,
+)
+from distill.sam import PromptableModel, build_from_spec, spec_for
+from distill.stages.feature import FeatureStage
+from distill.stages.mask import MaskStage
+from distill.stages.validation import Validator
+from distill.teacher import Teacher, load_teacher
+
+TrainRecipe = FeatureRecipe | MaskRecipe
+
+BEST_METRIC = {"feature": "val/cosine", "mask": "val/box_miou"}
+COPIED_PARTS = ("prompt_encoder", "mask_decoder")  # a new student's start as the teacher's
+# A checkpoint cannot go on with another value of these.
+FIXED = ("kind", "teacher.name", "student.name", "student.image_size")
+
+logger = logging.getLogger(__name__)
+
+
+def run_training(recipe: TrainRecipe) -> Path:
+    """Train by a recipe; every rank calls it, rank 0 writes.
+
+    Returns:
+        The path of the student's weights.
+    Raises:
+        DistillError: any mistake in what the recipe names, before the run directory is made; or a run that cannot go on.
+    """
+    run = Path(recipe.run)
+    is_rank_zero = rank_zero_only.rank == 0  # other ranks may start after rank 0 has written
+    checkpoint = check_run_directory(run, resume=recipe.resume or not is_rank_zero)
+    if recipe.resume and is_rank_zero:
+        _check_resumable(run, recipe)
+    lightning.seed_everything(recipe.seed, workers=True, verbose=False)
+    teacher = load_teacher(recipe.teacher)
+    student = build_student(recipe.student, teacher)
+    data = _build_data(recipe, student, teacher)
+    stage = _build_stage(recipe, student, teacher)
+    trainer = _build_trainer(recipe)
+    if is_rank_zero:
+        data.prepare_data()
+        data.setup()  # finds what is wrong with the shards
+        write_record(run, resolved_yaml(recipe))
+    with LogFile(run / LOG_FILE) if is_rank_zero else nullcontext():
+        if checkpoint is not None and recipe.resume:
+            logger.info("going on from %s", checkpoint)
+        _fit(trainer, stage, data, checkpoint if recipe.resume else None)
+        weights = run / STUDENT_FILE
+        if trainer.is_global_zero:
+            save_model(student, weights, metadata={"recipe": resolved_yaml(recipe)})
+        logger.info("%d steps; the student is %s", trainer.global_step, weights)
+    return weights
+
+
+def build_student(config: StudentConfig, teacher: Teacher) -> PromptableModel:
+    """The student before its stage: from `init_from`, or new with the teacher's prompt encoder and mask decoder.
+
+    Raises:
+        DistillError: the weights of `init_from` are another student's, or do not fit the teacher's embedding.
+    """
+    if config.init_from is not None:
+        model = load_model(config.init_from)
+        _check_start(model, config, teacher)
+        return model
+    model = build_from_spec(spec_for(config.name, image_size=config.image_size, like=teacher.model.spec))
+    for part in COPIED_PARTS:
+        weights = getattr(teacher.model, part).state_dict()
+        load_state_dict_strict(getattr(model, part), weights, source=f"the {part} of teacher '{teacher.name}'")
+    return model
+
+
+def _check_start(model: PromptableModel, config: StudentConfig, teacher: Teacher) -> None:
+    spec, like = model.spec, teacher.model.spec
+    wanted = {
+        "student.name": (spec.encoder, config.name),
+        "student.image_size": (spec.image_size, config.image_size or spec.image_size),
+        "the teacher's embedding_dim": (spec.embedding_dim, like.embedding_dim),
+        "the teacher's embedding_size": (spec.embedding_size, like.embedding_size),
+    }
+    for what, (found, expected) in wanted.items():
+        if found != expected:
+            raise CheckpointError(
+                f"student.init_from={config.init_from}: its model has {found}, but {what} is {expected}; make them equal"
+            )
+
+
+def _build_data(recipe: TrainRecipe, student: PromptableModel, teacher: Teacher) -> DistillDataModule:
+    cache = None
+    if _needs_cache(recipe):
+        assert recipe.cache.dir is not None
+        expected = None
+        if rank_zero_only.rank == 0:
+            expected = fingerprint_of(teacher, ShardIndex.open(recipe.data.images), recipe.cache)
+        cache = EmbeddingCache.open(recipe.cache.dir, expected)
+    return DistillDataModule(
+        recipe.data,
+        image_size=student.image_size,
+        embedding_size=student.embedding_size,
+        masks=recipe.kind == "mask",
+        seed=recipe.seed,
+        teacher_image_size=teacher.image_size,
+        cache=cache,
+        validation=recipe.validation,
+    )
+
+
+def _needs_cache(recipe: TrainRecipe) -> bool:
+    if recipe.teacher.source != "cache":
+        return False
+    return isinstance(recipe, FeatureRecipe) or recipe.loss.feature_weight > 0
+
+
+def _build_stage(recipe: TrainRecipe, student: PromptableModel, teacher: Teacher) -> lightning.LightningModule:
+    validator = Validator(recipe.validation, teacher) if recipe.data.val_images is not None else None
+    if isinstance(recipe, MaskRecipe):
+        return MaskStage(
+            student,
+            prompts=recipe.prompts,
+            loss=recipe.loss,
+            optim=recipe.optim,
+            validator=validator,
+            seed=recipe.seed,
+        )
+    online = teacher if recipe.teacher.source == "online" else None
+    return FeatureStage(student, online, loss=recipe.loss, optim=recipe.optim, validator=validator)
+
+
+def _build_trainer(recipe: TrainRecipe) -> lightning.Trainer:
+    """Lightning's trainer with the recipe's arguments as they are, our loggers and our callbacks."""
+    run = Path(recipe.run)
+    options = {
+        **recipe.trainer,
+        "default_root_dir": run,
+        "logger": [TensorBoardLogger(run, name=None, version="tensorboard"), JsonLinesLogger(run / METRICS_FILE)],
+        "callbacks": _callbacks(recipe),
+        "use_distributed_sampler": False,  # the loading plan gives each rank its share
+        "check_val_every_n_epoch": None,  # validation goes by steps, across epochs
+    }
+    try:
+        accumulated = int(recipe.trainer.get("accumulate_grad_batches", 1))
+        options["val_check_interval"] = recipe.validation.every_n_steps * accumulated  # Lightning counts batches
+        return lightning.Trainer(**options)
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        raise RecipeError("trainer", [f"lightning.Trainer refuses these arguments: {error}"]) from error
+
+
+def _callbacks(recipe: TrainRecipe) -> list[lightning.Callback]:
+    folder = Path(recipe.run) / CHECKPOINTS
+    callbacks: list[lightning.Callback] = [
+        ForgetAfterResume(),
+        DataWait(),
+        LearningRateMonitor(logging_interval="step"),
+        CheckpointAtEnd(folder / f"{LAST_CHECKPOINT}.ckpt"),
+        ModelCheckpoint(
+            folder,
+            filename=LAST_CHECKPOINT,
+            every_n_train_steps=recipe.validation.every_n_steps,
+            enable_version_counter=False,
+        ),
+    ]
+    if recipe.data.val_images is not None:
+        callbacks.append(
+            ModelCheckpoint(
+                folder,
+                filename="best",
+                monitor=BEST_METRIC[recipe.kind],
+                mode="max",
+                save_on_train_epoch_end=False,
+                enable_version_counter=False,
+            )
+        )
+    if recipe.optim.ema_decay:
+        callbacks.append(EMAWeightAveraging(decay=recipe.optim.ema_decay))
+    return callbacks
+
+
+def _fit(
+    trainer: lightning.Trainer, stage: lightning.LightningModule, data: DistillDataModule, checkpoint: Path | None
+) -> None:
+    try:
+        trainer.fit(stage, datamodule=data, ckpt_path=checkpoint)
+    except SystemExit:  # Lightning's answer to Ctrl-C
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
+
+
+def _check_resumable(run: Path, recipe: TrainRecipe) -> None:
+    """Raises RunError when the run was begun with another model; other changes are the user's to make, and logged."""
+    if not (run / RECIPE_FILE).is_file():
+        return
+    begun = load_recipe(run / RECIPE_FILE, check_paths=False)
+    old, new = dict(_flatten(asdict(begun))), dict(_flatten(asdict(recipe)))
+    for key in [key for key in {**old, **new} if old.get(key) != new.get(key) and key not in ("resume", "run")]:
+        if key in FIXED:
+            raise RunError(
+                f"resume=true, but '{run}' was begun with {key}={old.get(key)}, not {new.get(key)}; "
+                "give the old value, or another directory: run=DIR"
+            )
+        logger.warning("resumed with %s=%s; the run was begun with %s", key, new.get(key), old.get(key))
+
+
+def _flatten(tree: dict, prefix: str = "") -> list[tuple[str, object]]:
+    """Dotted keys and leaves."""
+    leaves: list[tuple[str, object]] = []
+    for name, value in tree.items():
+        leaves += _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
+    return leaves
