@@ -85,7 +85,7 @@ class Fidelity:
 
     relative_l2: |decoded - float32| / |float32| over the stored block, mean over photos. cosine: mean over positions.
     mask_iou: masks that the teacher decodes from the stored embedding against those from its own, mean over prompts.
-    mask_iou_float32: the same where only the padding is dropped, so the rest is the codec's.
+    mask_iou_float32: the same with an exact block, so what is lost there is the padding's and the rest the codec's.
     bytes_per_image: of the tar, its headers included.
     """
 

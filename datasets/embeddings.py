@@ -142,11 +142,12 @@ class EmbeddingCache:
         """Whether a sample has an embedding; a photo that could not be decoded has none."""
         return self._locate(key, shard) is not None
 
-    def read(self, key: str, shard: str | None = None) -> Tensor:
+    def read(self, key: str, shard: str | None = None, *, fill_padding: bool = False) -> Tensor:
         """The embedding of a sample: float32 (C, E, E), zero in the padding.
 
         Args:
             shard: the name of its shard; without it all sidecars are read once to find the key.
+            fill_padding: fill the padding with its mean vector, as is right for a mask decoder.
         Raises:
             CacheError: the sample has no embedding, or its bytes are damaged or gone.
         """
@@ -165,7 +166,7 @@ class EmbeddingCache:
             raise CacheError(f"{origin}: damaged, its bytes do not match its checksum; {self._verify_hint}")
         if read_entry_header(blob, origin=origin).key != key:
             raise CacheError(f"{origin}: the entry there is of another sample; {self._verify_hint}")
-        return decode_embedding(blob, origin=origin)
+        return decode_embedding(blob, fill_padding=fill_padding, origin=origin)
 
     @property
     def _verify_hint(self) -> str:

@@ -82,10 +82,10 @@ def _measure(pool: TeacherPool, member: Member, photo: Photo, codec: str) -> _Ph
     assert photo.pixels is not None and photo.original_hw is not None
     embedding = pool.embed([photo.pixels])[0].cpu()  # (C, E, E)
     blob = encode_embedding(embedding, photo.original_hw, codec, key=member.key)
-    decoded = decode_embedding(blob)
+    decoded = decode_embedding(blob, fill_padding=True)
     rows, cols = valid_grid_hw(photo.original_hw, teacher.embedding_size)
     exact, stored = embedding[:, :rows, :cols], decoded[:, :rows, :cols]
-    float32 = torch.zeros_like(embedding)
+    float32 = decoded.clone()
     float32[:, :rows, :cols] = exact
     prompts, kind = _prompts(pool, member, photo.original_hw)
     masks = [_masks(teacher, item, prompts, photo.original_hw) for item in (embedding, float32, decoded)]

@@ -206,7 +206,7 @@ def describe_fidelity(fidelity: Fidelity) -> str:
     """One line about what the codec costs."""
     return (
         f"relative L2 {fidelity.relative_l2:.3%}, cosine {fidelity.cosine:.6f}, mask IoU {fidelity.mask_iou:.4f} "
-        f"(float32 without padding: {fidelity.mask_iou_float32:.4f}; {fidelity.num_prompts} {fidelity.prompts} prompts "
+        f"(exact values, padding left out: {fidelity.mask_iou_float32:.4f}; {fidelity.num_prompts} {fidelity.prompts} prompts "
         f"on {fidelity.num_images} photos)"
     )
 
@@ -234,7 +234,7 @@ def _conclude(manifest: Manifest, directory: str) -> None:
     if totals is None:
         print(f"{directory}: not all shards are there yet; other processes of this job still write, or run it again")
         return
-    skipped = f"; {totals.bad:,} photos could not be decoded (distill cache stats {directory})" if totals.bad else ""
+    skipped = f"; without {totals.bad:,} that cannot be decoded (distill cache stats {directory})" if totals.bad else ""
     print(f"{directory}: {totals.samples:,} embeddings, {totals.bytes / MIB:,.1f} MiB{skipped}")
 
 

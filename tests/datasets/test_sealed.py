@@ -1,0 +1,45 @@
+"""Sealed JSON: every bit counts, and nothing is half there."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from distill.datasets.sealed import disk_errors, read_sealed, write_sealed
+from distill.errors import CacheError
+
+CONTENT = {"name": "a", "values": [1, 2.5, None, "é"], "nested": {"b": [["k", 1]]}}
+
+
+def test_round_trip(tmp_path: Path):
+    path = tmp_path / "a.json"
+    write_sealed(path, CONTENT)
+    assert read_sealed(path) == CONTENT
+    assert [item.name for item in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_every_flipped_bit_is_found(tmp_path: Path):
+    path = tmp_path / "a.json"
+    write_sealed(path, CONTENT)
+    data = path.read_bytes()
+    for bit in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        with pytest.raises(CacheError, match="damaged"):
+            read_sealed(path)
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"{}", b"null", b'{"seal": null}'])
+def test_other_json_is_damaged(tmp_path: Path, data: bytes):
+    (tmp_path / "a.json").write_bytes(data)
+    with pytest.raises(CacheError, match="damaged"):
+        read_sealed(tmp_path / "a.json")
+
+
+def test_disk_errors_name_the_mend(tmp_path: Path):
+    for number, mend in ((errno.ENOSPC, "full; free some"), (errno.EROFS, "not writable"), (errno.EIO, "file system")):
+        with pytest.raises(CacheError, match=mend), disk_errors(tmp_path / "a"):
+            raise OSError(number, "words")
