@@ -21,9 +21,9 @@ logger = logging.getLogger(__name__)
 class DistillDataModule(lightning.LightningDataModule):
     """Training batches, shuffled per epoch, and held-out batches with masks, as distill.batch.ImageBatch.
 
-    Rank and world size are the trainer's. Training photos have the teacher's embeddings when a cache is given; the
-    others (all held-out ones, and the training ones of an online teacher) have the teacher's input when
-    `teacher_image_size` is given.
+    Rank and world size are the trainer's. Training photos have the teacher's embeddings when a cache is given. The
+    teacher's input, when `teacher_image_size` is given, is part of held-out batches, and of training batches without
+    cache and masks: those of a feature stage with an online teacher.
 
     Args:
         data: where the shards are and how they are read.
@@ -92,7 +92,7 @@ class DistillDataModule(lightning.LightningDataModule):
             embedding_size=self.embedding_size,
             seed=self.seed,
             max_instances=self.data.max_instances if self.masks else 0,
-            teacher_image_size=None if self.cache is not None else self.teacher_image_size,
+            teacher_image_size=None if self.cache is not None or self.masks else self.teacher_image_size,
             cache=self.cache,
         )
         return self._loader(photos, shard_sizes=index.shard_sizes, shuffle=True)
