@@ -72,7 +72,7 @@ class TeacherPool:
         self._chunk_size = 1 if on_cpu else config.batch_size
         self._forward_lock = contextlib.nullcontext() if on_cpu else threading.Lock()
         if self.device.type == "cuda":
-            teacher.model.image_encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            teacher.model.image_encoder.to(memory_format=torch.channels_last)
 
     def __enter__(self) -> TeacherPool:
         torch.set_num_threads(1)
