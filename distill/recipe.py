@@ -10,7 +10,6 @@ import re
 import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Union
 
@@ -222,10 +221,9 @@ def _recipe_class(settings: list[Setting], kinds: Collection[str], problems: Pro
         message = f"this is a recipe of kind '{setting.value}'; the command needs one of kind {wanted}"
         problems.add(message, origin=setting.origin, key="kind")
         return None
-    return RECIPE_KINDS[setting.value]  # type: ignore[return-value]
+    return RECIPE_KINDS[setting.value]
 
 
-@lru_cache
 def _leaf_types(recipe_class: type) -> dict[str, Any]:
     """The dotted key and annotation of every option of a recipe dataclass."""
     leaves: dict[str, Any] = {}
@@ -248,7 +246,9 @@ def _merge(recipe_class: type[Recipe], settings: list[Setting], problems: Proble
         if (is_section or typing.get_origin(leaves.get(setting.key)) is dict) and setting.value is None:
             continue  # a section whose lines are all commented out
         if leaf is None and is_section:
-            problems.add(f"expected a section of options, got {setting.value!r}", origin=setting.origin, key=setting.key)
+            problems.add(
+                f"expected a section of options, got {setting.value!r}", origin=setting.origin, key=setting.key
+            )
         elif leaf is None:
             problems.add(_unknown_key(setting.key, leaves), origin=setting.origin, key=setting.key)
         elif leaf != setting.key and typing.get_origin(leaves[leaf]) is not dict:
@@ -258,14 +258,16 @@ def _merge(recipe_class: type[Recipe], settings: list[Setting], problems: Proble
                 OmegaConf.update(tree, setting.key, setting.value)
             except (OmegaConfBaseException, AttributeError, TypeError, AssertionError):
                 message = f"expected {_describe(leaves[leaf])}, got {setting.value!r}"
-                problems.add(message + _choice_hint(leaves[leaf], setting.value), origin=setting.origin, key=setting.key)
+                problems.add(
+                    message + _choice_hint(leaves[leaf], setting.value), origin=setting.origin, key=setting.key
+                )
     return tree
 
 
 def _unknown_key(key: str, leaves: Collection[str]) -> str:
     """The message for an option that does not exist: its near siblings, or the section where the name does exist."""
     parent = ""
-    while any(leaf.startswith(f"{parent}{key[len(parent):].split('.')[0]}.") for leaf in leaves):
+    while any(leaf.startswith(f"{parent}{key[len(parent) :].split('.')[0]}.") for leaf in leaves):
         parent += key[len(parent) :].split(".")[0] + "."
     name = key[len(parent) :].split(".")[0]
     elsewhere = [leaf for leaf in leaves if leaf.split(".")[-1] == key.split(".")[-1]]

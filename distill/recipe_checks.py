@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import DistillError, did_you_mean
+from distill.published import PUBLISHED
 from distill.students import STUDENTS, check_student_name
 
 Values = Mapping[str, Any]
@@ -220,9 +221,11 @@ def _trainer(values: Values) -> Iterable[Finding]:
 def _models(values: Values) -> Iterable[Finding]:
     teacher, checkpoint = values.get("teacher.name"), values.get("teacher.checkpoint")
     if teacher in STUDENTS and "teacher.checkpoint" in values and checkpoint is None:
-        yield "teacher.checkpoint", f"missing; '{teacher}' needs its released file: teacher.checkpoint=FILE"
+        expected = PUBLISHED.get(teacher, "its released file")
+        yield "teacher.checkpoint", f"missing; '{teacher}' needs {expected}: teacher.checkpoint=FILE"
     if checkpoint is not None and not Path(checkpoint).is_file():
-        yield "teacher.checkpoint", f"no such file: '{checkpoint}'"
+        expected = f"; expected {PUBLISHED[teacher]}" if teacher in PUBLISHED else ""
+        yield "teacher.checkpoint", f"no such file: '{checkpoint}'{expected}"
     if teacher is not None and _is_path(teacher) and not Path(teacher).exists():
         yield "teacher.name", f"no such file or run directory: '{teacher}'"
     init_from = values.get("student.init_from")

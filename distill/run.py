@@ -47,9 +47,13 @@ def check_run_directory(directory: str | Path, *, resume: bool) -> Path | None:
     if not directory.exists() or not any(directory.iterdir()):
         return None
     if not resume:
-        raise RunError(f"run directory '{directory}' is not empty; go on with it (resume=true), or give another (run=DIR)")
+        raise RunError(
+            f"run directory '{directory}' is not empty; go on with it (resume=true), or give another (run=DIR)"
+        )
     if not (directory / RECIPE_FILE).is_file():
-        raise RunError(f"resume=true, but '{directory}' holds no run (no {RECIPE_FILE}); give another directory: run=DIR")
+        raise RunError(
+            f"resume=true, but '{directory}' holds no run (no {RECIPE_FILE}); give another directory: run=DIR"
+        )
     last = directory / CHECKPOINTS / f"{LAST_CHECKPOINT}.ckpt"
     return last if last.is_file() else None  # killed before its first checkpoint: from the start
 
@@ -74,6 +78,12 @@ def environment() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
+
+
+def is_rank_zero() -> bool:
+    """Whether this process writes: rank 0 of all, as the launcher's environment says."""
+    rank: int = rank_zero_only.rank  # type: ignore[attr-defined]
+    return rank == 0
 
 
 def _version(distribution: str) -> str | None:
@@ -184,7 +194,7 @@ class DataWait(lightning.Callback):
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *args: Any) -> None:
         self._worked += self._lap()
         total = self._waited + self._worked
-        if trainer.global_step % trainer.log_every_n_steps == 0 and total:
+        if trainer.global_step % trainer.log_every_n_steps == 0 and total:  # type: ignore[attr-defined]
             pl_module.log("train/data_wait", self._waited / total)
             self._waited = self._worked = 0.0
 

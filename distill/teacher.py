@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,28 +12,9 @@ from distill.checkpoint import find_weights, load_model, sha256_file
 from distill.config import TeacherConfig
 from distill.errors import CheckpointError
 from distill.prompts import Prompts
+from distill.published import PUBLISHED
 from distill.sam import PromptableModel
 from distill.students import STUDENTS
-
-
-@dataclass(frozen=True)
-class Published:
-    """A released checkpoint: its file name, the sha256 of its bytes, and where it is published."""
-
-    file: str
-    sha256: str
-
-    @property
-    def url(self) -> str:
-        return f"https://dl.fbaipublicfiles.com/segment_anything/{self.file}"
-
-
-# URLs: segment_anything's README. Digests: as micro_sam's and SlicerSegmentWithSAM's downloaders pin them.
-PUBLISHED = {
-    "sam_vit_b": Published("sam_vit_b_01ec64.pth", "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912"),
-    "sam_vit_l": Published("sam_vit_l_0b3195.pth", "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622"),
-    "sam_vit_h": Published("sam_vit_h_4b8939.pth", "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e"),
-}
 
 
 class Teacher(nn.Module):
@@ -72,6 +52,10 @@ class Teacher(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Teacher:
         self.model._apply(fn, recurse)
         return super()._apply(fn, recurse)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Teacher:
+        """Itself: a copy of a stage, as weight averaging makes one, needs no second frozen model."""
+        return self
 
     @torch.no_grad()
     def embed(self, pixels: Tensor) -> Tensor:
@@ -113,9 +97,7 @@ def load_teacher(config: TeacherConfig) -> Teacher:
 
 def _load_released(config: TeacherConfig) -> Teacher:
     published = PUBLISHED.get(config.name)
-    expected = f"the released file of {config.name}"
-    if published is not None:
-        expected = f"{published.file} (sha256 {published.sha256}), published at {published.url}"
+    expected = f"the released file of {config.name}" if published is None else str(published)
     if config.checkpoint is None:
         raise CheckpointError(f"teacher.checkpoint is not set: {config.name} reads {expected}")
     path = Path(config.checkpoint)

@@ -12,9 +12,9 @@ import distill
 import distill.datasets
 import distill.tools
 
-# Each room may import from itself and from the rooms before it. What is in no line is checked by the folder rules alone.
+# Each room may import from itself, its line and the lines above.
 ORDER = (
-    ("errors", "config"),
+    ("errors", "config", "published"),
     ("geometry", "prompts", "clicks", "batch", "answers"),
     ("losses", "students", "metrics"),
     ("sam",),

@@ -45,7 +45,10 @@ def test_one_top_level_name(target):
 
 def test_the_wheel_holds_every_file(wheel):
     held = set(zipfile.ZipFile(wheel).namelist())
-    for folder, place in (("distill", "distill"), *((name, f"distill/{name}") for name in ("datasets", "tools", "recipes"))):
+    for folder, place in (
+        ("distill", "distill"),
+        *((name, f"distill/{name}") for name in ("datasets", "tools", "recipes")),
+    ):
         for path in (ROOT / folder).rglob("*"):
             if path.suffix in (".py", ".yaml", ".safetensors", ".typed"):
                 assert f"{place}/{path.relative_to(ROOT / folder).as_posix()}" in held

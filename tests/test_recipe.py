@@ -77,7 +77,9 @@ def test_free_sections_merge_key_by_key(write):
 
 
 def test_a_packaged_recipe_can_be_a_parent(write):
-    recipe = load_recipe(write("extends: quickstart/feature\nrun: out\ndata: {images: shards}\n"), ["teacher.source=online"])
+    recipe = load_recipe(
+        write("extends: quickstart/feature\nrun: out\ndata: {images: shards}\n"), ["teacher.source=online"]
+    )
     assert recipe.student.name == "efficientvit_sam_t"  # type: ignore[union-attr]
 
 
@@ -183,7 +185,7 @@ def test_interpolation(write):
         ("trainer.val_check_interval=5", "use validation.every_n_steps"),
         ("teacher.source=cache", "teacher.source=online"),
         ("teacher.name=sam_vit_x", "Did you mean 'sam_vit_l'"),
-        ("teacher.name=sam_vit_h", "teacher.checkpoint=FILE"),
+        ("teacher.name=sam_vit_h", "sam_vit_h_4b8939.pth (sha256 a7bf3b02"),
         ("teacher.name=runs/none", "no such file or run directory: 'runs/none'"),
         ("teacher.checkpoint=none.pth", "no such file: 'none.pth'"),
         ("student.init_from=none", "no such file or run directory"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from distill.checkpoint import save_model, sha256_file
 from distill.config import TeacherConfig
 from distill.errors import CheckpointError
 from distill.prompts import Prompts
+from distill.published import PUBLISHED, Published
 from distill.sam import ModelSpec, PromptableModel, build_from_spec, build_model
-from distill.teacher import PUBLISHED, Published, Teacher, load_teacher
+from distill.teacher import Teacher, load_teacher
 
 SPEC = ModelSpec(
     "efficientvit_sam_t", image_size=64, embedding_dim=32, embedding_size=8, decoder_mlp_dim=64, norm_eps=1e-6
@@ -154,3 +156,10 @@ def test_another_model_as_sam(tmp_path: Path):
     torch.save(tiny_model().state_dict(), path)
     with pytest.raises(CheckpointError, match="as sam_vit_b: the tensors do not fit"):
         load_teacher(TeacherConfig(name="sam_vit_b", checkpoint=str(path)))
+
+
+def test_a_copied_stage_shares_its_teacher(tiny_teacher):
+    stage = torch.nn.Sequential(torch.nn.Linear(2, 2), tiny_teacher)
+    copied = copy.deepcopy(stage)
+    assert copied[1] is tiny_teacher
+    assert copied[0].weight is not stage[0].weight

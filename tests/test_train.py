@@ -26,16 +26,21 @@ teacher: {{source: online}}
 data: {{batch_size: 2, num_workers: 0, max_instances: 2}}
 optim: {{lr: 1.0e-3, warmup_steps: 2}}
 validation: {{every_n_steps: 2, max_images: 2, num_pictures: 1}}
-trainer: {{max_steps: 4, log_every_n_steps: 1, accelerator: cpu, enable_progress_bar: false, enable_model_summary: false}}
+trainer:
+  max_steps: 4
+  log_every_n_steps: 1
+  accelerator: cpu
+  enable_progress_bar: false
+  enable_model_summary: false
 """
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_shards, teacher_file: Path) -> Path:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photo_shards, teacher_file: Path) -> Path:
     """A working directory with image shards, held-out shards, and a recipe for each stage."""
     monkeypatch.chdir(tmp_path)
-    make_shards(6)
-    make_shards(2, name="held_out")
+    photo_shards(6)
+    photo_shards(2, name="held_out")
     for kind in ("feature", "mask"):
         text = RECIPE.format(kind=kind) + f"run: {kind}\n"
         tree = yaml.safe_load(text)
@@ -160,13 +165,13 @@ def test_another_student_cannot_resume(place, capsys):
     assert "begun with student.image_size=64, not 96" in capsys.readouterr().err
 
 
-def test_the_cached_stage_and_a_stale_cache(place, make_shards, tiny_teacher, capsys):
-    index = make_shards(6, name="cached")
+def test_the_cached_stage_and_a_stale_cache(place, photo_shards, tiny_teacher, capsys):
+    index = photo_shards(6, name="cached")
     build_cache(tiny_teacher, index, CacheConfig(dir="cache"))
     command = ["train", "feature.yaml", "teacher.source=cache", "cache.dir=cache", "trainer.max_steps=2"]
     assert main([*command, "data.images=cached"]) == 0
     capsys.readouterr()
-    make_shards(5, name="others")
+    photo_shards(5, name="others")
     assert main([*command, "data.images=others", "run=other"]) == 2
     assert "cache" in capsys.readouterr().err
     assert not Path("other").exists()

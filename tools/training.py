@@ -11,7 +11,6 @@ import lightning
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
 
 from distill.checkpoint import STUDENT_FILE, load_model, load_state_dict_strict, save_model
 from distill.config import FeatureRecipe, MaskRecipe, StudentConfig
@@ -32,6 +31,7 @@ from distill.run import (
     JsonLinesLogger,
     LogFile,
     check_run_directory,
+    is_rank_zero,
     write_record,
 )
 from distill.sam import PromptableModel, build_from_spec, spec_for
@@ -56,12 +56,12 @@ def run_training(recipe: TrainRecipe) -> Path:
     Returns:
         The path of the student's weights.
     Raises:
-        DistillError: any mistake in what the recipe names, before the run directory is made; or a run that cannot go on.
+        DistillError: a mistake in what the recipe names, before the run directory is made; or a run that cannot go on.
     """
     run = Path(recipe.run)
-    is_rank_zero = rank_zero_only.rank == 0  # other ranks may start after rank 0 has written
-    checkpoint = check_run_directory(run, resume=recipe.resume or not is_rank_zero)
-    if recipe.resume and is_rank_zero:
+    writes = is_rank_zero()  # other ranks may start after rank 0 has written
+    checkpoint = check_run_directory(run, resume=recipe.resume or not writes)
+    if recipe.resume and writes:
         _check_resumable(run, recipe)
     lightning.seed_everything(recipe.seed, workers=True, verbose=False)
     teacher = load_teacher(recipe.teacher)
@@ -69,11 +69,11 @@ def run_training(recipe: TrainRecipe) -> Path:
     data = _build_data(recipe, student, teacher)
     stage = _build_stage(recipe, student, teacher)
     trainer = _build_trainer(recipe)
-    if is_rank_zero:
+    if writes:
         data.prepare_data()
         data.setup()  # finds what is wrong with the shards
         write_record(run, resolved_yaml(recipe))
-    with LogFile(run / LOG_FILE) if is_rank_zero else nullcontext():
+    with LogFile(run / LOG_FILE) if writes else nullcontext():
         if checkpoint is not None and recipe.resume:
             logger.info("going on from %s", checkpoint)
         _fit(trainer, stage, data, checkpoint if recipe.resume else None)
@@ -112,7 +112,7 @@ def _check_start(model: PromptableModel, config: StudentConfig, teacher: Teacher
     for what, (found, expected) in wanted.items():
         if found != expected:
             raise CheckpointError(
-                f"student.init_from={config.init_from}: its model has {found}, but {what} is {expected}; make them equal"
+                f"student.init_from={config.init_from}: its model has {found}, {what} is {expected}; make them equal"
             )
 
 
@@ -121,7 +121,7 @@ def _build_data(recipe: TrainRecipe, student: PromptableModel, teacher: Teacher)
     if _needs_cache(recipe):
         assert recipe.cache.dir is not None
         expected = None
-        if rank_zero_only.rank == 0:
+        if is_rank_zero():
             expected = fingerprint_of(teacher, ShardIndex.open(recipe.data.images), recipe.cache)
         cache = EmbeddingCache.open(recipe.cache.dir, expected)
     return DistillDataModule(

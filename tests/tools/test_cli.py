@@ -15,14 +15,19 @@ from distill.errors import RunError
 from distill.tools import cli
 
 HEAVY = {"torch", "torchvision", "lightning", "timm", "numpy", "segment_anything", "matplotlib", "pycocotools"}
-IMPORTED = "import sys; from distill.tools.cli import main; code = main(sys.argv[1:]); print(*sys.modules, file=sys.stderr)"
+PROGRAM = """
+import sys
+from distill.tools.cli import main
+code = main(sys.argv[1:])
+print(*sys.modules, file=sys.stderr)
+sys.exit(code)
+"""
 
 
 def run(arguments: list[str], cwd: Path) -> tuple[int, str, set[str]]:
     """Exit code, stdout and top-level modules of a command in a fresh interpreter."""
-    program = f"{IMPORTED}; sys.exit(code)"
     done = subprocess.run(
-        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, cwd=cwd, timeout=60, check=False
+        [sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True, cwd=cwd, timeout=60, check=False
     )
     return done.returncode, done.stdout, {name.partition(".")[0] for name in done.stderr.split()}
 
@@ -86,7 +91,7 @@ def test_the_users_mistake_is_clear_lines_and_exit_code_2(tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     assert cli.main(["check", "quickstart/feature", "data.imagez=x", "optim.lr=fast"]) == 2
     error = capsys.readouterr().err
-    assert "data.imagez: unknown key. Did you mean 'data.images'?" in error
+    assert "data.imagez: unknown key. Did you mean 'data.images' or 'data.val_images'?" in error
     assert "optim.lr: expected a number, got 'fast'" in error
     assert "Traceback" not in error
 

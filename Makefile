@@ -1,0 +1,49 @@
+# On a fresh machine: `make quickstart` shows the whole chain, `make test` runs the tests. Both set up .venv first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+OUT ?= quickstart
+
+.PHONY: help setup quickstart test check format types clean
+
+help:
+	@echo "make quickstart   set up, then run the whole chain into $(OUT)/"
+	@echo "make test         set up, then run the tests"
+	@echo "make check        format, lint, types and tests: what a change must pass"
+	@echo "make format       format and mend what can be mended"
+	@echo "make setup        set up $(VENV) alone"
+
+setup: $(READY)
+
+$(READY): setup.cfg pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --upgrade pip
+	$(BIN)/python -m pip install -e '.[dev]'
+	touch $(READY)
+
+quickstart: $(READY)
+	$(BIN)/distill quickstart --out $(OUT)
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(MAKE) types
+	$(BIN)/python -m pytest
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# mypy sees the package as it is installed: the folders below one name, as links to the sources.
+types: $(READY)
+	rm -rf .typecheck
+	mkdir -p .typecheck/distill
+	cd .typecheck/distill && ln -s ../../distill/* ../../datasets ../../tools ../../recipes .
+	cd .typecheck && "$(abspath $(BIN))/mypy" --config-file ../pyproject.toml -p distill
+
+clean:
+	rm -rf $(VENV) .typecheck .mypy_cache .pytest_cache .ruff_cache build *.egg-info
