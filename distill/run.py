@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 import time
+import zipfile
 from argparse import Namespace
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -27,7 +28,7 @@ ENVIRONMENT_FILE = "environment.json"
 METRICS_FILE = "metrics.jsonl"
 LOG_FILE = "log.txt"
 CHECKPOINTS = "checkpoints"
-LAST_CHECKPOINT = "last"
+LAST_CHECKPOINT, BEST_CHECKPOINT = "last", "best"
 
 LOGGED = ("distill", "lightning.pytorch", "lightning.fabric")
 LIBRARIES = ("distill-sam", "torch", "torchvision", "lightning", "timm", "segment-anything", "webdataset", "numpy")
@@ -39,7 +40,8 @@ def check_run_directory(directory: str | Path, *, resume: bool) -> Path | None:
     Returns:
         The checkpoint to go on from; None starts at step 0.
     Raises:
-        RunError: the path is a file, the directory holds something and `resume` is off, or what it holds is no run.
+        RunError: the path is a file, the directory holds something and `resume` is off, what it holds is no run, or its
+            checkpoint is cut short.
     """
     directory = Path(directory)
     if directory.exists() and not directory.is_dir():
@@ -55,7 +57,11 @@ def check_run_directory(directory: str | Path, *, resume: bool) -> Path | None:
             f"resume=true, but '{directory}' holds no run (no {RECIPE_FILE}); give another directory: run=DIR"
         )
     last = directory / CHECKPOINTS / f"{LAST_CHECKPOINT}.ckpt"
-    return last if last.is_file() else None  # killed before its first checkpoint: from the start
+    if not last.exists():
+        return None  # killed before its first checkpoint: from the start
+    if last.is_file() and not zipfile.is_zipfile(last):  # a directory is a sharded checkpoint
+        raise RunError(f"'{last}' is cut short or damaged; copy {BEST_CHECKPOINT}.ckpt over it, or begin anew: run=DIR")
+    return last
 
 
 def write_record(directory: Path, recipe_yaml: str) -> None:
@@ -175,9 +181,11 @@ class CheckpointAtEnd(lightning.Callback):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.is_written = False  # stays so when a resumed run has nothing left to do
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         trainer.save_checkpoint(self.path)
+        self.is_written = True
 
 
 class DataWait(lightning.Callback):

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -156,6 +161,67 @@ def test_a_finished_run_can_be_made_longer(place):
     assert main(["train", "feature.yaml", "trainer.max_steps=3"]) == 0
     assert main(["train", "feature.yaml", "trainer.max_steps=5", "resume=true"]) == 0
     assert list(losses("feature")) == [0, 1, 2, 3, 4]
+
+
+def test_resuming_a_finished_run_changes_nothing(place, capsys):
+    assert main(["train", "feature.yaml", "optim.ema_decay=0.9"]) == 0
+    before, lines = weights("feature"), metrics("feature")
+    assert main(["train", "feature.yaml", "optim.ema_decay=0.9", "resume=true"]) == 0
+    assert "had reached its end" in Path("feature", "log.txt").read_text()
+    assert metrics("feature") == lines
+    for name, tensor in weights("feature").items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_a_checkpoint_cut_short(place, capsys):
+    assert main(["train", "feature.yaml", "trainer.max_steps=2"]) == 0
+    last = Path("feature/checkpoints/last.ckpt")
+    last.write_bytes(last.read_bytes()[:1000])
+    capsys.readouterr()
+    assert main(["train", "feature.yaml", "resume=true"]) == 2
+    error = capsys.readouterr().err
+    assert "cut short or damaged" in error and "best.ckpt" in error and "Traceback" not in error
+
+
+def test_a_full_disk_is_one_line(place, capsys, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device", "feature/checkpoints/last.ckpt")
+
+    monkeypatch.setattr("lightning.pytorch.Trainer.save_checkpoint", full)
+    assert main(["train", "feature.yaml"]) == 2
+    error = capsys.readouterr().err
+    assert "the disk is full while writing feature/checkpoints/last.ckpt" in error and "Traceback" not in error
+
+
+def start(*arguments: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "distill.tools.cli", "train", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.slow
+def test_two_ranks_write_one_record(place):
+    running = start("feature.yaml", "trainer.devices=2", "trainer.strategy=ddp", "data.batch_size=1")
+    output, _ = running.communicate(timeout=200)
+    assert running.returncode == 0, output
+    assert output.count("wrote feature/student.safetensors") == 1
+    assert list(losses("feature")) == [0, 1, 2, 3]
+    assert sum("train/loss" in line for line in metrics("feature")) == 4
+    assert load_model("feature")
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_exits_130_and_goes_on(place):
+    running = start("feature.yaml", "trainer.max_steps=100000")
+    deadline = time.monotonic() + 100
+    while not Path("feature/checkpoints/last.ckpt").exists():
+        assert time.monotonic() < deadline and running.poll() is None
+        time.sleep(0.1)
+    running.send_signal(signal.SIGINT)
+    output, _ = running.communicate(timeout=60)
+    assert running.returncode == 130, output
+    num_steps = max(losses("feature")) + 3
+    assert main(["train", "feature.yaml", f"trainer.max_steps={num_steps}", "resume=true"]) == 0
+    assert list(losses("feature")) == list(range(num_steps))
 
 
 def test_another_student_cannot_resume(place, capsys):

@@ -39,7 +39,10 @@ def train(arguments: argparse.Namespace) -> int:
     recipe = load_recipe(arguments.recipe, arguments.overrides, kinds=("feature", "mask"))
     assert isinstance(recipe, FeatureRecipe | MaskRecipe)
 
+    from distill.run import is_rank_zero
     from distill.tools.training import run_training
 
-    print(f"wrote {run_training(recipe)}")
+    weights = run_training(recipe)
+    if is_rank_zero():
+        print(f"wrote {weights}")
     return 0

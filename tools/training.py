@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import lightning
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -20,6 +21,7 @@ from distill.datasets.shards import ShardIndex
 from distill.errors import CheckpointError, RecipeError, RunError
 from distill.recipe import load_recipe, resolved_yaml
 from distill.run import (
+    BEST_CHECKPOINT,
     CHECKPOINTS,
     LAST_CHECKPOINT,
     LOG_FILE,
@@ -194,7 +196,7 @@ def _callbacks(recipe: TrainRecipe) -> list[lightning.Callback]:
         callbacks.append(
             ModelCheckpoint(
                 folder,
-                filename="best",
+                filename=BEST_CHECKPOINT,
                 monitor=BEST_METRIC[recipe.kind],
                 mode="max",
                 save_on_train_epoch_end=False,
@@ -210,11 +212,15 @@ def _fit(
     trainer: lightning.Trainer, stage: lightning.LightningModule, data: DistillDataModule, checkpoint: Path | None
 ) -> None:
     try:
-        trainer.fit(stage, datamodule=data, ckpt_path=checkpoint)
+        trainer.fit(stage, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except SystemExit:  # Lightning's answer to Ctrl-C
         if trainer.interrupted:
             raise KeyboardInterrupt from None
         raise
+    if checkpoint is not None and not any(getattr(callback, "is_written", False) for callback in trainer.callbacks):
+        logger.warning("the run had reached its end before; for more steps raise trainer.max_steps or max_epochs")
+        # Lightning has restored the weights of the last step; those of a finished run are the averaged ones.
+        stage.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
 
 
 def _check_resumable(run: Path, recipe: TrainRecipe) -> None:
