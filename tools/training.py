@@ -217,7 +217,9 @@ def _fit(
         if trainer.interrupted:
             raise KeyboardInterrupt from None
         raise
-    if checkpoint is not None and not any(getattr(callback, "is_written", False) for callback in trainer.callbacks):
+    callbacks: list[lightning.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    has_trained = any(isinstance(callback, CheckpointAtEnd) and callback.is_written for callback in callbacks)
+    if checkpoint is not None and not has_trained:
         logger.warning("the run had reached its end before; for more steps raise trainer.max_steps or max_epochs")
         # Lightning has restored the weights of the last step; those of a finished run are the averaged ones.
         stage.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
