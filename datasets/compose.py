@@ -32,6 +32,11 @@ class Scene:
     masks: np.ndarray
 
 
+def without_instances(photo: np.ndarray) -> Scene:
+    """A photo, uint8 (H, W, 3), in which nothing is labelled."""
+    return Scene(photo, np.zeros((0, *photo.shape[:2]), bool))
+
+
 def _polygon(radii: np.ndarray, size: int, rotation: float, squeeze: float) -> list[tuple[float, float]]:
     angles = np.linspace(0, 2 * np.pi, len(radii), endpoint=False)
     x, y = radii * np.cos(angles), radii * np.sin(angles) * squeeze

@@ -106,8 +106,8 @@ def _prompts(pool: TeacherPool, member: Member, original_hw: HW) -> tuple[Prompt
     if annotation is not None:
         rows = parse_annotations(annotation, pool.index.origin(member)).rows
         if rows:
-            boxes = boxes_of(rows, range(min(len(rows), MAX_BOXES)))  # (P, 4)
-            boxes = torch.from_numpy(boxes_to_prompt_frame(boxes, original_hw, prompt_size)).float()
+            of_photo = boxes_of(rows, range(min(len(rows), MAX_BOXES)))  # (P, 4)
+            boxes = torch.from_numpy(boxes_to_prompt_frame(of_photo, original_hw, prompt_size)).float()
             return Prompts(torch.zeros(len(boxes), dtype=torch.long), boxes_xyxy=boxes), "box"
     centres = (np.arange(POINTS_PER_SIDE) + 0.5) / POINTS_PER_SIDE
     x, y = np.meshgrid(centres * original_hw[1], centres * original_hw[0])

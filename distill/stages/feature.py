@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import astuple, replace
-from typing import Any
 
-import lightning
 from torch import Tensor
 
 from distill.batch import ImageBatch
 from distill.config import FeatureLossConfig, OptimConfig
 from distill.errors import DistillError
 from distill.losses.feature import feature_losses
-from distill.optim import build_optimizer, build_schedule, freeze_parts, frozen_parts_to_eval
 from distill.sam import PromptableModel
+from distill.stages.base import Stage
 from distill.stages.targets import teacher_embeddings
 from distill.stages.validation import Validator
 from distill.teacher import Teacher
 
 
-class FeatureStage(lightning.LightningModule):
+class FeatureStage(Stage):
     """Trains the image encoder alone: prompt encoder and mask decoder are the teacher's and stay as they are.
 
     Args:
@@ -38,26 +36,11 @@ class FeatureStage(lightning.LightningModule):
         optim: OptimConfig,
         validator: Validator | None = None,
     ) -> None:
-        super().__init__()
         _check(model, teacher, loss, optim)
-        self.model = model
+        encoder_only = replace(optim, prompt_encoder_lr_scale=0.0, mask_decoder_lr_scale=0.0)
+        super().__init__(model, optim=encoder_only, validator=validator)
         self.teacher = teacher
         self.loss_config = loss
-        self.optim_config = replace(optim, prompt_encoder_lr_scale=0.0, mask_decoder_lr_scale=0.0)
-        self.validator = validator
-        freeze_parts(model, self.optim_config)
-        self.train()  # Lightning keeps the modes it finds, and a model that was loaded is in eval mode
-
-    def train(self, mode: bool = True) -> FeatureStage:
-        super().train(mode)
-        frozen_parts_to_eval(self.model, self.optim_config)
-        return self
-
-    def training_step(self, batch: ImageBatch, batch_index: int) -> Tensor:
-        terms = self.compute_terms(batch)
-        for name, value in terms.items():
-            self.log(f"train/{name}", value, prog_bar=name == "loss", batch_size=len(batch.keys))
-        return terms["loss"]
 
     def compute_terms(self, batch: ImageBatch) -> dict[str, Tensor]:
         """The named loss terms of a batch, each a mean over its photos; `loss` is their weighted sum."""
@@ -68,19 +51,6 @@ class FeatureStage(lightning.LightningModule):
                 " and set cache.dir, or set teacher.source=online"
             )
         return feature_losses(self.model.encode(batch.pixels), targets, batch.valid, self.loss_config)
-
-    def validation_step(self, batch: ImageBatch, batch_index: int) -> None:
-        if self.validator is not None:
-            self.validator.update(self.model, batch)
-
-    def on_validation_epoch_end(self) -> None:
-        if self.validator is not None:
-            self.validator.log(self)
-
-    def configure_optimizers(self) -> Any:
-        optimizer = build_optimizer(self.model, self.optim_config)
-        schedule = build_schedule(optimizer, self.optim_config, int(self.trainer.estimated_stepping_batches))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def _check(model: PromptableModel, teacher: Teacher | None, loss: FeatureLossConfig, optim: OptimConfig) -> None:

@@ -49,9 +49,11 @@ STUDENTS: dict[str, Student] = {
 def check_student_name(name: str) -> Student:
     """The registry's entry of a student; an unknown name raises DistillError with the near ones."""
     if name.startswith(TIMM_PREFIX) and len(name) > len(TIMM_PREFIX):
-        return Student("timm", TIMM_IMAGE_SIZE, f"timm's {name[len(TIMM_PREFIX):]} through a neck")
+        return Student("timm", TIMM_IMAGE_SIZE, f"timm's {name[len(TIMM_PREFIX) :]} through a neck")
     if name not in STUDENTS:
-        raise DistillError(f"unknown student '{name}'. {did_you_mean(name, STUDENTS)} Or timm/NAME for a timm backbone.")
+        raise DistillError(
+            f"unknown student '{name}'. {did_you_mean(name, STUDENTS)} Or timm/NAME, for a timm backbone"
+        )
     return STUDENTS[name]
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import timm
-import torch
 from torch import Tensor, nn
 
 from distill.errors import DistillError, did_you_mean
@@ -26,8 +27,8 @@ class TimmEncoder(nn.Module):
         self.image_size = image_size
         self.embedding_dim = embedding_dim
         self.embedding_size = embedding_size
-        self.backbone = timm.create_model(backbone_name, features_only=True, pretrained=pretrained)
-        info = self.backbone.feature_info
+        self.backbone: nn.Module = timm.create_model(backbone_name, features_only=True, pretrained=pretrained)
+        info: Any = self.backbone.feature_info
         stride = image_size / embedding_size
         levels = [i for i, reduction in enumerate(info.reduction()) if stride / 2 <= reduction <= MAX_REDUCTION]
         if not levels:
@@ -50,7 +51,4 @@ def build(name: str, *, image_size: int, embedding_dim: int, embedding_size: int
     known = timm.list_models()
     if backbone_name.split(".")[0] not in known:
         raise DistillError(f"timm has no model '{backbone_name}'. {did_you_mean(backbone_name, known)}")
-    with torch.no_grad():
-        return TimmEncoder(
-            backbone_name, image_size=image_size, embedding_dim=embedding_dim, embedding_size=embedding_size
-        )
+    return TimmEncoder(backbone_name, image_size=image_size, embedding_dim=embedding_dim, embedding_size=embedding_size)

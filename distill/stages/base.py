@@ -1,0 +1,60 @@
+"""What the stages share: which parts train, how terms are logged, validation and the optimizer."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import lightning
+from torch import Tensor
+
+from distill.batch import ImageBatch
+from distill.config import OptimConfig
+from distill.optim import build_optimizer, build_schedule, freeze_parts, frozen_parts_to_eval
+from distill.sam import PromptableModel
+from distill.stages.validation import Validator
+
+
+class Stage(lightning.LightningModule):
+    """A student in training; a stage says what the named loss terms of a batch are.
+
+    Args:
+        model: the student; its parts with a learning-rate multiple of 0 are frozen here, before DDP and the optimizer.
+        validator: what is measured on held-out batches; None: nothing.
+    """
+
+    def __init__(self, model: PromptableModel, *, optim: OptimConfig, validator: Validator | None) -> None:
+        super().__init__()
+        self.model = model
+        self.optim_config = optim
+        self.validator = validator
+        freeze_parts(model, optim)
+        self.train()  # models are built and loaded in eval mode, and Lightning leaves modes as they are
+
+    @abstractmethod
+    def compute_terms(self, batch: ImageBatch) -> dict[str, Tensor]:
+        """The named loss terms of a batch; `loss` is their weighted sum."""
+
+    def train(self, mode: bool = True) -> Stage:
+        super().train(mode)
+        frozen_parts_to_eval(self.model, self.optim_config)
+        return self
+
+    def training_step(self, batch: ImageBatch, batch_index: int) -> Tensor:
+        terms = self.compute_terms(batch)
+        for name, value in terms.items():
+            self.log(f"train/{name}", value, prog_bar=name == "loss", batch_size=len(batch.keys))
+        return terms["loss"]
+
+    def validation_step(self, batch: ImageBatch, batch_index: int) -> None:
+        if self.validator is not None:
+            self.validator.update(self.model, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        if self.validator is not None:
+            self.validator.log(self)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = build_optimizer(self.model, self.optim_config)
+        schedule = build_schedule(optimizer, self.optim_config, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
