@@ -113,7 +113,8 @@ class PromptableModel(nn.Module):
         decoder = self.mask_decoder
         output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])  # (5, C)
         tokens = torch.cat([output_tokens.expand(len(prompts), -1, -1), sparse], 1)  # (P, 5 + T, C)
-        keys = embeddings[prompts.image_index] + dense  # (P, C, E, E)
+        # not embeddings[index]: on several threads its gradient is summed in any order, and a resumed run would differ
+        keys = embeddings.index_select(0, prompts.image_index) + dense  # (P, C, E, E)
         positions = self.prompt_encoder.get_dense_pe().expand(len(prompts), -1, -1, -1)
         queries, keys = decoder.transformer(keys, positions, tokens)  # (P, 5 + T, C), (P, E E, C)
         grid = (self.embedding_size, self.embedding_size)

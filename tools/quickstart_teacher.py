@@ -329,11 +329,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--images", type=Path, required=True, help="folder of labelled photographs")
     parser.add_argument("--annotations", type=Path, required=True, help="COCO-format instances JSON")
     parser.add_argument("--out", type=Path, required=True, help="output directory")
+    parser.add_argument("--start", help="weights to go on from, such as `quickstart`; earlier phases are left out")
     parser.add_argument("--noise-steps", type=int, default=900)
     parser.add_argument("--boxes-steps", type=int, default=800)
     parser.add_argument("--small-steps", type=int, default=800)
     parser.add_argument("--coarse-steps", type=int, default=1100)
-    parser.add_argument("--fine-steps", type=int, default=900)
+    parser.add_argument("--fine-steps", type=int, default=600)
     parser.add_argument("--num-workers", type=int, default=1)
     parser.add_argument("--save-every", type=int, default=200, help="steps between checkpoints")
     parser.add_argument("--accelerator", default="auto")
@@ -343,10 +344,15 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     lightning.seed_everything(0)
-    model = build_from_spec(teacher_spec(FIRST_GRID))
-    assert isinstance(model.image_encoder, TimmEncoder)
-    load_imagenet_backbone(model.image_encoder)
-    for phase in phases(args):
+    todo = phases(args)
+    if args.start is not None:
+        model = load_model(args.start)
+        todo = [phase for phase in todo if phase.grid == model.embedding_size and phase.scenes == "composed"]
+    else:
+        model = build_from_spec(teacher_spec(FIRST_GRID))
+        assert isinstance(model.image_encoder, TimmEncoder)
+        load_imagenet_backbone(model.image_encoder)
+    for phase in todo:
         model = run_phase(phase, at_grid(model, phase.grid), args)
     save_model(model, args.out / "quickstart_teacher.safetensors")
 

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from distill.tools.cli import main
+from distill.tools.quickstart import MARKER_FILE, REPORT_FILE, SUMMARY_FILE
+
+
+def test_a_directory_with_other_things_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    assert main(["quickstart", "--out", str(tmp_path)]) == 2
+    assert "give another directory" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_another_size_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / MARKER_FILE).write_text(json.dumps({"train_photos": 99}))
+    assert main(["quickstart", "--out", str(tmp_path), "--train-photos", "8"]) == 2
+    assert "99" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_chain_runs_and_a_second_run_finds_it_finished(tmp_path: Path) -> None:
+    out = tmp_path / "quickstart"
+    command = ["quickstart", "--out", str(out), "--train-photos", "8"]
+    assert main(command) == 0
+    summary = json.loads((out / SUMMARY_FILE).read_text())
+    assert list(summary) == ["teacher", "student_untrained", "student_after_feature", "student", "seconds"]
+    for name in list(summary)[:-1]:
+        assert set(summary[name]) == {"box_miou", "point_miou", "params", "encoder_gmacs"}
+        assert 0 < summary[name]["box_miou"] < 1
+    assert summary["student"]["params"] < summary["teacher"]["params"]
+    report = (out / REPORT_FILE).read_text()
+    assert "http" not in report.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    )
+    assert report.count("<svg") >= 4 and report.count("data:image/jpeg") >= 40
+    weights = (out / "mask/student.safetensors").stat().st_mtime_ns
+    assert main(command) == 0
+    assert (out / "mask/student.safetensors").stat().st_mtime_ns == weights
