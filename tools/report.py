@@ -18,6 +18,9 @@ PANEL_WIDTH = 200  # pixels of a gallery panel
 MASK_COLOUR = np.array([30, 120, 255], np.float32)
 MASK_OPACITY = 0.55
 BOX_COLOUR = (255, 196, 0)
+NO_METADATA = dict.fromkeys(
+    ("Creator", "Date", "Format", "Type")
+)  # the page links to nothing, matplotlib's page included
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1100px; padding: 0 1rem; color: #1c2733; }
 table { border-collapse: collapse; margin: 1rem 0; }
@@ -49,7 +52,12 @@ class GalleryRow:
 
 
 def read_curves(metrics_file: Path, names: list[str]) -> list[Curve]:
-    """The curves of a run's metrics.jsonl that were logged under `names`; those never logged are left out."""
+    """The curves of a run's metrics.jsonl that were logged under `names`; those never logged are left out.
+
+    A run shorter than its logging interval has no file, and so no curve.
+    """
+    if not metrics_file.exists():
+        return []
     rows = [json.loads(line) for line in metrics_file.read_text(encoding="utf-8").splitlines()]
     curves = []
     for name in names:
@@ -73,7 +81,7 @@ def plot(curves: list[Curve], title: str, ylabel: str) -> str:
         if len(curves) > 1:
             axes.legend(fontsize=8)
         buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        figure.savefig(buffer, format="svg", metadata=NO_METADATA)
     svg = buffer.getvalue()
     return f"<figure>{svg[svg.index('<svg') :]}</figure>"
 

@@ -13,6 +13,7 @@ def test_curves_come_from_the_steps_that_logged_them(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert read_curves(path, ["train/loss", "val/box_miou"]) == [Curve("train/loss", [0, 9], [2.0, 1.0])]
+    assert read_curves(tmp_path / "absent.jsonl", ["train/loss"]) == []
 
 
 def test_text_is_text() -> None:
