@@ -50,13 +50,13 @@ def random_outline(rng: np.random.Generator, size: int) -> np.ndarray:
     canvas = size * SUPERSAMPLING
     image = Image.new("L", (canvas, canvas))
     draw = ImageDraw.Draw(image)
-    kind = rng.choice(["blob", "blob", "star", "ring", "crescent", "bar"])
-    rotation, squeeze = rng.uniform(0, 2 * np.pi), rng.uniform(0.35, 1.0)
+    kind = rng.choice(["blob", "star", "ring", "crescent", "bar"])
+    rotation, squeeze = rng.uniform(0, 2 * np.pi), rng.uniform(0.5, 1.0)
     if kind == "star":
-        num_points = int(rng.integers(4, 9))
-        radii = np.where(np.arange(2 * num_points) % 2, rng.uniform(0.3, 0.7), 1.0)
+        num_points = int(rng.integers(4, 8))
+        radii = np.where(np.arange(2 * num_points) % 2, rng.uniform(0.3, 0.55), 1.0)
     elif kind == "bar":
-        radii = np.where(np.arange(4) % 2, rng.uniform(0.12, 0.35), 1.0)
+        radii = np.where(np.arange(4) % 2, rng.uniform(0.15, 0.35), 1.0)
     else:
         angles = np.linspace(0, 2 * np.pi, 90, endpoint=False)
         radii = np.ones(90)
@@ -66,9 +66,9 @@ def random_outline(rng: np.random.Generator, size: int) -> np.ndarray:
         radii /= radii.max()
     draw.polygon(_polygon(radii, canvas, rotation, squeeze), fill=255)
     if kind == "ring":
-        draw.polygon(_polygon(radii * rng.uniform(0.4, 0.7), canvas, rotation, squeeze), fill=0)
+        draw.polygon(_polygon(radii * rng.uniform(0.5, 0.75), canvas, rotation, squeeze), fill=0)
     elif kind == "crescent":
-        shift = rng.uniform(0.25, 0.6) * canvas / 2
+        shift = rng.uniform(0.25, 0.5) * canvas / 2
         offset = np.array([np.cos(rotation), np.sin(rotation)]) * shift
         cut = np.asarray(_polygon(radii * 0.85, canvas, rotation, squeeze)) + offset
         draw.polygon([(float(px), float(py)) for px, py in cut], fill=0)

@@ -18,15 +18,15 @@ from distill.datasets.compose import Scene, compose, cut_shape, random_crop, var
 from distill.datasets.rle import encode_mask, rle_area, rle_box_xyxy
 
 LONG_SIDE = 320  # pixels
-SHAPES_PER_PHOTO = (3, 7)  # from, below
-SHAPE_SIZE = (48, 150)  # pixels, longest side
+SHAPES_PER_PHOTO = (3, 6)  # from, below
+SHAPE_SIZE = (80, 180)  # pixels, longest side
 MIN_CROP_SHARE = 0.5
 JPEG_QUALITY = 92
 CATEGORY = {"id": 1, "name": "cut-out"}
 
 
 def compose_scene(rng: np.random.Generator, photographs: list[np.ndarray]) -> Scene:
-    """One scene: a window of a photograph with three to six shapes, at least one of them visible."""
+    """One scene: a window of a photograph with three to five shapes, at least one of them visible."""
     while True:
         photo = photographs[rng.integers(len(photographs))]
         background = random_crop(rng, without_instances(photo), long_side=LONG_SIDE, min_share=MIN_CROP_SHARE)

@@ -15,6 +15,9 @@ POSITIVE, NEGATIVE, PAD = 1, 0, -1  # point labels of segment_anything's PromptE
 # antialiased mask at zero, which puts 15 to 68 % of the positive clicks outside small objects.
 POSITIVE_COVERAGE = 0.5
 
+PAINT_LOGIT = 4.0  # painted prompts: the logit inside a box and at a positive click
+PAINT_CLICK_SIGMA = 2.0  # cells of the low-res mask
+
 
 @dataclass
 class Prompts:
@@ -34,6 +37,29 @@ class Prompts:
 
     def __len__(self) -> int:
         return len(self.image_index)
+
+
+def paint_prompts(prompts: Prompts, *, prompt_size: int, low_res_size: int) -> Tensor:
+    """Boxes and clicks drawn as mask logits (P, 1, 4E, 4E), in SAM's format of an earlier answer.
+
+    A box is PAINT_LOGIT inside and -PAINT_LOGIT outside, in proportion to how much of a cell it covers. A click adds
+    a Gaussian blob of its sign. Painted clicks are how interactive segmentation without a prompt encoder takes its
+    input (RITM, arXiv:2102.06583).
+    """
+    device = prompts.image_index.device
+    scale = low_res_size / prompt_size
+    cells = torch.arange(low_res_size, device=device)
+    painted = torch.zeros(len(prompts), low_res_size, low_res_size, device=device)
+    if prompts.boxes_xyxy is not None:
+        low, high = (prompts.boxes_xyxy.float() * scale).view(-1, 2, 2, 1).unbind(1)  # (P, 2, 1): X, Y
+        covered = (torch.minimum(high, cells + 1.0) - torch.maximum(low, cells.float())).clamp(0, 1)  # (P, 2, 4E)
+        painted += PAINT_LOGIT * (2 * covered[:, 1, :, None] * covered[:, 0, None, :] - 1)
+    if prompts.points_xy is not None and prompts.point_labels is not None:
+        offset = cells + 0.5 - prompts.points_xy.float()[..., None] * scale  # (P, K, 2, 4E)
+        x, y = torch.exp(-0.5 * (offset / PAINT_CLICK_SIGMA) ** 2).unbind(2)  # (P, K, 4E)
+        sign = (prompts.point_labels == POSITIVE).float() - (prompts.point_labels == NEGATIVE).float()  # (P, K)
+        painted += PAINT_LOGIT * torch.einsum("pk,pky,pkx->pyx", sign, y, x)
+    return painted[:, None]
 
 
 def jitter_boxes(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
 from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 
+from distill.decoder import decode_prompts
 from distill.errors import DistillError, did_you_mean
-from distill.prompts import Prompts
+from distill.prompts import Prompts, paint_prompts
 from distill.students import STUDENTS, build_encoder, check_student_name
 
 PROMPT_PIXELS_PER_CELL = 16  # the prompt frame is 16 E wide: 1024 for SAM, whatever the encoder reads
@@ -29,6 +29,8 @@ class ModelSpec:
 
     encoder: a registered student or timm/NAME. image_size: S. embedding_dim: C. embedding_size: E.
     decoder_mlp_dim: hidden width of the decoder's MLPs. norm_eps: see students.Student.
+    paint_prompts: boxes and clicks also go in as a painted mask prompt (prompts.paint_prompts). SAM's models do not:
+    they learn from 11 million photos what a box token means. With little training a painted box is understood at once.
     """
 
     encoder: str
@@ -37,6 +39,7 @@ class ModelSpec:
     embedding_size: int = 64
     decoder_mlp_dim: int = 2048
     norm_eps: float | None = None
+    paint_prompts: bool = False
 
 
 class PromptableModel(nn.Module):
@@ -109,30 +112,23 @@ class PromptableModel(nn.Module):
 
     def decode_all(self, embeddings: Tensor, prompts: Prompts) -> tuple[Tensor, Tensor]:
         """As `decode`, with all four masks: token 0 (single), then the three of the multimask output."""
-        sparse, dense = self._encode_prompts(prompts)  # (P, T, C), (P, C, E, E)
-        decoder = self.mask_decoder
-        output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])  # (5, C)
-        tokens = torch.cat([output_tokens.expand(len(prompts), -1, -1), sparse], 1)  # (P, 5 + T, C)
-        # not embeddings[index]: on several threads its gradient is summed in any order, and a resumed run would differ
-        keys = embeddings.index_select(0, prompts.image_index) + dense  # (P, C, E, E)
-        positions = self.prompt_encoder.get_dense_pe().expand(len(prompts), -1, -1, -1)
-        queries, keys = decoder.transformer(keys, positions, tokens)  # (P, 5 + T, C), (P, E E, C)
-        grid = (self.embedding_size, self.embedding_size)
-        upscaled = decoder.output_upscaling(keys.transpose(1, 2).unflatten(2, grid))  # (P, C/8, 4E, 4E)
-        filters = torch.stack(
-            [mlp(queries[:, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], 1
-        )  # (P, 4, C/8)
-        logits = (filters @ upscaled.flatten(2)).unflatten(2, upscaled.shape[2:])  # (P, 4, 4E, 4E)
-        return logits, decoder.iou_prediction_head(queries[:, 0])
+        sparse, dense = self._encode_prompts(prompts)
+        positions = self.prompt_encoder.get_dense_pe()  # (1, C, E, E)
+        return decode_prompts(self.mask_decoder, embeddings, positions, sparse, dense, prompts.image_index)
 
     def _encode_prompts(self, prompts: Prompts) -> tuple[Tensor, Tensor]:
+        """Prompt tokens (P, T, C), and what is added to the embedding: (P, C, E, E), or (1, C, E, E) without masks."""
         points = None
         if prompts.points_xy is not None:
             points = (prompts.points_xy, prompts.point_labels)
-        sparse, dense = self.prompt_encoder(points=points, boxes=prompts.boxes_xyxy, masks=prompts.mask_logits)
+        masks = prompts.mask_logits
+        if self.spec.paint_prompts:
+            painted = paint_prompts(prompts, prompt_size=self.prompt_size, low_res_size=self.low_res_size)
+            masks = painted if masks is None else masks + painted
+        sparse, dense = self.prompt_encoder(points=points, boxes=prompts.boxes_xyxy, masks=masks)
         if len(sparse) != len(prompts):  # a prompt of masks alone: segment_anything returns a batch of one
             sparse = sparse.expand(len(prompts), -1, -1)
-        return sparse, dense
+        return sparse, dense[:1] if masks is None else dense
 
 
 def set_norm_eps(model: nn.Module, eps: float) -> None:
@@ -166,6 +162,7 @@ def spec_for(student: str, *, image_size: int | None = None, like: ModelSpec | N
         embedding_size=like.embedding_size,
         decoder_mlp_dim=like.decoder_mlp_dim,
         norm_eps=entry.norm_eps,
+        paint_prompts=like.paint_prompts,
     )
 
 

@@ -2,9 +2,9 @@
 
     python -m distill.tools.quickstart_teacher --images DIR --annotations FILE --out DIR
 
-All phases are runs of the mask stage. First the decoder learns what a prompt is: the target is the box itself,
-over an embedding of noise, then of photographs. Then the whole model learns from scenes composed out of real
-instances (COCO format) and of shapes cut from scikit-image's photographs, on grids that grow.
+All phases are runs of the mask stage. First the decoder learns what a prompt is: the target is the box itself, over an
+embedding of noise. Then the whole model learns from scenes composed out of real instances (COCO format) and of shapes
+cut from scikit-image's photographs, on a small grid and then on the one that ships.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Literal
 import lightning
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -50,7 +50,9 @@ DECODER_MLP_DIM = 512
 FIRST_GRID = 16
 PIXELS_PER_CELL = 8  # a grid finer than SAM's stride of 16: small images still show small objects
 MAX_INSTANCES = 8  # masks per scene and step
+SHAPE_SHARE = 0.35  # scenes without a labelled instance: shapes on a photo
 PASTED_SHARE = 0.7  # labelled scenes that get instances of other photos
+ENCODER_LR_SCALE = 0.4  # it starts from ImageNet, the decoder from nothing
 LOSS = MaskLossConfig(mask="focal", mask_weight=20.0, dice_weight=1.0, iou_weight=1.0)
 
 
@@ -90,7 +92,7 @@ class BoxScenes(Dataset[Scene]):
 
 
 class ComposedScenes(Dataset[Scene]):
-    """Endlessly varied scenes. A share of them are the quickstart's own kind: shapes on a photo without labels; the
+    """Endlessly varied scenes. SHAPE_SHARE of them are the quickstart's own kind: shapes on a photo without labels; the
     others are crops of labelled photos, most of them with other instances and shapes pasted on top."""
 
     def __init__(
@@ -98,12 +100,10 @@ class ComposedScenes(Dataset[Scene]):
         labelled: list[Scene],
         photographs: list[np.ndarray],
         *,
-        shape_share: float,
         num_scenes: int,
         size: int,
         seed: int,
     ) -> None:
-        self.shape_share = shape_share
         self.labelled = labelled
         self.photographs = photographs
         self.instances = [cut_instance(s.pixels, mask) for s in labelled for mask in s.masks if mask.sum() > 400]
@@ -123,7 +123,7 @@ class ComposedScenes(Dataset[Scene]):
         raise RuntimeError("no scene with a visible instance in 20 draws")
 
     def _draw(self, rng: np.random.Generator) -> Scene:
-        if rng.random() < self.shape_share:
+        if rng.random() < SHAPE_SHARE:
             background, num_shapes, num_instances = without_instances(self._any_photo(rng)), int(rng.integers(2, 6)), 0
         else:
             background = self.labelled[rng.integers(len(self.labelled))]
@@ -179,7 +179,12 @@ class Collate:
 def teacher_spec(grid: int) -> ModelSpec:
     """The quickstart teacher at a grid of `grid` cells a side; all its tensors have the same shapes at any grid."""
     return ModelSpec(
-        BACKBONE, grid * PIXELS_PER_CELL, EMBEDDING_DIM, embedding_size=grid, decoder_mlp_dim=DECODER_MLP_DIM
+        BACKBONE,
+        grid * PIXELS_PER_CELL,
+        EMBEDDING_DIM,
+        embedding_size=grid,
+        decoder_mlp_dim=DECODER_MLP_DIM,
+        paint_prompts=True,
     )
 
 
@@ -218,35 +223,25 @@ def load_labelled(images: Path, annotations: Path) -> list[Scene]:
 
 @dataclass(frozen=True)
 class Phase:
-    """One run of the mask stage: its scenes, grid, number of steps, peak learning rate and prompts.
-
-    shape_share: see ComposedScenes. *_lr_scale: multiples of `lr`; below 1 for a part that shall not forget while the
-    other learns.
-    """
+    """One run of the mask stage: its scenes, grid, number of steps and peak learning rate of the decoder."""
 
     name: str
-    scenes: Literal["noise", "boxes", "composed"]
+    scenes: Literal["noise", "composed"]
     grid: int
     steps: int
     lr: float
     batch_size: int
     prompts: PromptConfig
-    shape_share: float = 0.25
-    encoder_lr_scale: float = 1.0
-    decoder_lr_scale: float = 1.0
-    ema_decay: float = 0.0
 
 
 def phases(args: argparse.Namespace) -> list[Phase]:
-    """Prompts first, then photos at 128 and 256 pixels: small grids are cheap, and what they teach stays."""
+    """A small grid is cheap, and what it teaches stays."""
     boxes = PromptConfig(box_share=0.85, box_jitter=0.0)
-    prompts = PromptConfig(box_share=0.7, max_points=3)
+    prompts = PromptConfig(box_share=0.65, max_points=3)
     return [
-        Phase("noise", "noise", 16, args.noise_steps, 5e-4, 8, boxes),
-        Phase("boxes", "boxes", 16, args.boxes_steps, 5e-4, 8, boxes, encoder_lr_scale=0.1),
-        Phase("small", "composed", 16, args.small_steps, 5e-4, 8, prompts, decoder_lr_scale=0.5, ema_decay=0.99),
-        Phase("coarse", "composed", 32, args.coarse_steps, 5e-4, 6, prompts, decoder_lr_scale=0.5, ema_decay=0.995),
-        Phase("fine", "composed", 32, args.fine_steps, 4e-4, 6, prompts, shape_share=0.5, ema_decay=0.99),
+        Phase("noise", "noise", 16, args.noise_steps, 2e-3, 8, boxes),
+        Phase("coarse", "composed", 24, args.coarse_steps, 2e-3, 6, prompts),
+        Phase("fine", "composed", 32, args.fine_steps, 1.5e-3, 6, prompts),
     ]
 
 
@@ -261,9 +256,7 @@ def fit(model: PromptableModel, scenes: Dataset[Scene], phase: Phase, args: argp
             weight_decay=0.01,
             warmup_steps=100,
             final_lr_share=0.02,
-            encoder_lr_scale=phase.encoder_lr_scale,
-            prompt_encoder_lr_scale=phase.decoder_lr_scale,
-            mask_decoder_lr_scale=phase.decoder_lr_scale,
+            encoder_lr_scale=ENCODER_LR_SCALE,
         ),
     )
     loader = DataLoader(
@@ -273,17 +266,13 @@ def fit(model: PromptableModel, scenes: Dataset[Scene], phase: Phase, args: argp
         collate_fn=Collate(model.image_size, model.embedding_size),
     )
     folder = args.out / phase.name
-    callbacks: list[lightning.Callback] = [
-        ModelCheckpoint(folder, save_last=True, every_n_train_steps=args.save_every, save_top_k=0)
-    ]
-    if phase.ema_decay:
-        callbacks.append(EMAWeightAveraging(decay=phase.ema_decay))
+    checkpoints = ModelCheckpoint(folder, save_last=True, every_n_train_steps=args.save_every, save_top_k=0)
     trainer = lightning.Trainer(
         max_epochs=1,
         accelerator=args.accelerator,
         precision="bf16-mixed",
         gradient_clip_val=1.0,
-        callbacks=callbacks,
+        callbacks=[checkpoints],
         log_every_n_steps=20,
         default_root_dir=folder,
         enable_model_summary=False,
@@ -305,7 +294,6 @@ def run_phase(phase: Phase, model: PromptableModel, args: argparse.Namespace) ->
         scenes: Dataset[Scene] = ComposedScenes(
             labelled,
             photographs,
-            shape_share=phase.shape_share,
             num_scenes=num_scenes,
             size=model.image_size,
             seed=zlib.crc32(phase.name.encode()),
@@ -329,12 +317,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--images", type=Path, required=True, help="folder of labelled photographs")
     parser.add_argument("--annotations", type=Path, required=True, help="COCO-format instances JSON")
     parser.add_argument("--out", type=Path, required=True, help="output directory")
-    parser.add_argument("--start", help="weights to go on from, such as `quickstart`; earlier phases are left out")
-    parser.add_argument("--noise-steps", type=int, default=900)
-    parser.add_argument("--boxes-steps", type=int, default=800)
-    parser.add_argument("--small-steps", type=int, default=800)
-    parser.add_argument("--coarse-steps", type=int, default=1100)
-    parser.add_argument("--fine-steps", type=int, default=600)
+    parser.add_argument("--noise-steps", type=int, default=200)
+    parser.add_argument("--coarse-steps", type=int, default=2000)
+    parser.add_argument("--fine-steps", type=int, default=2200)
     parser.add_argument("--num-workers", type=int, default=1)
     parser.add_argument("--save-every", type=int, default=200, help="steps between checkpoints")
     parser.add_argument("--accelerator", default="auto")
@@ -344,15 +329,10 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     lightning.seed_everything(0)
-    todo = phases(args)
-    if args.start is not None:
-        model = load_model(args.start)
-        todo = [phase for phase in todo if phase.grid == model.embedding_size and phase.scenes == "composed"]
-    else:
-        model = build_from_spec(teacher_spec(FIRST_GRID))
-        assert isinstance(model.image_encoder, TimmEncoder)
-        load_imagenet_backbone(model.image_encoder)
-    for phase in todo:
+    model = build_from_spec(teacher_spec(FIRST_GRID))
+    assert isinstance(model.image_encoder, TimmEncoder)
+    load_imagenet_backbone(model.image_encoder)
+    for phase in phases(args):
         model = run_phase(phase, at_grid(model, phase.grid), args)
     save_model(model, args.out / "quickstart_teacher.safetensors")
 
