@@ -23,7 +23,8 @@ def part_lr_scales(config: OptimConfig) -> dict[str, float]:
 def freeze_parts(model: PromptableModel, config: OptimConfig) -> None:
     """Switch off the gradients of parts with a multiple of 0. Call before DDP and the optimizer see the model."""
     for part, scale in part_lr_scales(config).items():
-        getattr(model, part).requires_grad_(scale != 0)
+        if scale == 0:  # never the other way: an encoder may hold tensors that do not train, as TinyViT's classifier
+            getattr(model, part).requires_grad_(False)
 
 
 def frozen_parts_to_eval(model: PromptableModel, config: OptimConfig) -> None:

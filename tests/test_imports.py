@@ -16,7 +16,7 @@ import distill.tools
 ORDER = (
     ("errors", "config", "published"),
     ("geometry", "prompts", "clicks", "batch", "answers"),
-    ("losses", "students", "metrics"),
+    ("losses", "students", "metrics", "decoder", "fuse"),
     ("sam",),
     ("checkpoint", "optim", "predictor"),
     ("teacher",),

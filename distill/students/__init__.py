@@ -1,8 +1,13 @@
-"""The students: one literal dict from a name to the file that builds it. Importing this loads no torch."""
+"""The students: one literal dict from a name to the file that builds it. Importing this loads no torch.
+
+A student in someone else's package is an entry point of the group `distill.students`: its name is the student's, its
+object a `Student` that names the module to build from.
+"""
 
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,48 +18,109 @@ if TYPE_CHECKING:
 
 TIMM_PREFIX = "timm/"
 TIMM_IMAGE_SIZE = 512
+PLUGIN_GROUP = "distill.students"
 
 
 @dataclass(frozen=True)
 class Student:
     """Where a student is built and what it reads.
 
-    module: file of distill/students with `build(name, *, image_size, embedding_dim, embedding_size)`.
+    module: dotted name of the module with `build(name, *, image_size, embedding_dim, embedding_size)`, which returns an
+        nn.Module from normalised pixels (B, 3, S, S) to (B, C, E, E).
     image_size: side S of the input in pixels that the published model reads.
     norm_eps: epsilon of every norm layer of the whole promptable model, or None for the constructors' own.
+    published: the released checkpoint files whose tensors fit, by name and project; empty if there are none.
+    own_decoder: the released files hold a decoder that is not SAM's: it is not supported, the encoder alone is.
     """
 
     module: str
     image_size: int
     summary: str
     norm_eps: float | None = None
+    published: str = ""
+    own_decoder: bool = False
 
 
 # EfficientViT-SAM's set_norm_eps reaches the decoder's LayerNorms too: published code, golden numbers.
 EFFICIENTVIT_EPS = 1e-6
 
+
+def _efficientvit(member: str, image_size: int) -> Student:
+    return Student(
+        "distill.students.efficientvit",
+        image_size,
+        f"EfficientViT-SAM-{member.upper()}",
+        EFFICIENTVIT_EPS,
+        f"efficientvit_sam_{member}.pt of EfficientViT",
+    )
+
+
 STUDENTS: dict[str, Student] = {
-    "efficientvit_sam_t": Student("efficientvit", 256, "this project's small member, for CPUs", EFFICIENTVIT_EPS),
-    "efficientvit_sam_l0": Student("efficientvit", 512, "EfficientViT-SAM-L0", EFFICIENTVIT_EPS),
-    "efficientvit_sam_l1": Student("efficientvit", 512, "EfficientViT-SAM-L1", EFFICIENTVIT_EPS),
-    "efficientvit_sam_l2": Student("efficientvit", 512, "EfficientViT-SAM-L2", EFFICIENTVIT_EPS),
-    "efficientvit_sam_xl0": Student("efficientvit", 1024, "EfficientViT-SAM-XL0", EFFICIENTVIT_EPS),
-    "efficientvit_sam_xl1": Student("efficientvit", 1024, "EfficientViT-SAM-XL1", EFFICIENTVIT_EPS),
-    "sam_vit_b": Student("vit", 1024, "SAM ViT-B"),
-    "sam_vit_l": Student("vit", 1024, "SAM ViT-L"),
-    "sam_vit_h": Student("vit", 1024, "SAM ViT-H"),
+    "efficientvit_sam_t": Student(
+        "distill.students.efficientvit", 256, "this project's small member, for CPUs", EFFICIENTVIT_EPS
+    ),
+    "efficientvit_sam_l0": _efficientvit("l0", 512),
+    "efficientvit_sam_l1": _efficientvit("l1", 512),
+    "efficientvit_sam_l2": _efficientvit("l2", 512),
+    "efficientvit_sam_xl0": _efficientvit("xl0", 1024),
+    "efficientvit_sam_xl1": _efficientvit("xl1", 1024),
+    "mobile_sam": Student(
+        "distill.students.tinyvit",
+        1024,
+        "MobileSAM: TinyViT-5M",
+        published="mobile_sam.pt of MobileSAM; TinySAM's tinysam_42.3.pth",
+    ),
+    "tinyvit_sam_11m": Student("distill.students.tinyvit", 1024, "TinyViT-11M, laid out as MobileSAM"),
+    "tinyvit_sam_21m": Student("distill.students.tinyvit", 1024, "TinyViT-21M, laid out as MobileSAM"),
+    "sam_vit_b": Student("distill.students.vit", 1024, "SAM ViT-B", published="sam_vit_b_01ec64.pth of SAM"),
+    "sam_vit_l": Student("distill.students.vit", 1024, "SAM ViT-L", published="sam_vit_l_0b3195.pth of SAM"),
+    "sam_vit_h": Student("distill.students.vit", 1024, "SAM ViT-H", published="sam_vit_h_4b8939.pth of SAM"),
 }
 
 
-def check_student_name(name: str) -> Student:
-    """The registry's entry of a student; an unknown name raises DistillError with the near ones."""
-    if name.startswith(TIMM_PREFIX) and len(name) > len(TIMM_PREFIX):
-        return Student("timm", TIMM_IMAGE_SIZE, f"timm's {name[len(TIMM_PREFIX) :]} through a neck")
-    if name not in STUDENTS:
+def plugins() -> dict[str, importlib.metadata.EntryPoint]:
+    """The students of other installed packages, not yet loaded. A name of our own stays ours.
+
+    Raises:
+        DistillError: two packages that give one name.
+    """
+    found: dict[str, importlib.metadata.EntryPoint] = {}
+    for point in importlib.metadata.entry_points(group=PLUGIN_GROUP):
+        if point.name in STUDENTS:
+            continue
+        if point.name in found and point.value != found[point.name].value:
+            raise DistillError(
+                f"two installed packages give the student '{point.name}': {found[point.name].value} and {point.value}; "
+                "uninstall one"
+            )
+        found[point.name] = point
+    return found
+
+
+def _load_plugin(point: importlib.metadata.EntryPoint) -> Student:
+    origin = f"student '{point.name}' of {point.dist.name if point.dist else 'another package'} ({point.value})"
+    try:
+        student = point.load()
+    except Exception as error:  # another's code: the user needs its name and its error
+        raise DistillError(f"{origin} cannot be imported: {type(error).__name__}: {error}") from error
+    if not isinstance(student, Student):
         raise DistillError(
-            f"unknown student '{name}'. {did_you_mean(name, STUDENTS)} Or timm/NAME, for a timm backbone"
+            f"{origin}: the entry point names a {type(student).__name__}; it must name a distill.students.Student"
         )
-    return STUDENTS[name]
+    return student
+
+
+def check_student_name(name: str) -> Student:
+    """The entry of a student, of ours or of a plug-in; an unknown name raises DistillError with the near ones."""
+    if name.startswith(TIMM_PREFIX) and len(name) > len(TIMM_PREFIX):
+        return Student("distill.students.timm", TIMM_IMAGE_SIZE, f"timm's {name[len(TIMM_PREFIX) :]} through a neck")
+    if name in STUDENTS:
+        return STUDENTS[name]
+    others = plugins()
+    if name not in others:
+        hint = did_you_mean(name, [*STUDENTS, *others])
+        raise DistillError(f"unknown student '{name}'. {hint} Or timm/NAME, for a timm backbone")
+    return _load_plugin(others[name])
 
 
 def build_encoder(
@@ -66,14 +132,17 @@ def build_encoder(
         image_size: S; None takes the student's own.
         embedding_dim: C, embedding_size: E: those of the teacher.
     Raises:
-        DistillError: an unknown name, or a size that the student cannot have.
+        DistillError: an unknown name, a size that the student cannot have, or a plug-in that does not keep its word.
     """
     entry = check_student_name(name)
-    module = importlib.import_module(f"distill.students.{entry.module}")
-    encoder: nn.Module = module.build(
-        name,
-        image_size=entry.image_size if image_size is None else image_size,
-        embedding_dim=embedding_dim,
-        embedding_size=embedding_size,
-    )
+    sizes = {
+        "image_size": entry.image_size if image_size is None else image_size,
+        "embedding_dim": embedding_dim,
+        "embedding_size": embedding_size,
+    }
+    if name not in STUDENTS and not name.startswith(TIMM_PREFIX):
+        from distill.students.plugin import build_plugin
+
+        return build_plugin(name, entry, **sizes)
+    encoder: nn.Module = importlib.import_module(entry.module).build(name, **sizes)
     return encoder

@@ -6,7 +6,6 @@ function computed are those of the released checkpoints; golden numbers test bot
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from distill.errors import DistillError
 from distill.students import EFFICIENTVIT_EPS
+from distill.students.layers import to_grid, without_autocast
 
 ATTENTION_EPS = 1e-15  # published code: the normaliser of the ReLU attention
 NECK_LEVELS = 3  # the neck fuses the last three stages
@@ -111,13 +111,6 @@ ARCHITECTURES: dict[str, Architecture] = {
     "efficientvit_sam_xl0": _extra_large((0, 1, 1, 2, 3, 3), neck_depth=6),
     "efficientvit_sam_xl1": _extra_large((1, 2, 2, 4, 6, 6), neck_depth=12),
 }
-
-
-def _without_autocast(x: Tensor) -> contextlib.AbstractContextManager[object]:
-    """Half precision overflows in linear attention and in the last norm of the released weights: float32 there."""
-    if torch.is_autocast_enabled(x.device.type):
-        return torch.autocast(x.device.type, enabled=False)
-    return contextlib.nullcontext()  # no autocast region in exported graphs
 
 
 class ConvLayer(nn.Module):
@@ -214,7 +207,7 @@ class LiteMLA(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.qkv(x)  # (B, 3c, h, w)
         scales = torch.cat([qkv, *(scale(qkv) for scale in self.aggreg)], 1)  # (B, 6c, h, w)
-        with _without_autocast(x):
+        with without_autocast(x):
             heads = scales.float().flatten(2).unflatten(1, (-1, 3 * self.head_dim))  # (B, heads, 3d, hw)
             query, key, value = heads.chunk(3, 2)  # (B, heads, d, hw) each
             out = relu_attention(F.relu(query), F.relu(key), value)
@@ -335,18 +328,10 @@ class Neck(nn.Module):
     def forward(self, features: list[Tensor]) -> Tensor:
         """One map per stage of the backbone -> (B, C, E, E)."""
         levels = features[: -NECK_LEVELS - 1 : -1]
-        maps = [self._to_grid(op(level)) for op, level in zip(self.input_ops, levels, strict=True)]
+        maps = [to_grid(op(level), self.embedding_size) for op, level in zip(self.input_ops, levels, strict=True)]
         fused = torch.stack(maps).sum(0)  # (B, width, E, E)
         embedding: Tensor = self.output_ops[0](self.middle(fused))
         return embedding
-
-    def _to_grid(self, x: Tensor) -> Tensor:
-        size = (self.embedding_size, self.embedding_size)
-        if x.shape[2:] == size:
-            return x
-        if x.shape[2] > self.embedding_size:  # bicubic would alias; no published model comes here
-            return F.adaptive_avg_pool2d(x, size)
-        return F.interpolate(x.float(), size, mode="bicubic", align_corners=False).to(x.dtype)
 
 
 class EfficientViTEncoder(nn.Module):
@@ -363,7 +348,7 @@ class EfficientViTEncoder(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         embedding = self.neck(self.backbone(pixels))  # (B, C, E, E)
-        with _without_autocast(pixels):
+        with without_autocast(pixels):
             normalised: Tensor = self.norm(embedding.float())
         return normalised
 

@@ -1,0 +1,232 @@
+"""TinyViT with SAM's neck: MobileSAM's image encoder (5M, which TinySAM shares), and its 11M and 21M siblings.
+
+Written from the papers (TinyViT, Wu et al. 2022; MobileSAM, Zhang et al. 2023). Tensor names and the function computed
+are those of the released checkpoints; golden numbers test both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distill.errors import DistillError
+from distill.students.layers import ConvNorm, SamNeck, to_grid
+
+# TinyViT, paper section 3.3: the same for every size.
+DEPTHS = (2, 2, 6, 2)
+WINDOWS = (7, 7, 14, 7)  # sides in positions; the first stage has none
+EXPAND = 4  # hidden width of MBConv and of the MLPs
+MERGE_STRIDES = (2, 2, 1)  # MobileSAM: the last merge keeps the resolution, so that the map ends at stride 16
+STRIDE = 16
+NUM_CLASSES = 1000  # of the classifier that the released checkpoints still hold
+
+
+@dataclass(frozen=True)
+class Size:
+    """Widths and attention heads of the four stages. The first stage has no attention."""
+
+    widths: tuple[int, int, int, int]
+    heads: tuple[int, int, int, int]
+
+
+SIZES = {
+    "mobile_sam": Size((64, 128, 160, 320), (2, 4, 5, 10)),
+    "tinyvit_sam_11m": Size((64, 128, 256, 448), (2, 4, 8, 14)),
+    "tinyvit_sam_21m": Size((96, 192, 384, 576), (3, 6, 12, 18)),
+}
+
+
+class PatchEmbed(nn.Module):
+    """Two 3x3 convolutions of stride 2."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.seq = nn.Sequential(
+            ConvNorm(3, width // 2, 3, stride=2), nn.GELU(), ConvNorm(width // 2, width, 3, stride=2)
+        )
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, 3, S, S) -> (B, width, S/4, S/4)."""
+        out: Tensor = self.seq(pixels)
+        return out
+
+
+class MBConv(nn.Module):
+    """Inverted bottleneck, activated after the sum."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        hidden = EXPAND * width
+        self.conv1 = ConvNorm(width, hidden)
+        self.conv2 = ConvNorm(hidden, hidden, 3, groups=hidden)
+        self.conv3 = ConvNorm(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(x + self.conv3(F.gelu(self.conv2(F.gelu(self.conv1(x))))))
+
+
+class PatchMerging(nn.Module):
+    """From one stage's width to the next's; the depthwise convolution in the middle takes the stride."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = ConvNorm(in_channels, out_channels)
+        self.conv2 = ConvNorm(out_channels, out_channels, 3, stride=stride, groups=out_channels)
+        self.conv3 = ConvNorm(out_channels, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv3(F.gelu(self.conv2(F.gelu(self.conv1(x)))))
+        return out
+
+
+class Attention(nn.Module):
+    """Attention inside a window, with one learned bias per head and distance (|dy|, |dx|).
+
+    The bias matrix is gathered anew in each pass and never kept: a copy made before a checkpoint is loaded, or before
+    averaged weights are swapped in, would be stale (the released code's trap). The gather is cheap.
+    """
+
+    relative_index: Tensor
+
+    def __init__(self, width: int, num_heads: int, window: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.attention_biases = nn.Parameter(torch.zeros(num_heads, window * window))
+        self.register_buffer("relative_index", _relative_index(window), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(windows, N, width), N the positions of one window -> the same shape."""
+        qkv = self.qkv(self.norm(x)).unflatten(2, (self.num_heads, -1))  # (W, N, heads, 3d)
+        query, key, value = qkv.transpose(1, 2).chunk(3, -1)  # (W, heads, N, d) each
+        bias = self.attention_biases[:, self.relative_index]  # (heads, N, N)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias[None].to(query.dtype))
+        projected: Tensor = self.proj(out.transpose(1, 2).flatten(2))
+        return projected
+
+
+def _relative_index(window: int) -> Tensor:
+    """(N, N): window * |dy| + |dx| of each two positions, row by row."""
+    position = torch.arange(window * window)
+    y, x = position // window, position % window
+    return window * (y[:, None] - y[None]).abs() + (x[:, None] - x[None]).abs()
+
+
+class Mlp(nn.Module):
+    """Norm, then two layers."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, EXPAND * width)
+        self.fc2 = nn.Linear(EXPAND * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc2(F.gelu(self.fc1(self.norm(x))))
+        return out
+
+
+class TinyViTBlock(nn.Module):
+    """Attention in windows, a depthwise convolution across their borders, an MLP."""
+
+    def __init__(self, width: int, num_heads: int, window: int) -> None:
+        super().__init__()
+        self.window = window
+        self.attn = Attention(width, num_heads, window)
+        self.mlp = Mlp(width)
+        self.local_conv = ConvNorm(width, width, 3, groups=width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, width, h, w) -> the same shape."""
+        x = x + self._attend(x)
+        x = self.local_conv(x)
+        return x + self.mlp(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    def _attend(self, x: Tensor) -> Tensor:
+        """Windows from the top left; those at the right and bottom are filled with zeros, which attention does see."""
+        height, width = x.shape[2:]
+        side = self.window
+        x = F.pad(x, (0, -width % side, 0, -height % side))
+        rows, columns = x.shape[2] // side, x.shape[3] // side
+        x = x.unflatten(3, (columns, side)).unflatten(2, (rows, side))  # (B, c, rows, side, columns, side)
+        windows = x.permute(0, 2, 4, 3, 5, 1).flatten(3, 4).flatten(0, 2)  # (B * rows * columns, N, c)
+        out = self.attn(windows).unflatten(0, (-1, rows, columns)).unflatten(3, (side, side))
+        out = out.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)  # (B, c, rows * side, columns * side)
+        return out[:, :, :height, :width]
+
+
+class Layer(nn.Module):
+    """The blocks of one stage, then the merge into the next."""
+
+    def __init__(self, blocks: list[nn.Module], downsample: nn.Module | None) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*blocks)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks(x)
+        return x if self.downsample is None else self.downsample(x)
+
+
+class TinyViTEncoder(nn.Module):
+    """TinyViT and SAM's neck: (B, 3, S, S) normalised pixels -> (B, C, E, E), float32.
+
+    `norm_head` and `head` are the ImageNet classifier of the released checkpoints: loaded, never run, never trained.
+    """
+
+    def __init__(self, size: Size, *, image_size: int, embedding_dim: int, embedding_size: int) -> None:
+        super().__init__()
+        self.image_size = image_size
+        self.embedding_dim = embedding_dim
+        self.embedding_size = embedding_size
+        self.patch_embed = PatchEmbed(size.widths[0])
+        self.layers = nn.ModuleList(_layer(size, stage) for stage in range(len(size.widths)))
+        self.norm_head = nn.LayerNorm(size.widths[-1]).requires_grad_(False)
+        self.head = nn.Linear(size.widths[-1], NUM_CLASSES).requires_grad_(False)
+        self.neck = SamNeck(size.widths[-1], embedding_dim)
+        self.apply(_init_linear)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = self.patch_embed(pixels)  # (B, c, S/4, S/4)
+        for layer in self.layers:
+            x = layer(x)
+        embedding: Tensor = self.neck(to_grid(x, self.embedding_size))  # (B, C, E, E)
+        return embedding
+
+
+def _layer(size: Size, stage: int) -> Layer:
+    width = size.widths[stage]
+    blocks: list[nn.Module] = [
+        MBConv(width) if stage == 0 else TinyViTBlock(width, size.heads[stage], WINDOWS[stage])
+        for _ in range(DEPTHS[stage])
+    ]
+    if stage == len(MERGE_STRIDES):
+        return Layer(blocks, None)
+    return Layer(blocks, PatchMerging(width, size.widths[stage + 1], MERGE_STRIDES[stage]))
+
+
+def _init_linear(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)  # as ViTs are begun
+        nn.init.zeros_(module.bias)
+
+
+def build(name: str, *, image_size: int, embedding_dim: int, embedding_size: int) -> TinyViTEncoder:
+    """A member of the family with random weights.
+
+    Args:
+        image_size: S, a multiple of 16. embedding_dim: C.
+        embedding_size: E, any; the last map, of side S/16, is resized to it before the neck.
+    Raises:
+        DistillError: an image size that the strides do not divide.
+    """
+    if image_size < STRIDE or image_size % STRIDE:
+        raise DistillError(f"{name}: image_size {image_size} is not a multiple of {STRIDE}, its stride")
+    return TinyViTEncoder(
+        SIZES[name], image_size=image_size, embedding_dim=embedding_dim, embedding_size=embedding_size
+    )
