@@ -8,7 +8,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from distill.errors import DataError
-from distill.geometry import HW
+from distill.geometry import HW, cell_starts, mask_to_low_res, resized_hw
 
 RLE = dict[str, Any]  # {"size": [H, W], "counts": str}
 
@@ -30,8 +30,34 @@ def decode_mask(rle: RLE) -> np.ndarray:
     Raises:
         DataError: the runs do not add up to the size (pycocotools would answer with whatever was in memory).
     """
-    _check_runs(rle, "a mask")
+    _checked_runs(rle, "a mask")
     return coco_mask.decode(rle)
+
+
+def coverage(rle: RLE, low_res_size: int) -> np.ndarray:
+    """Share of each low-res cell that a mask covers, from the run lengths alone: no pixel is ever laid out.
+
+    The runs are cut at the columns of the photo, and each piece adds to a cell the rows that it has in it. Equal to
+    `mask_to_low_res(decode_mask(rle), low_res_size)`.
+
+    Returns:
+        float32 (4E, 4E) in [0, 1]; padding is 0.
+    Raises:
+        DataError: the runs do not add up to the size.
+    """
+    height, width = (int(side) for side in rle["size"])
+    if max(height, width) < low_res_size:  # enlarged: a small photo has few pixels to lay out
+        return mask_to_low_res(decode_mask(rle), low_res_size)
+    edges = np.concatenate([[0], np.cumsum(_checked_runs(rle, "a mask"))])  # starts and ends of runs in turns
+    column, top, bottom = _pieces(edges[1:-1:2], edges[2::2], height)  # (P,) each
+    rows, cols = resized_hw((height, width), low_res_size)
+    row_edges = np.append(cell_starts(height, rows), height)
+    col_edges = np.append(cell_starts(width, cols), width)
+    x = np.searchsorted(col_edges, column, side="right") - 1  # the cell of each piece, (P,)
+    num_pixels = _rows_above(bottom, x, row_edges, cols) - _rows_above(top, x, row_edges, cols)  # (cols, rows)
+    low_res = np.zeros((low_res_size, low_res_size), np.float32)
+    low_res[:rows, :cols] = (num_pixels / np.outer(np.diff(col_edges), np.diff(row_edges))).T
+    return low_res
 
 
 def rle_area(rle: RLE) -> int:
@@ -99,11 +125,42 @@ def _checked_code(segmentation: Any, hw: HW, origin: str) -> RLE:
         )
     uncompressed = isinstance(segmentation["counts"], list)
     rle = _readable(coco_mask.frPyObjects(segmentation, *hw) if uncompressed else segmentation)
-    _check_runs(rle, origin)
+    _checked_runs(rle, origin)
     return rle
 
 
-def _check_runs(rle: RLE, origin: str) -> None:
+def _pieces(starts: np.ndarray, ends: np.ndarray, height: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Runs of pixels [start, end), counted down the columns, cut where a column ends.
+
+    Returns the column, and the first row and the row after the last, of each piece: int64 (P,).
+    """
+    first = starts // height
+    num_pieces = (ends - 1) // height - first + 1  # a run of length 0 may give one: a piece without rows
+    index = np.repeat(np.arange(len(starts)), num_pieces)
+    column = first[index] + np.arange(len(index)) - (np.cumsum(num_pieces) - num_pieces)[index]
+    top = np.maximum(starts[index] - column * height, 0)
+    bottom = np.minimum(ends[index] - column * height, height)
+    return column, top, np.maximum(bottom, top)
+
+
+def _rows_above(ends: np.ndarray, x: np.ndarray, row_edges: np.ndarray, cols: int) -> np.ndarray:
+    """Pixels in each cell of columns that reach from the top of the photo down to `ends`, float64 (cols, rows).
+
+    Args:
+        ends: row after the last of each column, (P,). x: the column of cells that it lies in, (P,).
+    """
+    rows = len(row_edges) - 1
+    y = np.searchsorted(row_edges, ends, side="right") - 1  # the cell that holds the end; `rows`: the photo's end
+    place = x * (rows + 1) + y
+    size = cols * (rows + 1)
+    num_ends = np.bincount(place, minlength=size).reshape(cols, rows + 1)
+    in_last = np.bincount(place, ends - row_edges[y], minlength=size).reshape(cols, rows + 1)
+    num_through = num_ends[:, ::-1].cumsum(1)[:, -2::-1]  # columns that go on below each cell
+    return num_through * np.diff(row_edges) + in_last[:, :rows]
+
+
+def _checked_runs(rle: RLE, origin: str) -> np.ndarray:
+    """The runs of a code, int64 (R,). Raises DataError when they do not add up to its size."""
     runs = run_lengths(rle["counts"])
     height, width = rle["size"]
     if (runs < 0).any() or runs.sum() != height * width:
@@ -111,6 +168,7 @@ def _check_runs(rle: RLE, origin: str) -> None:
             f"{origin}: the runs of its code cover {int(runs.sum())} pixels, its size {height} x {width} has "
             f"{height * width}: the annotation is damaged; export it again"
         )
+    return runs
 
 
 def _readable(rle: RLE) -> RLE:

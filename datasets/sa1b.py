@@ -10,9 +10,9 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt
 
 from distill.datasets.photos import decode_image as decode_image  # a sample's photo and its masks, from one place
-from distill.datasets.rle import RLE, decode_mask, rle_area, rle_box_xyxy
+from distill.datasets.rle import RLE, coverage, decode_mask, rle_area, rle_box_xyxy
 from distill.errors import DataError
-from distill.geometry import HW, mask_to_low_res
+from distill.geometry import HW
 
 
 class Annotations(NamedTuple):
@@ -61,10 +61,10 @@ def decode_masks(
     """
     masks = np.zeros((len(indices), low_res_size, low_res_size), np.float32)
     for place, index in enumerate(indices):
-        mask = decode_mask(annotations[index]["segmentation"])
-        if mask.shape != tuple(original_hw):
-            raise DataError(f"mask {annotations[index].get('id')} is {mask.shape} but its photo {tuple(original_hw)}")
-        masks[place] = mask_to_low_res(mask, low_res_size)
+        rle = annotations[index]["segmentation"]
+        if tuple(rle["size"]) != tuple(original_hw):
+            raise DataError(f"mask {annotations[index].get('id')} is {rle['size']} but its photo {list(original_hw)}")
+        masks[place] = coverage(rle, low_res_size)
     return masks  # (n, 4E, 4E)
 
 

@@ -145,11 +145,10 @@ class PhotoBatches(Dataset[LoadedBatch]):
         num_drawn = min(self.max_instances, len(annotations.rows))
         drawn: list[int] = sorted(rng.permutation(len(annotations.rows))[:num_drawn].tolist())
         masks = decode_masks(annotations.rows, drawn, low_res_size, hw)  # (n, 4E, 4E)
-        seen = masks.any((1, 2))  # a few pixels of a large photo can round to nothing
         boxes = boxes_to_prompt_frame(
             boxes_of(annotations.rows, drawn), hw, PROMPT_PIXELS_PER_CELL * self.embedding_size
         )
-        return torch.from_numpy(masks[seen]), torch.from_numpy(boxes[seen]).float()
+        return torch.from_numpy(masks), torch.from_numpy(boxes).float()
 
     def _collate(self, samples: list[_Sample]) -> dict[str, Any]:
         original_hw = torch.tensor([sample.hw for sample in samples])  # (B, 2)

@@ -129,8 +129,19 @@ def masks_to_original(low_res_logits: Tensor, original_hw: HW, prompt_size: int)
     return F.interpolate(logits, original_hw, mode="bilinear", align_corners=False)  # (P, K, H, W)
 
 
+def cell_starts(num_pixels: int, num_cells: int) -> np.ndarray:
+    """The first pixel of each cell along one side of a photo, int64 (num_cells,).
+
+    A cell is the pixels whose centres lie in it, up to the next cell's first; enlarged, it is its nearest pixel. These
+    are the cells of Pillow's box filter, which loses a pixel here and there whose centre lies between two of them.
+    """
+    scale = num_pixels / num_cells
+    cells = np.arange(num_cells)
+    return (cells * scale + 0.5 if scale >= 1 else (cells + 0.5) * scale).astype(np.int64)
+
+
 def mask_to_low_res(mask: np.ndarray, low_res_size: int) -> np.ndarray:
-    """Share of each low-res cell that a mask covers.
+    """Share of each low-res cell that a mask covers. `distill.datasets.rle.coverage` says the same of a code.
 
     Args:
         mask: bool or uint8 0/1 (H, W) in original pixels.
@@ -138,7 +149,11 @@ def mask_to_low_res(mask: np.ndarray, low_res_size: int) -> np.ndarray:
         float32 (4E, 4E) in [0, 1]; padding is 0.
     """
     height, width = resized_hw(mask.shape, low_res_size)
-    resized = Image.fromarray(mask.astype(np.uint8) * 255).resize((width, height), Image.Resampling.BOX)
+    shares = mask.astype(np.float32)
+    for axis, num_cells in enumerate((height, width)):
+        starts = cell_starts(mask.shape[axis], num_cells)
+        num_pixels = np.diff(starts, append=mask.shape[axis]).clip(min=1).astype(np.float32)
+        shares = np.add.reduceat(shares, starts, axis) / np.expand_dims(num_pixels, 1 - axis)
     low_res = np.zeros((low_res_size, low_res_size), np.float32)
-    low_res[:height, :width] = np.asarray(resized, np.float32) / 255
+    low_res[:height, :width] = shares
     return low_res

@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import nn
 
 from distill.geometry import (
     boxes_to_prompt_frame,
+    cell_starts,
     letterbox,
     mask_to_low_res,
     masks_to_original,
@@ -147,3 +149,22 @@ def test_low_res_mask_lies_where_the_object_is():
     expected = np.zeros((32, 32), np.float32)
     expected[8:16, 16:] = 1
     np.testing.assert_allclose(low_res, expected, atol=1 / 255)
+
+
+@pytest.mark.parametrize("num_pixels", [1, 7, 64, 263, 1500, 2000])
+def test_cells_share_out_every_pixel(num_pixels: int):
+    for num_cells in (1, 5, 64):
+        starts = cell_starts(num_pixels, num_cells)
+        assert starts[0] == 0 and starts[-1] < num_pixels and (np.diff(starts) >= 0).all()
+        if num_cells > num_pixels:
+            assert set(starts) == set(range(num_pixels))
+            continue
+        centres = np.arange(num_pixels) + 0.5
+        cells = np.searchsorted(starts, np.arange(num_pixels), side="right") - 1
+        assert (np.abs(centres - (cells + 0.5) * num_pixels / num_cells) <= num_pixels / num_cells / 2 + 1e-9).all()
+
+
+def test_low_res_masks_are_pillows_box_filter():
+    mask = random_photo(300, 400)[..., 0] > 128
+    pillow = Image.fromarray(mask.astype(np.float32)).resize((128, 96), Image.Resampling.BOX)
+    np.testing.assert_allclose(mask_to_low_res(mask, 128)[:96], np.asarray(pillow), atol=1e-6)

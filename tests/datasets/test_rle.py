@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from distill.datasets.rle import decode_mask, encode_mask, rle_area, rle_box_xyxy, run_lengths, to_rle
+from distill.datasets.rle import coverage, decode_mask, encode_mask, rle_area, rle_box_xyxy, run_lengths, to_rle
 from distill.errors import DataError
+from distill.geometry import mask_to_low_res
 
 
 def random_mask(seed: int) -> np.ndarray:
@@ -29,6 +30,36 @@ def test_run_lengths_are_the_runs_down_the_columns(seed: int) -> None:
     runs = run_lengths(encode_mask(mask)["counts"])
     rebuilt = np.repeat(np.arange(len(runs)) % 2, runs).reshape(mask.shape, order="F")
     assert np.array_equal(rebuilt, mask)
+
+
+def assert_same_coverage(mask: np.ndarray) -> None:
+    for low_res_size in (16, 64, 256):  # reduced, and enlarged
+        actual, expected = coverage(encode_mask(mask), low_res_size), mask_to_low_res(mask, low_res_size)
+        assert actual.dtype == np.float32 and actual.shape == (low_res_size, low_res_size)
+        np.testing.assert_allclose(actual, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_coverage_needs_no_pixels(seed: int) -> None:
+    assert_same_coverage(random_mask(seed))
+
+
+@pytest.mark.parametrize("hw", [(1, 1), (1, 500), (500, 1), (256, 256), (300, 257), (64, 1000)])
+@pytest.mark.parametrize("first", [0, 1])
+def test_coverage_of_masks_whose_runs_go_on_over_columns(hw: tuple[int, int], first: int) -> None:
+    """Full and empty photos, stripes of whole columns, single pixels in the corners."""
+    columns = np.zeros(hw, bool)
+    columns[:, first::3] = True
+    corners = np.zeros(hw, bool)
+    corners[0, 0] = corners[-1, -1] = True
+    for mask in (np.ones(hw, bool), np.zeros(hw, bool), columns, ~columns, corners, ~corners):
+        assert_same_coverage(mask)
+
+
+def test_coverage_with_runs_of_no_length() -> None:
+    code = coco_mask.frPyObjects({"size": [20, 30], "counts": [20, 0, 0, 40, 60, 0, 20, 460]}, 20, 30)
+    rle = {"size": [20, 30], "counts": code["counts"].decode()}
+    np.testing.assert_allclose(coverage(rle, 8), mask_to_low_res(decode_mask(rle), 8), atol=1e-6)
 
 
 def test_boxes_end_after_the_last_pixel(box_mask) -> None:
@@ -74,3 +105,5 @@ def test_short_codes_are_refused_where_pycocotools_makes_something_up(box_mask) 
     assert coco_mask.decode(rle).shape == (30, 40)
     with pytest.raises(DataError, match="damaged"):
         decode_mask(rle)
+    with pytest.raises(DataError, match="damaged"):
+        coverage(rle, 8)

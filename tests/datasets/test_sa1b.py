@@ -47,7 +47,7 @@ def test_only_the_drawn_masks_are_decoded_at_low_resolution(rows) -> None:
     kept[0]["segmentation"]["counts"] = "not read"
     low_res = decode_masks(kept, [1], 16, HW)
     assert low_res.shape == (1, 16, 16) and low_res.dtype == np.float32
-    assert np.array_equal(low_res[0], mask_to_low_res(masks[1], 16))
+    np.testing.assert_allclose(low_res[0], mask_to_low_res(masks[1], 16), atol=1e-6)
 
 
 def test_boxes_become_xyxy(rows) -> None:
