@@ -72,6 +72,15 @@ STUDENTS: dict[str, Student] = {
     ),
     "tinyvit_sam_11m": Student("distill.students.tinyvit", 1024, "TinyViT-11M, laid out as MobileSAM"),
     "tinyvit_sam_21m": Student("distill.students.tinyvit", 1024, "TinyViT-21M, laid out as MobileSAM"),
+    "edge_sam": Student(
+        "distill.students.repvit",
+        1024,
+        "EdgeSAM: RepViT-M1, last two stages fused",
+        published="edge_sam.pth and edge_sam_3x.pth of EdgeSAM",
+    ),
+    "repvit_sam": Student(
+        "distill.students.repvit", 1024, "RepViT-SAM: RepViT-M2.3", published="repvit_sam.pt of RepViT"
+    ),
     "sam_vit_b": Student("distill.students.vit", 1024, "SAM ViT-B", published="sam_vit_b_01ec64.pth of SAM"),
     "sam_vit_l": Student("distill.students.vit", 1024, "SAM ViT-L", published="sam_vit_l_0b3195.pth of SAM"),
     "sam_vit_h": Student("distill.students.vit", 1024, "SAM ViT-H", published="sam_vit_h_4b8939.pth of SAM"),
