@@ -81,6 +81,20 @@ STUDENTS: dict[str, Student] = {
     "repvit_sam": Student(
         "distill.students.repvit", 1024, "RepViT-SAM: RepViT-M2.3", published="repvit_sam.pt of RepViT"
     ),
+    "efficient_sam_vitt": Student(
+        "distill.students.efficientsam",
+        1024,
+        "EfficientSAM-Ti's encoder with SAM's decoder",
+        published="efficient_sam_vitt.pt of EfficientSAM",
+        own_decoder=True,
+    ),
+    "efficient_sam_vits": Student(
+        "distill.students.efficientsam",
+        1024,
+        "EfficientSAM-S's encoder with SAM's decoder",
+        published="efficient_sam_vits.pt of EfficientSAM",
+        own_decoder=True,
+    ),
     "sam_vit_b": Student("distill.students.vit", 1024, "SAM ViT-B", published="sam_vit_b_01ec64.pth of SAM"),
     "sam_vit_l": Student("distill.students.vit", 1024, "SAM ViT-L", published="sam_vit_l_0b3195.pth of SAM"),
     "sam_vit_h": Student("distill.students.vit", 1024, "SAM ViT-H", published="sam_vit_h_4b8939.pth of SAM"),
