@@ -12,7 +12,7 @@ from distill.config import DataConfig, ValidationConfig
 from distill.datasets.embeddings import EmbeddingCache
 from distill.datasets.loader import EpochLoader, EpochSampler
 from distill.datasets.samples import PhotoBatches
-from distill.datasets.shards import INDEX_NAME, ShardIndex
+from distill.datasets.shards import ShardIndex
 from distill.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class DistillDataModule(lightning.LightningDataModule):
         """Index shards that have no index yet, so that the other ranks need not read all headers."""
         for directory in filter(None, [self.data.images, self.data.val_images]):
             index = ShardIndex.open(directory)
-            if not (index.directory / INDEX_NAME).exists():
+            if not index.is_saved:
                 try:
                     index.save()
                 except DataError as error:  # read-only data are fine: every rank reads the headers

@@ -1,4 +1,4 @@
-"""Image shards: plain tars in SA-1B's layout, KEY.jpg beside KEY.json, and the index of what lies where in them."""
+"""Image shards: plain tars in SA-1B's layout, KEY.jpg and KEY.json in any order, and the index of what lies where."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import binascii
 import contextlib
 import hashlib
 import json
+import logging
 import tarfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,17 +20,18 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from distill.datasets.photos import PHOTO_SUFFIXES
+from distill.datasets.places import Place, RemotePlace, place_of
 from distill.datasets.tars import (
     TAR_BLOCK,
-    OpenFiles,
     append_member,
     commit_file,
     header_names,
     list_members,
     write_errors,
-    write_whole,
 )
 from distill.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 INDEX_NAME = "index.json"
 INDEX_VERSION = 1
@@ -66,55 +69,62 @@ class _Columns:
 
 
 class ShardIndex:
-    """A directory of image shards: which samples there are, and their bytes.
+    """A directory of image shards, here or at an address that fsspec reads: which samples there are, and their bytes.
 
     Samples are numbered shard by shard (by name), inside a shard in the order of their photos. Files are opened
     when they are first read, by each process and thread for itself, so an index may be sent to workers.
+
+    directory: its path, or its address. is_saved: whether the index was read from a file, so that others find it too.
     """
 
-    def __init__(self, directory: Path, shards: list[ShardEntry], columns: dict[str, _Columns]) -> None:
-        self.directory = directory
+    def __init__(
+        self, place: Place, shards: list[ShardEntry], columns: dict[str, _Columns], *, is_saved: bool = False
+    ) -> None:
+        self.directory: Path | str = place.directory
         self.shards = shards
+        self.is_saved = is_saved
+        self._place = place
         self._columns = columns
         self._first = np.cumsum([0, *(shard.num_samples for shard in shards)])  # position of each shard's first sample
-        self._files = OpenFiles()
 
     @classmethod
     def open(cls, directory: str | Path) -> ShardIndex:
         """Read `index.json`, or the headers of the tars when it is absent or no longer fits them.
 
+        The headers of remote tars take a while: their index is kept in the user's cache directory.
+
         Raises:
             DataError: no such directory, no tar in it, a damaged tar, or a key that occurs twice.
         """
-        directory = Path(directory)
-        sizes = _shard_sizes(directory)
-        index = _load_index(directory, sizes)
-        return index if index is not None else cls.build(directory)
+        place = place_of(directory)
+        sizes = _shard_sizes(place)
+        for content in place.saved(INDEX_NAME):
+            index = _load_index(place, content, sizes)
+            if index is not None:
+                return index
+        index = _from_headers(place, sizes)
+        if isinstance(place, RemotePlace):
+            try:
+                place.keep(INDEX_NAME, index._content())
+                index.is_saved = True
+            except DataError as error:
+                logger.info("the index is not kept: %s", error)
+        return index
 
     @classmethod
     def build(cls, directory: str | Path) -> ShardIndex:
         """Read the headers of all tars, whatever `index.json` says."""
-        directory = Path(directory)
-        shards, columns = [], {}
-        for name, num_bytes in _shard_sizes(directory).items():
-            columns[name] = _read_headers(directory / name)
-            shards.append(ShardEntry(name, len(columns[name].keys), num_bytes, _hash_keys(columns[name].keys)))
-        index = cls(directory, shards, columns)
-        index._check_keys()
-        return index
+        place = place_of(directory)
+        return _from_headers(place, _shard_sizes(place))
 
-    def save(self) -> None:
-        """Write `index.json`. Raises DataError when the directory cannot be written."""
-        shards = [
-            {
-                **asdict(shard),
-                "keys": "\n".join(key.decode() for key in self._columns[shard.name].keys),
-                "ranges": base64.b64encode(self._columns[shard.name].ranges.astype("<i8").tobytes()).decode(),
-            }
-            for shard in self.shards
-        ]
-        content = json.dumps({"version": INDEX_VERSION, "shards": shards}, indent=1) + "\n"
-        write_whole(self.directory / INDEX_NAME, content.encode())
+    def save(self) -> str:
+        """Write `index.json`, and give its path: beside the tars, or here when a remote place cannot be written.
+
+        Raises DataError when it cannot be written at all.
+        """
+        path = self._place.save(INDEX_NAME, self._content())
+        self.is_saved = True
+        return path
 
     def __len__(self) -> int:
         return int(self._first[-1])
@@ -162,11 +172,11 @@ class ShardIndex:
 
     def origin(self, member: Member) -> str:
         """How errors name a sample."""
-        return f"{self.directory / member.shard}: sample '{member.key}'"
+        return f"{self._place.path(member.shard)}: sample '{member.key}'"
 
     def close(self) -> None:
         """Close the files that this thread opened."""
-        self._files.close()
+        self._place.close()
 
     def _member(self, shard_name: str, row: int) -> Member:
         columns = self._columns[shard_name]
@@ -175,31 +185,24 @@ class ShardIndex:
         return Member(shard_name, columns.keys[row].decode(), image_offset, image_size, json_offset, annotation_size)
 
     def _read(self, member: Member, offset: int, size: int) -> bytes:
-        path = self.directory / member.shard
-        try:
-            file = self._files.get(path)
-            file.seek(offset - TAR_BLOCK)
-            block = file.read(TAR_BLOCK + size)
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror}); restore the shard and start again") from error
+        block = self._place.read(member.shard, offset - TAR_BLOCK, TAR_BLOCK + size)
         if len(block) < TAR_BLOCK + size or not header_names(block, member.key):
             raise DataError(
-                f"{path}: has changed since it was indexed (sample '{member.key}' is not where it was); "
-                f"run 'distill shards index {self.directory}'"
+                f"{self._place.path(member.shard)}: has changed since it was indexed (sample '{member.key}' is not "
+                f"where it was); run 'distill shards index {self.directory}'"
             )
         return block[TAR_BLOCK:]
 
-    def _check_keys(self) -> None:
-        keys = [key for columns in self._columns.values() for key in columns.keys]
-        if len(set(keys)) == len(keys):
-            return
-        seen: set[bytes] = set()
-        twice = next(key for key in keys if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        shards = [name for name, columns in self._columns.items() if twice in columns.keys]
-        raise DataError(
-            f"{self.directory}: key '{twice.decode()}' occurs twice ({', '.join(shards)}); "
-            "keys name samples: remove one of them or build the shards again"
-        )
+    def _content(self) -> bytes:
+        shards = [
+            {
+                **asdict(shard),
+                "keys": "\n".join(key.decode() for key in self._columns[shard.name].keys),
+                "ranges": base64.b64encode(self._columns[shard.name].ranges.astype("<i8").tobytes()).decode(),
+            }
+            for shard in self.shards
+        ]
+        return (json.dumps({"version": INDEX_VERSION, "shards": shards}, indent=1) + "\n").encode()
 
 
 class ShardWriter:
@@ -306,45 +309,67 @@ class ShardWriter:
         self._tar = self._file = None
 
 
-def _shard_sizes(directory: Path) -> dict[str, int]:
-    """Bytes of each tar of a directory, by name."""
-    if not directory.is_dir():
-        raise DataError(f"{directory}: no such directory; give one that holds image shards (tars)")
-    sizes = {path.name: path.stat().st_size for path in sorted(directory.glob("*.tar"))}
+def _shard_sizes(place: Place) -> dict[str, int]:
+    """Bytes of each tar of a place, by name."""
+    sizes = place.tar_sizes()
     if not sizes:
         raise DataError(
-            f"{directory}: no image shard (*.tar) in it; 'distill shards build coco' or "
+            f"{place.directory}: no image shard (*.tar) in it; 'distill shards build coco' or "
             "'distill shards build folder' makes them from photos"
         )
     return sizes
 
 
-def _load_index(directory: Path, sizes: dict[str, int]) -> ShardIndex | None:
-    """The index as saved; None when there is none, or it is of another version or of other tars."""
+def _load_index(place: Place, content: bytes, sizes: dict[str, int]) -> ShardIndex | None:
+    """An index as saved; None when it is damaged, or of another version or of other tars."""
     try:
-        content = json.loads((directory / INDEX_NAME).read_bytes())
-        if content["version"] != INDEX_VERSION:
+        rows = json.loads(content)
+        if rows["version"] != INDEX_VERSION:
             return None
         shards, columns = [], {}
-        for row in content["shards"]:
+        for row in rows["shards"]:
             keys = np.array([key.encode() for key in row.pop("keys").split("\n")])
             ranges = np.frombuffer(base64.b64decode(row.pop("ranges")), "<i8").astype(np.int64).reshape(-1, 4)
             shards.append(ShardEntry(**row))
             columns[shards[-1].name] = _Columns(keys, ranges)
             if len(keys) != len(ranges) or _hash_keys(keys) != shards[-1].keys_hash:
                 return None
-    except (OSError, ValueError, KeyError, TypeError, binascii.Error):
-        return None  # absent or damaged: the tars themselves tell
+    except (ValueError, KeyError, TypeError, binascii.Error):
+        return None  # the tars themselves tell
     if {shard.name: shard.num_bytes for shard in shards} != sizes:
         return None
-    return ShardIndex(directory, shards, columns)
+    return ShardIndex(place, shards, columns, is_saved=True)
 
 
-def _read_headers(path: Path) -> _Columns:
+def _from_headers(place: Place, sizes: dict[str, int]) -> ShardIndex:
+    """The index that the headers of tars give."""
+    with ThreadPoolExecutor(place.num_readers) as pool:
+        found = pool.map(lambda name: _read_headers(place, name, sizes[name]), sizes)
+        columns = dict(zip(sizes, found, strict=True))
+    _check_keys(place, columns)
+    shards = [ShardEntry(name, len(found.keys), sizes[name], _hash_keys(found.keys)) for name, found in columns.items()]
+    return ShardIndex(place, shards, columns)
+
+
+def _check_keys(place: Place, columns: dict[str, _Columns]) -> None:
+    keys = [key for found in columns.values() for key in found.keys]
+    if len(set(keys)) == len(keys):
+        return
+    seen: set[bytes] = set()
+    twice = next(key for key in keys if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+    shards = [name for name, found in columns.items() if twice in found.keys]
+    raise DataError(
+        f"{place.directory}: key '{twice.decode()}' occurs twice ({', '.join(shards)}); "
+        "keys name samples: remove one of them or build the shards again"
+    )
+
+
+def _read_headers(place: Place, name: str, num_bytes: int) -> _Columns:
     """The samples of a tar, from its headers; the order of its members does not matter."""
+    path = place.path(name)
     photos: dict[str, tuple[int, int]] = {}
     annotations: dict[str, tuple[int, int]] = {}
-    for member in list_members(path):
+    for member in list_members(lambda: place.open(name, num_bytes), path):
         key, dot, suffix = member.name.rsplit("/", 1)[-1].partition(".")
         of_kind = photos if f".{suffix.lower()}" in PHOTO_SUFFIXES else annotations if suffix == "json" else None
         if of_kind is None or not key:

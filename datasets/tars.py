@@ -9,7 +9,7 @@ import os
 import tarfile
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -30,22 +30,25 @@ class TarMember(NamedTuple):
     size: int
 
 
-def list_members(path: Path) -> list[TarMember]:
+def list_members(open_tar: Callable[[], BinaryIO], origin: str) -> list[TarMember]:
     """The files of an uncompressed tar in their order, from its headers alone.
 
+    Args:
+        open_tar: opens it for reading.
+        origin: names it in errors.
     Raises:
         DataError: the file is no tar, or is cut: between members too, which tar readers take for the end.
     """
     try:
-        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with open_tar() as file, tarfile.open(fileobj=file, mode="r:") as tar:
             members = [TarMember(info.name, info.offset_data, info.size) for info in tar if info.isreg()]
             file.seek(tar.offset)
             end = file.read(TAR_BLOCK)
     except (tarfile.TarError, OSError) as error:
-        raise DataError(f"{path}: no tar, or a damaged one ({error}); fetch or build the shard again") from error
+        raise DataError(f"{origin}: no tar, or a damaged one ({error}); fetch or build the shard again") from error
     if end != bytes(TAR_BLOCK):
         raise DataError(
-            f"{path}: cut off after {len(members)} members (the end mark is missing); fetch or build it again"
+            f"{origin}: cut off after {len(members)} members (the end mark is missing); fetch or build it again"
         )
     return members
 

@@ -35,7 +35,7 @@ class StudentConfig:
 class DataConfig:
     """Image shards and how they are read."""
 
-    images: str = MISSING  # a directory of SA-1B-format tars
+    images: str = MISSING  # a directory of SA-1B-format tars, or its address (s3://, hf://, https://)
     val_images: Optional[str] = None  # held-out tars; None: no validation
     batch_size: int = 8  # images per device and step
     num_workers: int = 2
@@ -150,7 +150,7 @@ class MaskRecipe:
 
 @dataclass
 class CacheDataConfig:
-    images: str = MISSING  # a directory of SA-1B-format tars
+    images: str = MISSING  # a directory of SA-1B-format tars, or its address (s3://, hf://, https://)
     max_bad_share: float = 0.01
 
 

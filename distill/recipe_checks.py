@@ -237,7 +237,7 @@ def _data(values: Values) -> Iterable[Finding]:
     reads_shards = values.get("kind") != "evaluate"
     for key in ("data.images", "data.val_images"):
         value = values.get(key)
-        if value is None:
+        if value is None or (reads_shards and "://" in value):  # remote shards are looked for when they are opened
             continue
         if not Path(value).is_dir():
             yield key, f"no such directory: '{value}'"

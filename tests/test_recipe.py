@@ -198,6 +198,11 @@ def test_values_and_combinations(write, override, message):
     assert len(found) == 1 and message in found[0], found
 
 
+def test_remote_shards_are_looked_for_when_they_are_opened(write):
+    recipe = load_recipe(write(FEATURE), ["data.images=s3://bucket/sa1b"])
+    assert recipe.data.images == "s3://bucket/sa1b"  # type: ignore[union-attr]
+
+
 def test_the_cache_must_be_there(write):
     found = problems(write(FEATURE), "teacher.source=cache", "cache.dir=none")
     assert len(found) == 1 and "`distill cache build` makes it" in found[0]

@@ -34,8 +34,11 @@ For the feature stage, which needs no masks. Folders below DIR are read too; jpg
 INDEX_EPILOG = """\
 example:
   distill shards index /data/sa1b
+  distill shards index s3://bucket/sa1b  # an address that fsspec reads: s3://, hf://, https://, ...
 
-Training and caching read tars without index.json too, but every process then reads all headers at its start.
+Training and caching read tars without index.json too, but every process then reads all headers at its start. Of
+remote tars only the headers are fetched; where index.json cannot be written there, it is kept in the user's cache
+directory.
 """
 
 
@@ -54,7 +57,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     _add_output(folder)
     folder.set_defaults(run=build_folder)
     index = _add(actions, "index", "read the headers of tars and keep what lies where in index.json", INDEX_EPILOG)
-    index.add_argument("directory", metavar="DIR", help="a directory of uncompressed tars: KEY.jpg and KEY.json")
+    index.add_argument(
+        "directory", metavar="DIR", help="a directory or address of uncompressed tars: KEY.jpg and KEY.json"
+    )
     index.set_defaults(run=index_shards)
 
 
@@ -89,9 +94,9 @@ def index_shards(arguments: argparse.Namespace) -> int:
     from distill.datasets.shards import ShardIndex
 
     index = ShardIndex.build(arguments.directory)
-    index.save()
+    path = index.save()
     masks = "" if index.has_annotations else ", without annotations"
-    print(f"{arguments.directory}: {len(index):,} photos in {len(index.shards):,} shards{masks}")
+    print(f"{arguments.directory}: {len(index):,} photos in {len(index.shards):,} shards{masks}; index: {path}")
     return 0
 
 
