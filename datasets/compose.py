@@ -13,6 +13,8 @@ from PIL import Image, ImageDraw, ImageFilter
 
 MIN_VISIBLE_SHARE = 0.3  # an instance that is hidden by more than this is no longer a target
 MIN_AREA = 48  # pixels; smaller targets are dropped
+PLACES_TRIED = 10  # of a cut-out that does not stand out
+RING_WIDTH = 4  # pixels around an object that count as its surroundings
 SUPERSAMPLING = 2  # outlines are drawn larger and reduced, for smooth edges
 
 
@@ -117,8 +119,31 @@ def vary_light(rng: np.random.Generator, pixels: np.ndarray) -> np.ndarray:
     return np.clip(shifted, 0, 255).astype(np.uint8)
 
 
-def paste(rng: np.random.Generator, scene: Scene, cutout: Cutout) -> Scene:
-    """Paste a cut-out at a random place, its centre inside the photo; masks below it lose what it covers."""
+def paste(rng: np.random.Generator, scene: Scene, cutout: Cutout, *, min_contrast: float = 0.0) -> Scene:
+    """Paste a cut-out at a random place, its centre inside the photo; masks below it lose what it covers.
+
+    Places where it differs from what surrounds it by less than `min_contrast` (see `contrast`) are drawn again.
+    """
+    for _ in range(PLACES_TRIED):
+        pasted = _paste_once(rng, scene, cutout)
+        if not min_contrast or contrast(pasted.pixels, pasted.masks[-1]) >= min_contrast:
+            break
+    return pasted
+
+
+def contrast(pixels: np.ndarray, mask: np.ndarray) -> float:
+    """How much an object stands out: the distance of its mean RGB (of 255) from the mean of a ring around it.
+
+    Zero for a mask without a pixel, or without surroundings.
+    """
+    wide = Image.fromarray(mask.astype(np.uint8) * 255).filter(ImageFilter.MaxFilter(2 * RING_WIDTH + 1))
+    ring = (np.asarray(wide) > 0) & ~mask
+    if not mask.any() or not ring.any():
+        return 0.0
+    return float(np.linalg.norm(pixels[mask].mean(0) - pixels[ring].mean(0)))
+
+
+def _paste_once(rng: np.random.Generator, scene: Scene, cutout: Cutout) -> Scene:
     height, width = scene.pixels.shape[:2]
     h, w = cutout.mask.shape
     top, left = int(rng.integers(0, height)) - h // 2, int(rng.integers(0, width)) - w // 2
@@ -140,12 +165,14 @@ def drop_hidden(scene: Scene, full_areas: np.ndarray) -> Scene:
     return Scene(scene.pixels, scene.masks[keep])
 
 
-def compose(rng: np.random.Generator, background: Scene, cutouts: list[Cutout]) -> Scene:
-    """Paste the cut-outs onto a background in their order and leave out what they hid."""
+def compose(
+    rng: np.random.Generator, background: Scene, cutouts: list[Cutout], *, min_contrast: float = 0.0
+) -> Scene:
+    """Paste the cut-outs onto a background in their order, each where it stands out, and leave out what they hid."""
     scene = background
     full_areas = list(background.masks.sum((1, 2)))
     for cutout in cutouts:
-        scene = paste(rng, scene, cutout)
+        scene = paste(rng, scene, cutout, min_contrast=min_contrast)
         full_areas.append(scene.masks[-1].sum())
     return drop_hidden(scene, np.asarray(full_areas))
 

@@ -20,6 +20,7 @@ from distill.datasets.rle import encode_mask, rle_area, rle_box_xyxy
 LONG_SIDE = 320  # pixels
 SHAPES_PER_PHOTO = (3, 6)  # from, below
 SHAPE_SIZE = (80, 180)  # pixels, longest side
+MIN_CONTRAST = 40.0  # RGB levels; a shape that nobody can see teaches nothing in minutes
 MIN_CROP_SHARE = 0.5
 JPEG_QUALITY = 92
 CATEGORY = {"id": 1, "name": "cut-out"}
@@ -35,7 +36,7 @@ def compose_scene(rng: np.random.Generator, photographs: list[np.ndarray]) -> Sc
             size = int(rng.integers(*SHAPE_SIZE))
             cutout = cut_shape(rng, photographs[rng.integers(len(photographs))], size)
             cutouts.append(vary_cutout(rng, cutout, size))
-        scene = compose(rng, background, cutouts)
+        scene = compose(rng, background, cutouts, min_contrast=MIN_CONTRAST)
         if len(scene.masks):
             return scene
 

@@ -37,6 +37,7 @@ from distill.datasets.compose import (
     without_instances,
 )
 from distill.datasets.photographs import TRAIN_PHOTOGRAPHS, load_photographs
+from distill.datasets.quickstart import MIN_CONTRAST
 from distill.datasets.rle import decode_mask
 from distill.geometry import boxes_to_prompt_frame, letterbox, mask_to_low_res, valid_mask
 from distill.sam import ModelSpec, PromptableModel, build_from_spec
@@ -131,7 +132,8 @@ class ComposedScenes(Dataset[Scene]):
             num_instances = int(rng.integers(1, 5)) if rng.random() < PASTED_SHARE else 0
         scene = random_crop(rng, background, long_side=self.size, min_share=0.45)
         cutouts = [self._cutout(rng, shape=i < num_shapes) for i in range(num_shapes + num_instances)]
-        return compose(rng, scene, [cutouts[i] for i in rng.permutation(len(cutouts))])
+        order = rng.permutation(len(cutouts))
+        return compose(rng, scene, [cutouts[i] for i in order], min_contrast=MIN_CONTRAST if rng.random() < 0.7 else 0)
 
     def _any_photo(self, rng: np.random.Generator) -> np.ndarray:
         if rng.random() < 0.5:
@@ -139,7 +141,7 @@ class ComposedScenes(Dataset[Scene]):
         return self.labelled[rng.integers(len(self.labelled))].pixels
 
     def _cutout(self, rng: np.random.Generator, *, shape: bool) -> Cutout:
-        size = int(self.size * np.exp(rng.uniform(np.log(0.08), np.log(0.7))))
+        size = int(self.size * (rng.uniform(0.2, 0.6) if shape else np.exp(rng.uniform(np.log(0.08), np.log(0.7)))))
         if shape:
             return vary_cutout(rng, cut_shape(rng, self._any_photo(rng), max(size, 16)), max(size, 16))
         return vary_cutout(rng, self.instances[rng.integers(len(self.instances))], max(size, 12))

@@ -10,17 +10,27 @@ NORM_EPS = 1e-6  # SAM's neck: segment_anything/modeling/common.py
 
 
 class PyramidNeck(nn.Module):
-    """A light feature pyramid: 1x1 projections, bilinear to the grid, sum, two residual 3x3 blocks, LayerNorm2d.
+    """A light feature pyramid: every level is brought to the grid, summed, two residual 3x3 blocks, LayerNorm2d.
 
-    The last norm is affine, as SAM's own neck ends, so that a student can match the teacher's scale.
+    A coarser level goes through a 1x1 convolution and is interpolated. A finer level is folded by a convolution whose
+    kernel is its stride, so that the embedding keeps detail inside a cell, from which the decoder draws edges. The last
+    norm is affine, as SAM's own neck ends, so that a student can match the teacher's scale.
+
+    Args:
+        in_channels: of each level. cells_per_level: fine cells of each level in one cell of the grid, along a side:
+        2 for a level of half the grid's stride; 1 for the grid's own and for coarser ones.
     """
 
-    def __init__(self, in_channels: list[int], embedding_dim: int, embedding_size: int) -> None:
+    def __init__(
+        self, in_channels: list[int], cells_per_level: list[int], embedding_dim: int, embedding_size: int
+    ) -> None:
         super().__init__()
         self.embedding_size = embedding_size
         self.lateral = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(channels, embedding_dim, 1, bias=False), nn.BatchNorm2d(embedding_dim))
-            for channels in in_channels
+            nn.Sequential(
+                nn.Conv2d(channels, embedding_dim, cells, stride=cells, bias=False), nn.BatchNorm2d(embedding_dim)
+            )
+            for channels, cells in zip(in_channels, cells_per_level, strict=True)
         )
         self.blocks = nn.ModuleList(
             nn.Sequential(

@@ -12,12 +12,13 @@ from distill.students import TIMM_PREFIX
 from distill.students.neck import PyramidNeck
 
 MAX_REDUCTION = 32  # the coarsest level that the neck takes
+MAX_CELLS = 4  # the finest: this many of its cells along a side of one cell of the grid
 
 
 class TimmEncoder(nn.Module):
     """A timm backbone and a neck: (B, 3, S, S) -> (B, C, E, E).
 
-    The levels from about the grid's stride to stride 32 are fused at the grid.
+    The levels from a quarter of the grid's stride to stride 32 are fused at the grid.
     """
 
     def __init__(
@@ -30,14 +31,19 @@ class TimmEncoder(nn.Module):
         self.backbone: nn.Module = timm.create_model(backbone_name, features_only=True, pretrained=pretrained)
         info: Any = self.backbone.feature_info
         stride = image_size / embedding_size
-        levels = [i for i, reduction in enumerate(info.reduction()) if stride / 2 <= reduction <= MAX_REDUCTION]
+        levels = [i for i, reduction in enumerate(info.reduction()) if stride / MAX_CELLS <= reduction <= MAX_REDUCTION]
         if not levels:
             raise DistillError(
                 f"timm/{backbone_name}: strides {info.reduction()} cannot reach a {embedding_size} x {embedding_size} "
                 f"grid from {image_size} pixels; choose student.image_size near {16 * embedding_size}"
             )
         self.levels = levels
-        self.neck = PyramidNeck([info.channels()[i] for i in levels], embedding_dim, embedding_size)
+        self.neck = PyramidNeck(
+            [info.channels()[i] for i in levels],
+            [max(1, int(stride / info.reduction()[i])) for i in levels],
+            embedding_dim,
+            embedding_size,
+        )
 
     def forward(self, pixels: Tensor) -> Tensor:
         features = self.backbone(pixels)
