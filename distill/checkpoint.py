@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from distill.errors import CheckpointError, DistillError
 from distill.sam import ModelSpec, PromptableModel, build_from_spec, build_model
+from distill.students import STUDENTS
 
 STUDENT_FILE = "student.safetensors"  # in a run directory
 QUICKSTART = "quickstart"
@@ -82,6 +83,11 @@ def load_model(path_or_name: str | Path, *, name: str | None = None) -> Promptab
             f"{path}: a released checkpoint does not say which model it is: give its name, as 'efficientvit_sam_l0'"
         )
     model = build_model(name)
+    if STUDENTS[name].own_decoder:
+        raise CheckpointError(
+            f"{path}: the released files of {name} hold a decoder that is not SAM's, which is not supported; "
+            f"only the encoder is, to be trained with SAM's decoder: student.name={name}"
+        )
     load_state_dict_strict(model, read_state_dict(path), source=f"{path} as {name}")
     return model
 

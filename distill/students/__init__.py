@@ -142,7 +142,9 @@ def check_student_name(name: str) -> Student:
     others = plugins()
     if name not in others:
         hint = did_you_mean(name, [*STUDENTS, *others])
-        raise DistillError(f"unknown student '{name}'. {hint} Or timm/NAME, for a timm backbone")
+        raise DistillError(
+            f"unknown student '{name}'. {hint} Or timm/NAME, for a timm backbone; or install the package that has it"
+        )
     return _load_plugin(others[name])
 
 

@@ -61,6 +61,7 @@ def to_grid(x: Tensor, embedding_size: int) -> Tensor:
 
 def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[object]:
     """Float32 for what half precision overflows in: the last norms, linear attention."""
-    if torch.is_autocast_enabled(x.device.type):
-        return torch.autocast(x.device.type, enabled=False)
+    kind = x.device.type
+    if kind != "meta" and torch.is_autocast_enabled(kind):  # meta tensors (counting without computing) have none
+        return torch.autocast(kind, enabled=False)
     return contextlib.nullcontext()  # no autocast region in exported graphs
