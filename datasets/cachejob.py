@@ -1,19 +1,25 @@
 """The caching job: which process writes which shard, what is kept from an earlier run, and when to stop.
 
-Processes need no word from each other: shard i belongs to rank i mod world size, what is finished is read from the
-disk, and whoever finds all shards there writes the totals. So a job may be killed and go on with another world size.
+Processes need no word from each other. A shard is claimed by a file beside it (distill.datasets.claims), what is
+finished is read from the disk, and each process begins with the shards of its rank and goes on with whatever is left:
+a slow or killed one holds up nobody. So nodes may come and go, two jobs may share a directory, and a job may be killed
+and go on with another world size.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
+import os
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 from distill.config import CacheConfig
 from distill.datasets.cachefiles import (
     MANIFEST,
+    Fidelity,
     ImageShard,
     Manifest,
     Sidecar,
@@ -22,10 +28,11 @@ from distill.datasets.cachefiles import (
     finished_sidecar,
     sidecar_path,
 )
+from distill.datasets.claims import POLL_SECONDS, STALE_SECONDS, Claim, Claims, claimed_name
 from distill.datasets.codecs import check_codec
 from distill.datasets.embeddings import EmbeddingShardWriter
 from distill.datasets.fidelity import measure_fidelity
-from distill.datasets.sealed import disk_errors
+from distill.datasets.sealed import TEMPORARY_SUFFIX, disk_errors
 from distill.datasets.shards import ShardIndex
 from distill.datasets.teacherpool import TeacherPool
 from distill.errors import CacheError, DataError
@@ -35,17 +42,33 @@ NUM_NAMED = 5  # keys that an error names
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class FinishedShard:
+    """What the job keeps in mind of a shard that is there; `bad` as in Sidecar."""
+
+    samples: int
+    bytes: int
+    bad: tuple[str, ...]
+
+
 class CacheJob:
-    """One embedding cache in the making: `prepare` once, `run` in every process, `finish`.
+    """One embedding cache in the making: `prepare`, `run` and `finish`, in that order, in every process.
 
     Args:
         teacher: on the device that it shall run on.
         config: `dir` is the directory of the cache.
         max_bad_share: the share of photos that may fail to decode; they are left out and named.
+        stale_seconds: a worker that gave no sign of life for so long is taken for dead, and its shard is done anew.
     """
 
     def __init__(
-        self, teacher: Teacher, index: ShardIndex, config: CacheConfig, *, max_bad_share: float = 0.01
+        self,
+        teacher: Teacher,
+        index: ShardIndex,
+        config: CacheConfig,
+        *,
+        max_bad_share: float = 0.01,
+        stale_seconds: float = STALE_SECONDS,
     ) -> None:
         if config.dir is None:
             raise CacheError("cache.dir: missing; give the directory to write: cache.dir=DIR")
@@ -57,70 +80,100 @@ class CacheJob:
         self.max_bad_share = max_bad_share
         self.fingerprint = fingerprint_of(teacher, index, config)
         self.shards = tuple(ImageShard(shard.name, shard.num_samples, shard.keys_hash) for shard in index.shards)
+        self.claims = Claims(self.directory, stale_seconds=stale_seconds)
+        self._finished: dict[str, FinishedShard] = {}
 
     def prepare(self) -> Manifest:
-        """Measure the codec and write the manifest; or read it, when an earlier run did.
+        """Measure the codec and write the manifest; or read it, when an earlier run or another process did.
 
         Raises:
             CacheError: the directory holds the cache of another recipe, or tars that are no embedding shards.
         """
         if not (self.directory / MANIFEST).exists():
-            self._check_directory()
-            with TeacherPool(self.teacher, self.index, self.config) as pool:
-                fidelity = measure_fidelity(pool, self.config.codec)
-            Manifest(self.fingerprint, fidelity, self.shards).write(self.directory)
+            with disk_errors(self.directory):
+                self.directory.mkdir(parents=True, exist_ok=True)
+            with self.claims.hold(MANIFEST):
+                if not (self.directory / MANIFEST).exists():
+                    self._refuse_foreign_tars()
+                    Manifest(self.fingerprint, self._measure_fidelity(), self.shards).write(self.directory)
         manifest = Manifest.read(self.directory)
         manifest.check(self.fingerprint, self.directory)
         return manifest
 
-    def finished(self) -> dict[str, Sidecar]:
+    def finished(self) -> dict[str, FinishedShard]:
         """The shards that are there, by name."""
-        found = {shard.name: self._sidecar(shard) for shard in self.shards}
-        return {name: sidecar for name, sidecar in found.items() if sidecar is not None}
+        return {shard.name: self._finished[shard.name] for shard in self.shards if self._is_finished(shard)}
 
-    def own_shards(self, rank: int, world_size: int) -> tuple[ImageShard, ...]:
-        """The shards of one rank, finished or not."""
-        return self.shards[rank::world_size]
+    def num_done(self) -> int:
+        """Photos that are done by all processes of this directory, the claims of shards under way included."""
+        try:
+            present = set(os.listdir(self.directory))
+        except FileNotFoundError:
+            return 0
+        claimed = {claimed_name(file) for file in present}
+        done = 0
+        for shard in self.shards:
+            if shard.name in present and sidecar_path(self.directory, shard.name).name in present:
+                done += shard.num_samples
+            elif shard.name in claimed:
+                done += self.claims.num_done(shard.name)
+        return done
 
-    def run(self, *, rank: int = 0, world_size: int = 1, advance: Callable[[int], None] = lambda count: None) -> None:
-        """Write this rank's shards that are not there yet.
+    def run(self, *, rank: int = 0, world_size: int = 1, only: Collection[str] | None = None) -> None:
+        """Write shards that are not there yet, this rank's first, until all are there: whoever writes them.
 
         Args:
-            advance: called with a number of samples as they are done.
+            only: names of shards; without it, all.
         Raises:
             DataError: too many photos cannot be decoded, or an image shard is damaged.
             CacheError: the disk is full or read-only, or an embedding is not finite. Finished shards are kept.
         """
-        finished = self.finished()
-        bad = [key for sidecar in finished.values() for key in sidecar.bad]
-        self._check_bad(bad)
+        self.finished()
+        self._check_bad(self._known_bad())
+        own, others = self.shards[rank::world_size], [s for i, s in enumerate(self.shards) if i % world_size != rank]
+        left = [shard for shard in (*own, *reversed(others)) if only is None or shard.name in only]
         with TeacherPool(self.teacher, self.index, self.config) as pool:
-            for shard in self.own_shards(rank, world_size):
-                if shard.name in finished:
-                    advance(shard.num_samples)
-                else:
-                    self._write_shard(pool, shard, bad, advance)
+            while left := [shard for shard in left if not self._do(pool, shard)]:
+                time.sleep(POLL_SECONDS)  # others write these; one who dies leaves a claim that is taken over
 
     def finish(self) -> Manifest:
-        """Write the totals into the manifest if every shard is there; the manifest as it is then."""
+        """Write the totals into the manifest and sweep up, if every shard is there; the manifest as it is then."""
         manifest = Manifest.read(self.directory)
         finished = self.finished()
         if len(finished) < len(self.shards):
             return manifest
-        self._check_bad([key for sidecar in finished.values() for key in sidecar.bad])
+        self._check_bad(self._known_bad())
         totals = Totals(
-            samples=sum(sidecar.samples for sidecar in finished.values()),
-            bad=sum(len(sidecar.bad) for sidecar in finished.values()),
-            bytes=sum(sidecar.bytes for sidecar in finished.values()),
+            samples=sum(shard.samples for shard in finished.values()),
+            bad=sum(len(shard.bad) for shard in finished.values()),
+            bytes=sum(shard.bytes for shard in finished.values()),
         )
-        if manifest.totals != totals:
-            manifest = dataclasses.replace(manifest, totals=totals)
-            manifest.write(self.directory)
+        if manifest.totals == totals and not self._leftovers():
+            return manifest
+        manifest = dataclasses.replace(manifest, totals=totals)
+        with self.claims.hold(MANIFEST) as claim:
+            if Manifest.read(self.directory) != manifest:
+                manifest.write(self.directory)
+            with disk_errors(self.directory):
+                for path in self._leftovers():
+                    if path != claim.path:
+                        path.unlink(missing_ok=True)
         return manifest
 
-    def _write_shard(
-        self, pool: TeacherPool, shard: ImageShard, bad: list[str], advance: Callable[[int], None]
-    ) -> None:
+    def _do(self, pool: TeacherPool, shard: ImageShard) -> bool:
+        """Write a shard if nobody did; False while another worker holds it."""
+        if self._is_finished(shard):
+            return True
+        claim = self.claims.take(shard.name)
+        if claim is None:
+            return False
+        with claim:
+            return self._is_finished(shard) or self._write_shard(pool, shard, claim)
+
+    def _write_shard(self, pool: TeacherPool, shard: ImageShard, claim: Claim) -> bool:
+        """Write a claimed shard; False when the claim was lost meanwhile."""
+        self.finished()  # of other processes too, for what they left out
+        bad = self._known_bad()
         with EmbeddingShardWriter(self.directory, shard, self.fingerprint.digest) as writer:
             for sample in pool.encode(self.index.members(shard.name)):
                 if sample.blob is None:
@@ -130,8 +183,36 @@ class CacheJob:
                     self._check_bad(bad)
                 else:
                     writer.add(sample.key, sample.blob)
-                advance(1)
-            writer.commit()
+                claim.num_done += 1
+            if not claim.is_held():
+                log.warning("%s: another worker took this one for dead and writes it", self.directory / shard.name)
+                return False
+            self._keep(shard, writer.commit())
+        return True
+
+    def _measure_fidelity(self) -> Fidelity:
+        with TeacherPool(self.teacher, self.index, self.config) as pool:
+            return measure_fidelity(pool, [self.config.codec])[self.config.codec]
+
+    def _is_finished(self, shard: ImageShard) -> bool:
+        if shard.name not in self._finished:
+            sidecar = finished_sidecar(self.directory, shard, self.fingerprint.digest)
+            if sidecar is not None:
+                self._keep(shard, sidecar)
+        return shard.name in self._finished
+
+    def _keep(self, shard: ImageShard, sidecar: Sidecar) -> None:
+        self._finished[shard.name] = FinishedShard(sidecar.samples, sidecar.bytes, sidecar.bad)
+
+    def _known_bad(self) -> list[str]:
+        return [key for shard in self._finished.values() for key in shard.bad]
+
+    def _leftovers(self) -> list[Path]:
+        """Claims and temporary files of this cache: rubbish once every shard is there."""
+        stems = {MANIFEST, *(shard.name for shard in self.shards)}
+        stems |= {sidecar_path(self.directory, shard.name).name for shard in self.shards}
+        with disk_errors(self.directory):
+            return [path for path in sorted(self.directory.iterdir()) if _made_for(path.name) in stems]
 
     def _check_bad(self, bad: list[str]) -> None:
         num_samples = len(self.index)
@@ -143,17 +224,12 @@ class CacheJob:
             f"data.max_bad_share={self.max_bad_share:g} allows; replace them, or raise data.max_bad_share"
         )
 
-    def _sidecar(self, shard: ImageShard) -> Sidecar | None:
-        return finished_sidecar(self.directory, shard, self.fingerprint.digest)
-
-    def _check_directory(self) -> None:
-        """Make the directory, or refuse one whose tars are not ours: an image directory given by mistake, say."""
-        with disk_errors(self.directory):
-            self.directory.mkdir(parents=True, exist_ok=True)
-        foreign = [path.name for path in sorted(self.directory.glob("*.tar")) if not _has_sidecar(path)]
-        if foreign:
+    def _refuse_foreign_tars(self) -> None:
+        """Refuse a directory whose tars are not ours: an image directory given by mistake, say."""
+        tars = sorted(self.directory.glob("*.tar"))
+        if tars and not any(map(_has_sidecar, tars)):
             raise CacheError(
-                f"{self.directory}: holds tars that are no embedding shards ({foreign[0]}) and no {MANIFEST}; "
+                f"{self.directory}: holds tars that are no embedding shards ({tars[0].name}) and no {MANIFEST}; "
                 "give a new directory: cache.dir=DIR"
             )
 
@@ -166,6 +242,12 @@ def _has_sidecar(tar: Path) -> bool:
     return True
 
 
+def _made_for(file: str) -> str | None:
+    """The file for which a claim or a temporary file of this name was made; None when it is neither."""
+    stem, _, unique = file.removesuffix(TEMPORARY_SUFFIX).rpartition(".")
+    return stem if file.endswith(TEMPORARY_SUFFIX) and unique else claimed_name(file)
+
+
 def build_cache(
     teacher: Teacher,
     index: ShardIndex,
@@ -174,10 +256,9 @@ def build_cache(
     max_bad_share: float = 0.01,
     rank: int = 0,
     world_size: int = 1,
-    advance: Callable[[int], None] = lambda count: None,
 ) -> Manifest:
-    """The whole job of one process, as CacheJob; the manifest, with its totals once all ranks are done."""
+    """The whole job of one process, as CacheJob; the manifest with its totals."""
     job = CacheJob(teacher, index, config, max_bad_share=max_bad_share)
     job.prepare()
-    job.run(rank=rank, world_size=world_size, advance=advance)
+    job.run(rank=rank, world_size=world_size)
     return job.finish()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,17 +30,24 @@ NUM_DIGITS = 6
 
 
 @dataclass(frozen=True)
-class _PhotoFidelity:
+class _CodecOnPhoto:
+    """What one codec costs on one photo."""
+
     relative_l2: float
     cosine: float
     ious: Tensor  # (P,)
-    ious_float32: Tensor  # (P,)
-    prompts: str
     bytes: int
 
 
-def measure_fidelity(pool: TeacherPool, codec: str) -> Fidelity:
-    """Encode and decode the embeddings of a few photos, spread over the job, and compare.
+@dataclass(frozen=True)
+class _MeasuredPhoto:
+    prompts: str
+    ious_float32: Tensor  # (P,)
+    codecs: dict[str, _CodecOnPhoto]
+
+
+def measure_fidelity(pool: TeacherPool, codecs: Sequence[str]) -> dict[str, Fidelity]:
+    """Encode and decode the embeddings of a few photos, spread over the job, by each codec, and compare.
 
     Raises DataError when none of them can be decoded.
     """
@@ -47,19 +55,24 @@ def measure_fidelity(pool: TeacherPool, codec: str) -> Fidelity:
     num_photos = min(NUM_PHOTOS, num_samples)
     starts = [num_samples * i // num_photos for i in range(num_photos)]
     members = [[pool.index.member(at) for at in range(start, min(start + NUM_TRIES, num_samples))] for start in starts]
-    measured = [item for item in pool.map(lambda tries: _measure_first(pool, tries, codec), members) if item]
-    if not measured:
+    photos = [item for item in pool.map(lambda tries: _measure_first(pool, tries, codecs), members) if item]
+    if not photos:
         tried = ", ".join(tries[0].key for tries in members)
         raise DataError(f"{pool.index.directory}: none of the photos tried can be decoded ({tried}, ...); restore them")
-    ious, ious_float32 = (torch.cat([getattr(item, name) for item in measured]) for name in ("ious", "ious_float32"))
+    return {codec: _mean_over(photos, codec) for codec in codecs}
+
+
+def _mean_over(photos: list[_MeasuredPhoto], codec: str) -> Fidelity:
+    measured = [photo.codecs[codec] for photo in photos]
+    ious = torch.cat([item.ious for item in measured])
     return Fidelity(
-        num_images=len(measured),
+        num_images=len(photos),
         num_prompts=len(ious),
-        prompts=" and ".join(sorted({item.prompts for item in measured})),
+        prompts=" and ".join(sorted({photo.prompts for photo in photos})),
         relative_l2=_mean([item.relative_l2 for item in measured]),
         cosine=_mean([item.cosine for item in measured]),
         mask_iou=_mean(ious.tolist()),
-        mask_iou_float32=_mean(ious_float32.tolist()),
+        mask_iou_float32=_mean(torch.cat([photo.ious_float32 for photo in photos]).tolist()),
         bytes_per_image=_mean([item.bytes for item in measured]),
     )
 
@@ -68,35 +81,38 @@ def _mean(values: list[float]) -> float:
     return float(f"{math.fsum(values) / len(values):.{NUM_DIGITS}g}")
 
 
-def _measure_first(pool: TeacherPool, members: list[Member], codec: str) -> _PhotoFidelity | None:
-    """Measure the first of some photos that can be decoded."""
+def _measure_first(pool: TeacherPool, members: list[Member], codecs: Sequence[str]) -> _MeasuredPhoto | None:
+    """Measure on the first of some photos that can be decoded."""
     for member in members:
         photo = pool.load(member)
         if photo.pixels is not None:
-            return _measure(pool, member, photo, codec)
+            return _measure(pool, member, photo, codecs)
     return None
 
 
-def _measure(pool: TeacherPool, member: Member, photo: Photo, codec: str) -> _PhotoFidelity:
+def _measure(pool: TeacherPool, member: Member, photo: Photo, codecs: Sequence[str]) -> _MeasuredPhoto:
     teacher = pool.teacher
     assert photo.pixels is not None and photo.original_hw is not None
+    hw = photo.original_hw
     embedding = pool.embed([photo.pixels])[0].cpu()  # (C, E, E)
-    blob = encode_embedding(embedding, photo.original_hw, codec, key=member.key)
-    decoded = decode_embedding(blob, fill_padding=True)
-    rows, cols = valid_grid_hw(photo.original_hw, teacher.embedding_size)
-    exact, stored = embedding[:, :rows, :cols], decoded[:, :rows, :cols]
-    float32 = decoded.clone()
+    blobs = {codec: encode_embedding(embedding, hw, codec, key=member.key) for codec in codecs}
+    decoded = {codec: decode_embedding(blob, fill_padding=True) for codec, blob in blobs.items()}
+    rows, cols = valid_grid_hw(hw, teacher.embedding_size)
+    exact = embedding[:, :rows, :cols]
+    float32 = next(iter(decoded.values())).clone()
     float32[:, :rows, :cols] = exact
-    prompts, kind = _prompts(pool, member, photo.original_hw)
-    masks = [_masks(teacher, item, prompts, photo.original_hw) for item in (embedding, float32, decoded)]
-    return _PhotoFidelity(
-        relative_l2=float((stored - exact).norm() / exact.norm().clamp_min(torch.finfo(torch.float32).tiny)),
-        cosine=float(F.cosine_similarity(stored, exact, dim=0).mean()),
-        ious=_iou(masks[2], masks[0]),
-        ious_float32=_iou(masks[1], masks[0]),
-        prompts=kind,
-        bytes=TAR_BLOCK + len(blob) + -len(blob) % TAR_BLOCK,
-    )
+    prompts, kind = _prompts(pool, member, hw)
+    reference = _masks(teacher, embedding, prompts, hw)
+    on_codecs = {}
+    for codec, item in decoded.items():
+        stored = item[:, :rows, :cols]
+        on_codecs[codec] = _CodecOnPhoto(
+            relative_l2=float((stored - exact).norm() / exact.norm().clamp_min(torch.finfo(torch.float32).tiny)),
+            cosine=float(F.cosine_similarity(stored, exact, dim=0).mean()),
+            ious=_iou(_masks(teacher, item, prompts, hw), reference),
+            bytes=TAR_BLOCK + len(blobs[codec]) + -len(blobs[codec]) % TAR_BLOCK,
+        )
+    return _MeasuredPhoto(kind, _iou(_masks(teacher, float32, prompts, hw), reference), on_codecs)
 
 
 def _prompts(pool: TeacherPool, member: Member, original_hw: HW) -> tuple[Prompts, str]:

@@ -20,6 +20,10 @@ FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
+class DamagedFileError(CacheError):
+    """A sealed file that is not as it was written."""
+
+
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Turn an OSError while writing `path` into a CacheError that says what to do."""
@@ -59,7 +63,7 @@ def write_sealed(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """Read a sealed JSON; a file that differs from what was written in a single bit raises CacheError.
+    """Read a sealed JSON; a file that differs from what was written in a single bit raises DamagedFileError.
 
     Raises FileNotFoundError when there is none: only the caller knows what that means.
     """
@@ -71,7 +75,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         damaged = True
     if damaged:
-        raise CacheError(
+        raise DamagedFileError(
             f"{path}: damaged, it is not as it was written; delete it and run the same 'distill cache build' again: "
             "shards that are whole are kept"
         )

@@ -68,8 +68,8 @@ class TeacherPool:
         self.device = next(teacher.model.parameters()).device
         on_cpu = self.device.type == "cpu"
         self._threads_before = torch.get_num_threads()
-        self._num_workers = min(self._threads_before, config.batch_size) if on_cpu else NUM_DECODING_THREADS
-        self._chunk_size = 1 if on_cpu else config.batch_size
+        self.num_workers = min(self._threads_before, config.batch_size) if on_cpu else NUM_DECODING_THREADS
+        self.chunk_size = 1 if on_cpu else config.batch_size
         self._forward_lock = contextlib.nullcontext() if on_cpu else threading.Lock()
         if self.device.type == "cuda":
             teacher.model.image_encoder.to(memory_format=torch.channels_last)
@@ -77,7 +77,7 @@ class TeacherPool:
     def __enter__(self) -> TeacherPool:
         torch.set_num_threads(1)
         self._executor = ThreadPoolExecutor(
-            self._num_workers, thread_name_prefix="teacher", initializer=torch.set_num_threads, initargs=(1,)
+            self.num_workers, thread_name_prefix="teacher", initializer=torch.set_num_threads, initargs=(1,)
         )
         return self
 
@@ -93,7 +93,7 @@ class TeacherPool:
         try:
             for item in items:
                 pending.append(self._executor.submit(function, item))
-                if len(pending) > CHUNKS_AHEAD * self._num_workers:
+                if len(pending) > CHUNKS_AHEAD * self.num_workers:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
@@ -103,7 +103,7 @@ class TeacherPool:
 
     def encode(self, members: list[Member]) -> Iterator[EncodedSample]:
         """The samples of one shard as stored entries, in their order. Raises DataError when the shard is damaged."""
-        chunks = (members[at : at + self._chunk_size] for at in range(0, len(members), self._chunk_size))
+        chunks = (members[at : at + self.chunk_size] for at in range(0, len(members), self.chunk_size))
         for samples in self.map(self._encode_chunk, chunks):
             yield from samples
 

@@ -1,28 +1,34 @@
-"""`distill cache`: make, look at and verify a cache of teacher embeddings."""
+"""`distill cache`: plan, make, look at, verify and repair a cache of teacher embeddings."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from distill.config import CacheRecipe
 from distill.errors import CacheError, DistillError
+from distill.tools import cache_plan
+from distill.tools.cache_launch import end_with_parent, is_helper, job_progress, job_rank, launch_fabric, one_device
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
     from distill.datasets.cachefiles import Fidelity, Fingerprint, Manifest
     from distill.datasets.cachejob import CacheJob
+    from distill.datasets.spotcheck import SpotCheck
 
 EPILOG = """\
 examples:
+  distill cache plan quickstart/cache data.images=shards/train cache.dir=cache
   distill cache build quickstart/cache data.images=shards/train cache.dir=cache
   distill cache stats cache
   distill cache verify cache
+  distill cache repair quickstart/cache data.images=shards/train cache.dir=cache
 
-`distill cache build --help` has more.
+`distill cache ACTION --help` has more.
 """
 BUILD_EPILOG = """\
 examples:
@@ -30,66 +36,154 @@ examples:
   distill cache build my_cache.yaml data.images=sa1b cache.dir=cache cache.codec=int8 --devices 8
   torchrun --nproc-per-node 8 --nnodes 2 ... $(which distill) cache build my_cache.yaml
   srun distill cache build my_cache.yaml
+  sbatch --array=0-63 --wrap "distill cache build my_cache.yaml"
 
-Run the same command again after a kill: finished shards are kept, on any number of processes.
+Run the same command again after a kill: finished shards are kept, on any number of processes. Several such jobs may
+work on one directory at a time: each shard is claimed by a file beside it, and a dead worker's shard is done anew.
+The command ends when every shard is there.
 """
-WAIT_DAYS = 30  # at the end, ranks wait for the slowest one
+VERIFY_EPILOG = """\
+examples:
+  distill cache verify cache
+  distill cache verify cache --spot 16 --recipe my_cache.yaml data.images=sa1b
+
+Codec, precision and directory of a spot check are the cache's own, whatever the recipe says.
+"""
+REPAIR_EPILOG = """\
+example:
+  distill cache repair my_cache.yaml data.images=sa1b cache.dir=cache
+
+The recipe is the one that the cache was built by. Files that are not ours are named and left, or they go by
+--remove-foreign.
+"""
 MIB = 1 << 20
+MIN_STALE_SECONDS = 2.0  # shorter pauses happen to the living
+log = logging.getLogger(__name__)
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = subparsers.add_parser(
-        "cache",
-        help="cache the teacher's embeddings, and verify them",
-        description="Make, look at and verify a cache of teacher embeddings.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = _add(subparsers, "cache", "cache the teacher's embeddings, and verify them", EPILOG)
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
-    make = actions.add_parser(
-        "build",
-        help="run the teacher over image shards and keep its embeddings",
-        description="Run the teacher over image shards and keep its embeddings.",
-        epilog=BUILD_EPILOG,
+    summary = "what a job will take in bytes and hours, measured here, and whether it pays"
+    planning = _add(actions, "plan", summary, cache_plan.EPILOG)
+    _add_recipe(planning)
+    planning.add_argument("--devices", type=_count, default=1, metavar="N", help="of the job, each like this machine's")
+    planning.add_argument("--json", action="store_true", help="print JSON")
+    planning.set_defaults(run=cache_plan.plan)
+
+    making = _add(actions, "build", "run the teacher over image shards and keep its embeddings", BUILD_EPILOG)
+    _add_recipe(making)
+    help_text = "processes on this machine; default: one a GPU, else 1"
+    making.add_argument("--devices", type=_count, metavar="N", help=help_text)
+    help_text = "take a worker on another machine for dead after so long without a sign of life; default: 120"
+    making.add_argument("--stale-seconds", type=_seconds, metavar="S", help=help_text)
+    making.set_defaults(run=build)
+
+    looking = _add(
+        actions, "stats", "what a cache holds and what its codec costs", "example:\n  distill cache stats cache"
+    )
+    looking.add_argument("directory", metavar="DIR", help="the directory of a cache")
+    looking.set_defaults(run=stats)
+
+    verifying = _add(actions, "verify", "compare every byte with what was written", VERIFY_EPILOG)
+    verifying.add_argument("directory", metavar="DIR", help="the directory of a cache")
+    verifying.add_argument("overrides", metavar="key=value", nargs="*", help="options that win over --recipe's")
+    verifying.add_argument("--spot", type=_count, metavar="N", help="run the teacher again on N random samples")
+    verifying.add_argument("--recipe", metavar="RECIPE", help="of the cache: which teacher, and where the photos are")
+    verifying.set_defaults(run=verify)
+
+    mending = _add(actions, "repair", "write anew just the shards that are damaged or missing", REPAIR_EPILOG)
+    _add_recipe(mending)
+    mending.add_argument(
+        "--remove-foreign", action="store_true", help="delete files and shards that are not this cache's"
+    )
+    mending.set_defaults(run=repair)
+
+
+def _add(
+    subparsers: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str, epilog: str
+) -> argparse.ArgumentParser:
+    return subparsers.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    make.add_argument("recipe", metavar="RECIPE", help="a YAML file or a packaged name, such as quickstart/cache")
-    make.add_argument("overrides", metavar="key=value", nargs="*", help="options that win over the recipe")
-    make.add_argument("--devices", type=int, metavar="N", help="processes on this machine; default: one a GPU, else 1")
-    make.set_defaults(run=build)
-    for name, summary, function in (
-        ("stats", "what a cache holds and what its codec costs", stats),
-        ("verify", "compare every byte with what was written", verify),
-    ):
-        action = actions.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
-        action.add_argument("directory", metavar="DIR", help="the directory of a cache")
-        action.set_defaults(run=function)
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file or a packaged name, such as quickstart/cache")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="options that win over the recipe")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is no count: 1 or more")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not seconds >= MIN_STALE_SECONDS:
+        raise argparse.ArgumentTypeError(f"'{text}' is no time in seconds: {MIN_STALE_SECONDS:g} or more")
+    return seconds
 
 
 def build(arguments: argparse.Namespace) -> int:
-    """Check, measure the codec, write the shards that are not there."""
+    """Check, say what it will cost, write the shards that are not there."""
+    job = _job(_recipe(arguments.recipe, arguments.overrides), arguments.stale_seconds)
+    fabric = launch_fabric(arguments.devices)
+    job.teacher.to(fabric.device)
+    if is_helper(fabric):
+        end_with_parent()
+    try:
+        _build(job, fabric)
+    except DistillError as error:
+        if not is_helper(fabric):
+            raise
+        # Its exit code would kill the first process, which meets the same error, or does this one's work
+        log.warning("process %d stopped: %s", fabric.global_rank, error)
+    return 0
+
+
+def _build(job: CacheJob, fabric: Fabric) -> None:
+    rank, world_size = job_rank(fabric.global_rank, fabric.world_size)
+    manifest = job.prepare()
+    if fabric.is_global_zero:
+        _announce(job, manifest, world_size)
+    with job_progress(job) if fabric.is_global_zero else contextlib.nullcontext():
+        job.run(rank=rank, world_size=world_size)
+    manifest = job.finish()
+    if fabric.is_global_zero:
+        _conclude(manifest, str(job.directory))
+
+
+def _recipe(name: str, overrides: list[str]) -> CacheRecipe:
     from distill.recipe import load_recipe
 
-    recipe = load_recipe(arguments.recipe, arguments.overrides, kinds=("cache",))
+    recipe = load_recipe(name, overrides, kinds=("cache",))
     assert isinstance(recipe, CacheRecipe)
+    return recipe
 
+
+def _job(recipe: CacheRecipe, stale_seconds: float | None = None) -> CacheJob:
     from distill.datasets.cachejob import CacheJob
+    from distill.datasets.claims import STALE_SECONDS
     from distill.datasets.shards import ShardIndex
     from distill.teacher import load_teacher
 
     index = ShardIndex.open(recipe.data.images)
-    teacher = load_teacher(recipe.teacher)
-    fabric = launch_fabric(arguments.devices)
-    teacher = teacher.to(fabric.device)
-    job = CacheJob(teacher, index, recipe.cache, max_bad_share=recipe.data.max_bad_share)
-    on_rank_zero(fabric, lambda: _announce(job, job.prepare()))
-    shards = job.own_shards(fabric.global_rank, fabric.world_size)
-    with progress_bar("photos", sum(shard.num_samples for shard in shards), shown=fabric.is_global_zero) as advance:
-        job.run(rank=fabric.global_rank, world_size=fabric.world_size, advance=advance)
-    fabric.barrier()
-    if fabric.is_global_zero:
-        _conclude(job.finish(), str(job.directory))
-    return 0
+    return CacheJob(
+        load_teacher(recipe.teacher),
+        index,
+        recipe.cache,
+        max_bad_share=recipe.data.max_bad_share,
+        stale_seconds=STALE_SECONDS if stale_seconds is None else stale_seconds,
+    )
 
 
 def stats(arguments: argparse.Namespace) -> int:
@@ -130,59 +224,91 @@ def verify(arguments: argparse.Namespace) -> int:
     from distill.datasets.cachefiles import Manifest
     from distill.datasets.cacheverify import verify_cache
 
+    if (arguments.spot is None) != (arguments.recipe is None) or (arguments.overrides and not arguments.recipe):
+        raise DistillError("distill cache verify: --spot N and --recipe RECIPE go together, key=value only with them")
     directory = Path(arguments.directory)
-    num_shards = len(Manifest.read(directory).shards)
+    manifest = Manifest.read(directory)
+    recipe = _recipe_of(manifest, arguments) if arguments.spot else None
+    num_shards = len(manifest.shards)
     with progress_bar("shards", num_shards) as advance:
         problems = verify_cache(directory, advance)
     for problem in problems:
         print(f"{problem.file}: {problem.what}")
     if problems:
         raise CacheError(
-            f"{directory}: {len(problems)} of its files are not as they were written; delete those named, then run the "
-            "same 'distill cache build' again: it writes what is missing"
+            f"{directory}: {len(problems)} of its files are not as they were written; "
+            f"'distill cache repair RECIPE cache.dir={directory}' writes just those anew"
         )
     print(f"{directory}: {num_shards} shards, every byte as it was written")
+    if recipe is not None:
+        _spot_check(recipe, arguments.spot)
     return 0
 
 
-def launch_fabric(devices: int | None = None) -> Fabric:
-    """Lightning Fabric in the processes that torchrun or SLURM started, else in `devices` processes that it starts."""
-    import os
-    from datetime import timedelta
+def repair(arguments: argparse.Namespace) -> int:
+    """Write anew what is damaged or missing; name what is foreign. Raises CacheError when foreign files stay."""
+    recipe = _recipe(arguments.recipe, arguments.overrides)
 
-    import torch
-    from lightning.fabric import Fabric
-    from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-    from lightning.fabric.strategies import DDPStrategy
+    from distill.datasets.cacherepair import find_damage, repair_cache
 
-    num_nodes = 1
-    if TorchElasticEnvironment.detect():
-        devices = int(os.environ["LOCAL_WORLD_SIZE"])
-        num_nodes = int(os.environ["WORLD_SIZE"]) // devices
-    elif SLURMEnvironment.detect():
-        num_nodes = int(os.environ["SLURM_NNODES"])
-        devices = int(os.environ["SLURM_NTASKS"]) // num_nodes
-    elif devices is None:
-        devices = max(1, torch.cuda.device_count())
-    alone = devices * num_nodes == 1
-    # Ranks only meet at the start and at the end: gloo does, and does not give up on a slow one.
-    strategy = "auto" if alone else DDPStrategy(process_group_backend="gloo", timeout=timedelta(days=WAIT_DAYS))
-    fabric = Fabric(accelerator="auto", devices=devices, num_nodes=num_nodes, strategy=strategy)
-    fabric.launch()
-    return fabric
+    job = _job(recipe)
+    job.teacher.to(one_device())
+    with progress_bar("shards", len(job.shards)) as advance:
+        problems = find_damage(job, advance)
+    for problem in problems:
+        print(f"{problem.file}: {problem.what}")
+    left = repair_cache(job, problems, remove_foreign=arguments.remove_foreign)
+    num_mended = len(problems) - len(left)
+    print(f"{job.directory}: " + (f"{num_mended} problems mended" if problems else "nothing to repair"))
+    if left:
+        named = ", ".join(problem.file for problem in left[:5]) + (", ..." if len(left) > 5 else "")
+        raise CacheError(
+            f"{job.directory}: {len(left)} files are not this cache's and were left ({named}); move them away, or "
+            "delete them by --remove-foreign (directories: by hand)"
+        )
+    return 0
 
 
-def on_rank_zero(fabric: Fabric, function: Callable[[], object]) -> None:
-    """Run a function on rank 0 alone; its error is raised on every rank, so that none waits for ever."""
-    failure = None
-    if fabric.is_global_zero:
-        try:
-            function()
-        except DistillError as error:
-            failure = error
-    failure = fabric.broadcast(failure)
-    if failure is not None:
-        raise failure
+def _recipe_of(manifest: Manifest, arguments: argparse.Namespace) -> CacheRecipe:
+    """The recipe of a spot check, its cache that of the manifest."""
+    fingerprint = manifest.fingerprint
+    own = [f"cache.dir={arguments.directory}", f"cache.codec={fingerprint.codec}"]
+    return _recipe(arguments.recipe, [*arguments.overrides, *own, f"cache.precision={fingerprint.precision}"])
+
+
+def _spot_check(recipe: CacheRecipe, num_samples: int) -> None:
+    import random
+
+    from distill.datasets.embeddings import EmbeddingCache
+    from distill.datasets.spotcheck import spot_check
+    from distill.datasets.teacherpool import TeacherPool
+
+    job = _job(recipe)
+    job.teacher.to(one_device())
+    cache = EmbeddingCache.open(job.directory, job.fingerprint)
+    with TeacherPool(job.teacher, job.index, job.config) as pool, progress_bar("samples", num_samples) as advance:
+        found = spot_check(pool, cache, num_samples, rng=random.Random(), advance=advance)
+    _report_spots(found, str(job.directory))
+
+
+def _report_spots(found: SpotCheck, directory: str) -> None:
+    """Print what a spot check found. Raises CacheError when there are outliers."""
+    compared = [sample for sample in found.samples if not sample.reason]
+    if compared:
+        cosines = [sample.cosine for sample in compared]
+        print(
+            f"the teacher again on {len(compared)} random samples: cosine {sum(cosines) / len(cosines):.6f} on "
+            f"average, {min(cosines):.6f} at the least; relative L2 {max(s.relative_l2 for s in compared):.3%} at most"
+        )
+    for sample in found.outliers:
+        what = sample.reason or f"cosine {sample.cosine:.4f}, relative L2 {sample.relative_l2:.1%}"
+        print(f"{sample.shard}: sample '{sample.key}': {what}")
+    if found.outliers:
+        raise CacheError(
+            f"{directory}: {len(found.outliers)} of {len(found.samples)} samples are not what the teacher says today "
+            f"(cosine below {found.threshold:.4f}); if photos were replaced or the teacher's code changed, build the "
+            "cache anew in another directory"
+        )
 
 
 @contextlib.contextmanager
@@ -211,20 +337,27 @@ def describe_fidelity(fidelity: Fidelity) -> str:
     )
 
 
-def _announce(job: CacheJob, manifest: Manifest) -> None:
-    fingerprint, fidelity = manifest.fingerprint, manifest.fidelity
-    num_samples, full = len(job.index), full_map_bytes(fingerprint)
+def _announce(job: CacheJob, manifest: Manifest, world_size: int) -> None:
+    from distill.datasets.cacheplan import make_plan
+    from distill.datasets.teacherpool import TeacherPool
+
+    fingerprint = manifest.fingerprint
     dim, grid = fingerprint.embedding_dim, fingerprint.embedding_size
+    finished = len(job.finished())
+    if finished < len(job.shards):
+        fidelities = {fingerprint.codec: manifest.fidelity}
+        with TeacherPool(job.teacher, job.index, job.config) as pool:
+            found = make_plan(pool, job.directory, fidelities=fidelities, num_devices=world_size)
+        print(cache_plan.plan_line(found))
     print(
-        f"{num_samples:,} photos in {len(job.shards):,} shards; teacher {fingerprint.teacher}: "
+        f"{len(job.index):,} photos in {len(job.shards):,} shards; teacher {fingerprint.teacher}: "
         f"{fingerprint.image_size} pixels to {dim} x {grid} x {grid}"
     )
+    num_bytes = manifest.fidelity.bytes_per_image
     print(
-        f"{fingerprint.codec}: {fidelity.bytes_per_image:,.0f} bytes an image ({fidelity.bytes_per_image / full:.2f} "
-        f"of a full fp16 map), {num_samples * fidelity.bytes_per_image / MIB:,.1f} MiB in all"
+        f"{fingerprint.codec}: {num_bytes:,.0f} bytes an image ({num_bytes / full_map_bytes(fingerprint):.2f} "
+        f"of a full fp16 map); {describe_fidelity(manifest.fidelity)}"
     )
-    print(f"{fingerprint.codec}: {describe_fidelity(fidelity)}")
-    finished = len(job.finished())
     if finished:
         print(f"{finished} of {len(job.shards)} shards are finished and kept")
 

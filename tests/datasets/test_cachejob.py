@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,10 +15,21 @@ import torch
 from distill.config import CacheConfig
 from distill.datasets.cachefiles import Manifest
 from distill.datasets.cachejob import CacheJob, build_cache
+from distill.datasets.claims import _machine, _start_of, claim_path
 from distill.datasets.embeddings import EmbeddingCache, fingerprint_of
 from distill.datasets.sa1b import decode_image
+from distill.datasets.teacherpool import TeacherPool
 from distill.errors import CacheError, DataError
 from distill.geometry import letterbox, valid_grid_hw
+
+
+def claim_of_the_dead(path: Path) -> None:
+    """A claim whose process was killed."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    content = {"machine": _machine(), "pid": process.pid, "started": _start_of(process.pid), "beat": 7, "num_done": 2}
+    process.kill()
+    process.communicate()
+    path.write_text(json.dumps(content))
 
 
 def contents(directory: Path) -> dict[str, str]:
@@ -48,7 +62,8 @@ def test_holds_the_teachers_embeddings(tiny_teacher, photo_shards, config, codec
             assert not stored[:, rows:].any() and not stored[:, :, cols:].any()
 
 
-def test_same_bytes_on_any_number_of_processes_threads_and_batch_sizes(tiny_teacher, photo_shards, tmp_path):
+def test_same_bytes_on_any_number_of_threads_and_batch_sizes(tiny_teacher, photo_shards, tmp_path):
+    """And whichever rank writes a shard: a lone process does those of the absent ranks too."""
     index = photo_shards(8)
     threads = torch.get_num_threads()
     layouts = ((1, 1, 1), (2, 3, 1), (3, 2, 2), (5, 4, 2))  # world size, batch size, threads
@@ -56,9 +71,7 @@ def test_same_bytes_on_any_number_of_processes_threads_and_batch_sizes(tiny_teac
         for world_size, batch_size, num_threads in layouts:
             torch.set_num_threads(num_threads)
             config = CacheConfig(dir=str(tmp_path / f"cache{world_size}"), batch_size=batch_size)
-            for rank in reversed(range(world_size)):
-                manifest = build_cache(tiny_teacher, index, config, rank=rank, world_size=world_size)
-                assert (manifest.totals is not None) == (rank == 0)
+            assert build_cache(tiny_teacher, index, config, rank=world_size - 1, world_size=world_size).totals
             assert torch.get_num_threads() == num_threads
     finally:
         torch.set_num_threads(threads)
@@ -69,18 +82,59 @@ def test_same_bytes_on_any_number_of_processes_threads_and_batch_sizes(tiny_teac
 
 
 def test_a_restart_keeps_what_is_finished(tiny_teacher, photo_shards, config):
-    """With another world size; what a kill left half done is done again, to the same bytes."""
+    """What a kill left half done is done again, to the same bytes; what it left behind is swept up."""
     index, directory = photo_shards(8), Path(config.dir)
     build_cache(tiny_teacher, index, config)
     expected = contents(directory)
     finished_at = (directory / "sa_000000.tar").stat().st_mtime_ns
     (directory / "sa_000001.json").unlink()  # killed between tar and sidecar
     os.truncate(directory / "sa_000002.tar", 1000)
-    done = []
-    for rank in range(2):
-        build_cache(tiny_teacher, index, config, rank=rank, world_size=2, advance=done.append)
-    assert contents(directory) == expected and sum(done) == 8
+    for name in ("manifest.json", "sa_000000.tar", "sa_000001.tar", "sa_000002.json"):
+        (directory / f"{name}.0123abcd.tmp").write_bytes(b"half")
+    for name in ("manifest.json", "sa_000000.tar", "sa_000001.tar"):
+        claim_of_the_dead(claim_path(directory, name, 0))
+    (directory / "manifest.json.tmp").write_bytes(b"not ours")
+    build_cache(tiny_teacher, index, config)
+    (directory / "manifest.json.tmp").unlink()
+    assert contents(directory) == expected
     assert (directory / "sa_000000.tar").stat().st_mtime_ns == finished_at
+
+
+def test_a_finished_cache_is_not_written_again(tiny_teacher, photo_shards, config):
+    index, directory = photo_shards(4), Path(config.dir)
+    build_cache(tiny_teacher, index, config)
+    before = {path: path.stat() for path in (directory, *directory.iterdir())}
+    build_cache(tiny_teacher, index, config, world_size=3)
+    assert {path: path.stat() for path in (directory, *directory.iterdir())} == before
+
+
+def test_progress_counts_all_processes(tiny_teacher, photo_shards, config):
+    job = CacheJob(tiny_teacher, photo_shards(8), config)
+    assert job.num_done() == 0
+    job.prepare()
+    job.run(only=["sa_000001.tar"])
+    assert job.num_done() == 3 and set(job.finished()) == {"sa_000001.tar"}
+    assert job.finish().totals is None
+    with job.claims.hold("sa_000002.tar") as claim:
+        claim.num_done = 2
+        claim.path.write_bytes(claim._content())
+        assert job.num_done() == 5
+    job.run()
+    assert job.num_done() == 8 and job.finish().totals is not None
+
+
+def test_a_lost_claim_gives_the_shard_up(tiny_teacher, photo_shards, config, caplog):
+    """A process that slept for so long that another took its shard over."""
+    job = CacheJob(tiny_teacher, photo_shards(2), config)
+    job.prepare()
+    with job.claims.hold("sa_000000.tar") as claim:
+        later = claim_path(job.directory, claim.name, 1)
+        later.touch()
+        with TeacherPool(tiny_teacher, job.index, config) as pool:
+            assert not job._write_shard(pool, job.shards[0], claim)
+        assert "took this one for dead" in caplog.text and not (job.directory / "sa_000000.tar").exists()
+        later.unlink()
+    assert not list(job.directory.glob("sa_*"))
 
 
 def test_another_recipe_is_refused(tiny_teacher, photo_shards, config):
@@ -131,8 +185,7 @@ def test_too_many_corrupt_photos_stop_the_job(tiny_teacher, photo_shards, config
         with pytest.raises(DataError, match=r"2 of 9 photos cannot be decoded \(photo3, photo4\).*max_bad_share=0.2 "):
             build_cache(tiny_teacher, index, config, max_bad_share=0.2)
         assert {path.name for path in directory.iterdir()} == {"manifest.json", "sa_000000.tar", "sa_000000.json"}
-    for rank in range(3):  # each rank alone stays below
-        build_cache(tiny_teacher, index, config, max_bad_share=0.3, rank=rank, world_size=3)
+    build_cache(tiny_teacher, index, config, max_bad_share=0.3)
     with pytest.raises(DataError, match="2 of 9"):
         CacheJob(tiny_teacher, index, config, max_bad_share=0.2).finish()
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
 
 from distill.config import CacheConfig
-from distill.datasets.cachejob import build_cache
+from distill.datasets.cachejob import CacheJob, build_cache
 from distill.datasets.cacheverify import verify_cache
 from distill.errors import CacheError
 
@@ -50,12 +51,17 @@ def test_any_flipped_bit(cache_dir: Path):
 
 
 def test_a_cut_tail(cache_dir: Path):
-    """Between two members too, where tar readers see the end of the file."""
+    """At every boundary between two members too, where tar readers see the end of the file."""
     tar = cache_dir / "sa_000000.tar"
     data = tar.read_bytes()
-    for length in (0, 512, len(data) - 512, len(data) - 1, len(data) // 2):
+    with tarfile.open(tar) as members:
+        boundaries = [member.offset for member in members]
+    assert len(boundaries) == 3
+    for length in (*boundaries, 512, len(data) - 512, len(data) - 1, len(data) // 2):
         tar.write_bytes(data[:length])
         assert found(cache_dir) == [("sa_000000.tar", f"damaged: {length:,} bytes, and {len(data):,} were written")]
+    tar.write_bytes(data + bytes(512))
+    assert [name for name, _ in found(cache_dir)] == ["sa_000000.tar"]
 
 
 def test_missing_unfinished_and_foreign_files(cache_dir: Path):
@@ -64,11 +70,13 @@ def test_missing_unfinished_and_foreign_files(cache_dir: Path):
     (cache_dir / "notes.txt").touch()
     (cache_dir / "sa_000007.tar").touch()
     (cache_dir / "sa_000000.tar.01234567.tmp").touch()
+    (cache_dir / "sa_000001.tar.claim0").touch()
     assert found(cache_dir) == [
         ("sa_000000.tar", "missing"),
         ("sa_000001.tar", "unfinished: it has no sa_000001.json"),
         ("notes.txt", "foreign: not ours"),
-        ("sa_000000.tar.01234567.tmp", "left over from a killed job"),
+        ("sa_000000.tar.01234567.tmp", "left over from a killed job, or of one that runs"),
+        ("sa_000001.tar.claim0", "left over from a killed job, or of one that runs"),
         ("sa_000007.tar", "foreign: not ours"),
     ]
 
@@ -87,6 +95,9 @@ def test_swapped_shards(cache_dir: Path):
 
 
 def test_a_job_that_was_stopped(tiny_teacher, photo_shards, tmp_path: Path):
-    config = CacheConfig(dir=str(tmp_path / "cache"))
-    build_cache(tiny_teacher, photo_shards(5), config, rank=0, world_size=2)
-    assert found(tmp_path / "cache") == [("sa_000001.tar", "missing")]
+    job = CacheJob(tiny_teacher, photo_shards(5), CacheConfig(dir=str(tmp_path / "cache")))
+    job.prepare()
+    job.run(only=["sa_000000.tar"])
+    assert found(job.directory) == [("sa_000001.tar", "missing")]
+    job.run()
+    assert found(job.directory) == [("manifest.json", "has no totals: the job was stopped before its end")]
