@@ -32,7 +32,8 @@ def decode_image(data: bytes, origin: str) -> np.ndarray:
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return _to_rgb(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            return _to_rgb(image)
     except DECODING_ERRORS as error:
         raise DataError(f"{origin}: cannot be decoded ({error}); replace or remove it") from error
 
@@ -79,4 +80,4 @@ def key_of(relative_path: Path) -> str:
 def _to_rgb(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I;16"):  # Pillow's own conversion cuts 16-bit greys at 255 instead of scaling them
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return np.array(image.convert("RGB"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))

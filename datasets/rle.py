@@ -48,15 +48,19 @@ def coverage(rle: RLE, low_res_size: int) -> np.ndarray:
     height, width = (int(side) for side in rle["size"])
     if max(height, width) < low_res_size:  # enlarged: a small photo has few pixels to lay out
         return mask_to_low_res(decode_mask(rle), low_res_size)
-    edges = np.concatenate([[0], np.cumsum(_checked_runs(rle, "a mask"))])  # starts and ends of runs in turns
-    column, top, bottom = _pieces(edges[1:-1:2], edges[2::2], height)  # (P,) each
-    rows, cols = resized_hw((height, width), low_res_size)
-    row_edges = np.append(cell_starts(height, rows), height)
-    col_edges = np.append(cell_starts(width, cols), width)
-    x = np.searchsorted(col_edges, column, side="right") - 1  # the cell of each piece, (P,)
-    num_pixels = _rows_above(bottom, x, row_edges, cols) - _rows_above(top, x, row_edges, cols)  # (cols, rows)
     low_res = np.zeros((low_res_size, low_res_size), np.float32)
-    low_res[:rows, :cols] = (num_pixels / np.outer(np.diff(col_edges), np.diff(row_edges))).T
+    edges = np.append(0, np.cumsum(_checked_runs(rle, "a mask")))  # starts and ends of runs in turns
+    column, top, bottom = _pieces(edges[1:-1:2], edges[2::2], height)  # (P,) each
+    if not len(column):
+        return low_res
+    rows, cols = resized_hw((height, width), low_res_size)
+    row_edges, col_edges = np.append(cell_starts(height, rows), height), np.append(cell_starts(width, cols), width)
+    x = np.searchsorted(col_edges, column, side="right") - 1  # the cell of each piece, (P,)
+    left, right = x.min(), x.max() + 1  # only the cells of the mask's box are counted
+    first, end = np.searchsorted(row_edges, [top.min() + 1, bottom.max()]) - [1, 0]
+    row_edges, col_edges = row_edges[first : end + 1], col_edges[left : right + 1]
+    num_pixels = _count(x - left, top, bottom, row_edges, right - left)  # (cols, rows) of the box
+    low_res[first:end, left:right] = (num_pixels / np.outer(np.diff(col_edges), np.diff(row_edges))).T
     return low_res
 
 
@@ -143,20 +147,25 @@ def _pieces(starts: np.ndarray, ends: np.ndarray, height: int) -> tuple[np.ndarr
     return column, top, np.maximum(bottom, top)
 
 
-def _rows_above(ends: np.ndarray, x: np.ndarray, row_edges: np.ndarray, cols: int) -> np.ndarray:
-    """Pixels in each cell of columns that reach from the top of the photo down to `ends`, float64 (cols, rows).
+def _count(x: np.ndarray, top: np.ndarray, bottom: np.ndarray, row_edges: np.ndarray, cols: int) -> np.ndarray:
+    """Pixels in each cell, of pieces of columns: float64 (cols, rows).
+
+    A piece is what lies above its bottom without what lies above its top. What lies above a row: all rows of the cells
+    above its cell, and in that cell the rows above it.
 
     Args:
-        ends: row after the last of each column, (P,). x: the column of cells that it lies in, (P,).
+        x: column of cells of each piece, (P,).
+        top, bottom: its first row, and the row after its last, (P,); none is outside of `row_edges`.
+        row_edges: the first row of each cell, and the end, (rows + 1,).
     """
     rows = len(row_edges) - 1
-    y = np.searchsorted(row_edges, ends, side="right") - 1  # the cell that holds the end; `rows`: the photo's end
-    place = x * (rows + 1) + y
-    size = cols * (rows + 1)
-    num_ends = np.bincount(place, minlength=size).reshape(cols, rows + 1)
-    in_last = np.bincount(place, ends - row_edges[y], minlength=size).reshape(cols, rows + 1)
-    num_through = num_ends[:, ::-1].cumsum(1)[:, -2::-1]  # columns that go on below each cell
-    return num_through * np.diff(row_edges) + in_last[:, :rows]
+    ends, sign = np.concatenate([bottom, top]), np.repeat([1.0, -1.0], len(x))
+    y = np.searchsorted(row_edges, ends, side="right") - 1  # the cell that holds the end; `rows`: the end of all
+    place = np.tile(x, 2) * (rows + 1) + y
+    num_ends = np.bincount(place, sign, cols * (rows + 1)).reshape(cols, rows + 1)
+    in_cell = np.bincount(place, sign * (ends - row_edges[y]), cols * (rows + 1)).reshape(cols, rows + 1)
+    num_through = num_ends[:, ::-1].cumsum(1)[:, -2::-1]  # columns that go on below each cell, (cols, rows)
+    return num_through * np.diff(row_edges) + in_cell[:, :rows]
 
 
 def _checked_runs(rle: RLE, origin: str) -> np.ndarray:
