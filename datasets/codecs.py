@@ -82,7 +82,7 @@ def encode_embedding(embedding: Tensor, original_hw: HW, codec: str, *, key: str
     band_rows = 0
     if codec == "int8":
         band_rows = max(1, INT8_BAND_VALUES // cols)
-        tensors = _quantize(block, band_rows)
+        tensors = quantize(block, band_rows)
     else:
         tensors = {"values": block.to(FLOAT_CODECS[codec])}
         if codec == "fp16" and not torch.isfinite(tensors["values"]).all():
@@ -127,9 +127,7 @@ def decode_embedding(blob: bytes, *, fill_padding: bool = False, origin: str = "
         block = embedding[:, :rows, :cols]
         block.copy_(values)
         if header.codec == "int8":
-            for name, operation in (("scale", block.mul_), ("offset", block.add_)):
-                of_rows = tensors[name].repeat_interleave(header.band_rows, 1)[:, :rows]  # (C, rows)
-                operation(of_rows[:, :, None])
+            dequantize(block, tensors["scale"], tensors["offset"], header.band_rows)
     except (SafetensorError, KeyError, IndexError, RuntimeError) as error:
         raise CacheError(f"{origin}: damaged entry ({error}); {VERIFY_HINT}") from error
     return embedding
@@ -150,19 +148,29 @@ def read_entry_header(blob: bytes, *, origin: str = "embedding entry") -> EntryH
     return header
 
 
-def _quantize(block: Tensor, band_rows: int) -> dict[str, Tensor]:
+def quantize(block: Tensor, band_rows: int, levels: int = INT8_LEVELS) -> dict[str, Tensor]:
     """8-bit affine values of (C, rows, cols), with one scale and one offset per channel and band of rows.
 
-    Returns values int8 (C, rows, cols), scale and offset float32 (C, bands): x is about values * scale + offset.
+    Args:
+        levels: steps from the smallest value of a band to the largest; fewer than INT8_LEVELS use fewer of the 8 bits.
+    Returns:
+        values int8 (C, rows, cols), scale and offset float32 (C, bands): x is about values * scale + offset.
     """
     bands = block.split(band_rows, 1)
     low = torch.stack([band.amin((1, 2)) for band in bands], 1)  # (C, bands)
     high = torch.stack([band.amax((1, 2)) for band in bands], 1)
-    scale = (high - low) / INT8_LEVELS
-    half = (INT8_LEVELS + 1) // 2
+    scale = (high - low) / levels
+    half = (levels + 1) // 2
     offset = low + half * scale
     rows = block.shape[1]
     step = scale.clamp_min(torch.finfo(torch.float32).tiny).repeat_interleave(band_rows, 1)[:, :rows, None]
     zero = offset.repeat_interleave(band_rows, 1)[:, :rows, None]  # (C, rows, 1)
     values = ((block - zero) / step).round().clamp(-half, half - 1).to(torch.int8)
     return {"values": values, "scale": scale, "offset": offset}
+
+
+def dequantize(block: Tensor, scale: Tensor, offset: Tensor, band_rows: int) -> None:
+    """Turn quantized values, floats (C, rows, cols), into what they stand for, in place; scale, offset (C, bands)."""
+    rows = block.shape[1]
+    for of_bands, operation in ((scale, block.mul_), (offset, block.add_)):
+        operation(of_bands.repeat_interleave(band_rows, 1)[:, :rows, None])  # (C, rows, 1)

@@ -156,6 +156,23 @@ def test_a_lost_shard_ends_the_run_with_one_clear_line(shards: Path) -> None:
     assert str(error.value).endswith("restore the shard and start again") and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_shards_deleted_while_reading_end_the_run_with_one_clear_line(
+    tmp_path: Path, make_shards, num_workers: int
+) -> None:
+    """More shards than stay open: of those that are open the data are still there."""
+    directory = make_shards(tmp_path / "many", 40, samples_per_shard=1)
+    loader = make_loader(directory, num_workers=num_workers)
+    batches = iter(loader)
+    assert next(batches).keys
+    for tar in directory.glob("*.tar"):
+        tar.unlink()
+    with pytest.raises(DataError, match=r"sa_0000\d\d\.tar: cannot be read \(No such file") as error:
+        list(batches)
+    assert "\n" not in str(error.value)
+    loader.close()
+
+
 def test_reading_leaves_the_global_generator_alone(shards: Path) -> None:
     before = torch.get_rng_state()
     list(make_loader(shards, num_workers=1))

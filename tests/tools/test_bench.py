@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from distill.datasets.samples import Request
+from distill.datasets.codecs import CODECS
 from distill.datasets.shards import ShardIndex
-from distill.tools import cli
+from distill.tools import bench_cache, cli
+from distill.tools.bench_codecs import STEP_SHARES, bounds, trials
 from distill.tools.bench_loader import bench_loader, tables
 from distill.tools.bench_photos import NUM_MASKS, write_shards
 from distill.tools.bench_sample import NUM_DRAWN, ours, peak_memory, published
@@ -44,7 +45,6 @@ def test_both_formulations_make_the_same_sample(shards: Path) -> None:
     reduced = torch.nn.functional.avg_pool2d(masks[None], 2)[0]  # the published draw is not sorted
     areas, expected = (item.sum((1, 2)).sort().values for item in (fields["masks"], reduced))
     torch.testing.assert_close(areas, expected, rtol=0.05, atol=10)
-    assert isinstance(ours(index), type(published(index))) and Request(0, [0])
 
 
 def test_peak_memory_grows_with_what_is_held() -> None:
@@ -71,3 +71,43 @@ def test_shards_of_one_s_own(shards: Path, tmp_path: Path, monkeypatch, capsys) 
     assert cli.main(arguments) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["machine"]["cores"] and [row["photos"] for row in found["loader"][:2]] == [5, 5]
+
+
+def test_what_is_tried_beside_the_codecs_gives_the_values_back() -> None:
+    generator = torch.Generator().manual_seed(0)
+    embedding = torch.randn(16, 32, 32, generator=generator) * torch.rand(16, 1, 1, generator=generator)
+    found = {trial.name: trial.decode(trial.encode(embedding)) for trial in trials()}
+    num_bytes = {trial.name: len(trial.encode(embedding)) for trial in trials()}
+    for codec in CODECS:
+        for name, decoded in found.items():
+            if name.startswith(f"{codec} +"):
+                assert torch.equal(decoded, found[codec]) and num_bytes[name] < num_bytes[codec]
+    ideal = {bound.name: bound.measure(embedding) for bound in bounds()}
+    assert ideal["int8, bound"][0] < num_bytes["int8"] and torch.allclose(ideal["int8, bound"][1], found["int8"])
+    errors = [float((decoded - embedding).norm() / embedding.norm()) for _, decoded in ideal.values()]
+    assert errors[0] < 0.01 and all(a < b for a, b in zip(errors[:5], errors[1:5], strict=False))  # fewer bits, more
+    for share in STEP_SHARES:
+        name = f"one step of {share} rms"
+        error = float((found[f"{name} + zlib"] - embedding).norm() / embedding.norm())
+        assert error == pytest.approx(share / 12**0.5, rel=0.05)
+        assert ideal[f"{name}, bound"][0] < num_bytes[f"{name} + zlib"]
+
+
+def test_maps_are_made_of_real_values() -> None:
+    parts = [torch.full((100, 30, 30), float(number)) for number in range(3)]
+    whole = bench_cache.sam_map(parts)
+    assert whole.shape == bench_cache.MAP_SHAPE and set(whole.unique().tolist()) == {0.0, 1.0, 2.0}
+
+
+@pytest.mark.slow
+def test_bench_cache_runs_through(teacher_file: Path, photo_shards, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(bench_cache, "SECONDS", 0.01)
+    images = photo_shards(3).directory
+    arguments = ["bench", "cache", "--teacher", str(teacher_file), "--images", str(images), "--json"]
+    assert cli.main(arguments) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["photos"] == 3 and [row["codec"] for row in found["tar"]] == list(CODECS)
+    by_name = {row["name"]: row for row in found["codecs"]}
+    assert by_name["fp16"]["relative_l2"] < by_name["int8"]["relative_l2"] < 0.015
+    assert [row["source"] for row in found["steps"]] == ["online", "cache"]
+    assert len(bench_cache.tables(found)) == 3

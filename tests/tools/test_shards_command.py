@@ -44,6 +44,21 @@ def test_folder_then_index(tmp_path: Path, photos: Path, capsys) -> None:
     assert "5 photos in 3 shards, without annotations" in capsys.readouterr().out
 
 
+def test_remote_shards_are_indexed(tmp_path: Path, photos: Path, monkeypatch, capsys) -> None:
+    import fsspec
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    out = tmp_path / "out"
+    assert run("build", "folder", "--images", photos, "--out", out, "--samples-per-shard", "2") == 0
+    memory = fsspec.filesystem("memory")
+    for path in out.glob("*.tar"):
+        memory.pipe_file(f"/command/{path.name}", path.read_bytes())
+    assert run("index", "memory://command") == 0
+    assert f"5 photos in 3 shards, without annotations; index: memory://command/{INDEX_NAME}" in capsys.readouterr().out
+    assert memory.cat_file(f"/command/{INDEX_NAME}") == (out / INDEX_NAME).read_bytes()
+    memory.rm("/command", recursive=True)
+
+
 def test_what_is_left_out_is_said(tmp_path: Path, photos: Path, capsys) -> None:
     (photos / "2.jpg").write_bytes(b"no photo")
     run("build", "folder", "--images", photos, "--out", tmp_path / "out", "--max-bad-share", "0.2")
