@@ -120,7 +120,7 @@ def measure_tars(embeddings: list[Tensor], directory: Path) -> list[dict[str, An
 
 
 def measure_steps(teacher: Teacher, student: str, photos: list[np.ndarray], directory: Path) -> list[dict[str, Any]]:
-    """Seconds of reading a batch, and of a step of the feature stage on it, by where the embeddings come from."""
+    """Seconds, of a core's time, of reading a batch and of a feature stage's step on it, by the embeddings' source."""
     images = directory / "images"
     with ShardWriter(images) as writer:
         for number in range(BATCH_SIZE * (STEPS + 1)):
@@ -216,25 +216,25 @@ def _time_steps(teacher: Teacher, student: str, images: Path, cache: EmbeddingCa
     batches = iter(data.train_dataloader())
     read, step = [], []
     for _ in range(STEPS + 1):
-        started = time.perf_counter()
+        started = time.process_time()
         batch = next(batches)
-        read.append(time.perf_counter() - started)
+        read.append(time.process_time() - started)
         optimizer.zero_grad()
         stage.compute_terms(batch)["loss"].backward()
         optimizer.step()
-        step.append(time.perf_counter() - started - read[-1])
+        step.append(time.process_time() - started - read[-1])
     data.teardown()
     return statistics.median(read[1:]), statistics.median(step[1:])
 
 
 def _speed(work: Callable[[], object]) -> float:
-    """Calls a second, over about SECONDS."""
+    """Calls a second of a core's time, over about SECONDS: a busy machine tells the same."""
     work()
-    started, num_calls = time.perf_counter(), 0
-    while time.perf_counter() - started < SECONDS:
+    started, num_calls = time.process_time(), 0
+    while time.process_time() - started < SECONDS:
         work()
         num_calls += 1
-    return num_calls / (time.perf_counter() - started)
+    return num_calls / (time.process_time() - started)
 
 
 @contextmanager
