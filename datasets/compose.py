@@ -136,7 +136,7 @@ def contrast(pixels: np.ndarray, mask: np.ndarray) -> float:
 
     Zero for a mask without a pixel, or without surroundings.
     """
-    wide = Image.fromarray(mask.astype(np.uint8) * 255).filter(ImageFilter.MaxFilter(2 * RING_WIDTH + 1))
+    wide = Image.fromarray(mask.astype(np.uint8) * 255).filter(ImageFilter.BoxBlur(RING_WIDTH))
     ring = (np.asarray(wide) > 0) & ~mask
     if not mask.any() or not ring.any():
         return 0.0
@@ -165,9 +165,7 @@ def drop_hidden(scene: Scene, full_areas: np.ndarray) -> Scene:
     return Scene(scene.pixels, scene.masks[keep])
 
 
-def compose(
-    rng: np.random.Generator, background: Scene, cutouts: list[Cutout], *, min_contrast: float = 0.0
-) -> Scene:
+def compose(rng: np.random.Generator, background: Scene, cutouts: list[Cutout], *, min_contrast: float = 0.0) -> Scene:
     """Paste the cut-outs onto a background in their order, each where it stands out, and leave out what they hid."""
     scene = background
     full_areas = list(background.masks.sum((1, 2)))

@@ -18,16 +18,16 @@ from distill.datasets.compose import Scene, compose, cut_shape, random_crop, var
 from distill.datasets.rle import encode_mask, rle_area, rle_box_xyxy
 
 LONG_SIDE = 320  # pixels
-SHAPES_PER_PHOTO = (3, 6)  # from, below
-SHAPE_SIZE = (80, 180)  # pixels, longest side
-MIN_CONTRAST = 40.0  # RGB levels; a shape that nobody can see teaches nothing in minutes
+SHAPES_PER_PHOTO = (2, 5)  # from, below
+SHAPE_SIZE = (110, 220)  # pixels, longest side
+MIN_CONTRAST = 60.0  # RGB levels; a shape that nobody can see teaches nothing in minutes
 MIN_CROP_SHARE = 0.5
 JPEG_QUALITY = 92
 CATEGORY = {"id": 1, "name": "cut-out"}
 
 
 def compose_scene(rng: np.random.Generator, photographs: list[np.ndarray]) -> Scene:
-    """One scene: a window of a photograph with three to five shapes, at least one of them visible."""
+    """One scene: a window of a photograph with two to four shapes, at least one of them visible."""
     while True:
         photo = photographs[rng.integers(len(photographs))]
         background = random_crop(rng, without_instances(photo), long_side=LONG_SIDE, min_share=MIN_CROP_SHARE)

@@ -11,6 +11,8 @@ from typing import Any, Literal, Optional
 
 from omegaconf import MISSING
 
+FROM_TEACHER = "teacher"  # of student.init_from
+
 
 @dataclass
 class TeacherConfig:
@@ -28,7 +30,10 @@ class StudentConfig:
 
     name: str = MISSING  # a registered student, or timm/NAME
     image_size: Optional[int] = None  # S in pixels; None: the student's own
-    init_from: Optional[str] = None  # a student.safetensors or a run directory: the whole model starts from it
+    # A student.safetensors or a run directory: the whole model starts from it. `teacher`: the encoder starts from the
+    # teacher's tensors of the same name and shape, as a student with fewer of the same layers may
+    # (DistilBERT, arXiv:1910.01108, section 3).
+    init_from: Optional[str] = None
 
 
 @dataclass

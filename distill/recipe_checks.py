@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from distill.config import FROM_TEACHER
 from distill.errors import DistillError, did_you_mean
 from distill.published import PUBLISHED
 from distill.students import STUDENTS, check_student_name
@@ -229,7 +230,8 @@ def _models(values: Values) -> Iterable[Finding]:
     if teacher is not None and _is_path(teacher) and not Path(teacher).exists():
         yield "teacher.name", f"no such file or run directory: '{teacher}'"
     init_from = values.get("student.init_from")
-    if init_from is not None and init_from not in PACKAGED_MODELS and not Path(init_from).exists():
+    known = init_from is None or init_from in (FROM_TEACHER, *PACKAGED_MODELS)
+    if not known and not Path(init_from).exists():
         yield "student.init_from", f"no such file or run directory: '{init_from}'"
 
 

@@ -258,6 +258,15 @@ def test_a_new_student_has_the_teachers_decoder(tiny_teacher):
             assert torch.equal(getattr(student, part).state_dict()[name], tensor)
 
 
+def test_a_student_may_start_from_the_teachers_layers(tiny_teacher):
+    name = tiny_teacher.model.spec.encoder
+    student = build_student(StudentConfig(name, image_size=64, init_from="teacher"), tiny_teacher)
+    for key, tensor in tiny_teacher.model.image_encoder.state_dict().items():
+        assert torch.equal(student.image_encoder.state_dict()[key], tensor)
+    with pytest.raises(CheckpointError, match="no tensor of the encoder of teacher .* leave student.init_from out"):
+        build_student(StudentConfig("timm/resnet10t", image_size=64, init_from="teacher"), tiny_teacher)
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [

@@ -27,7 +27,7 @@ Stopped and started again it goes on with the first step that is not finished.
 """
 
 SUMMARY_FILE, REPORT_FILE, MARKER_FILE, SECONDS_FILE = "summary.json", "index.html", "quickstart.json", "seconds.json"
-TRAIN_PHOTOS, HELD_OUT_PHOTOS = 240, 40
+TRAIN_PHOTOS, HELD_OUT_PHOTOS = 320, 40
 TRAIN_SEED, HELD_OUT_SEED = 1, 2
 SAMPLES_PER_SHARD = 40
 PROTOCOLS = {"box": "eval/coco_box", "point": "eval/coco_point"}

@@ -4,7 +4,8 @@
 
 All phases are runs of the mask stage. First the decoder learns what a prompt is: the target is the box itself, over an
 embedding of noise. Then the whole model learns from scenes composed out of real instances (COCO format) and of shapes
-cut from scikit-image's photographs, on a small grid and then on the one that ships.
+cut from scikit-image's photographs, on a small grid and then on the one that ships, while a second term teaches the
+encoder by itself that the cells of an instance look alike.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import argparse
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lightning
 import numpy as np
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -40,6 +42,8 @@ from distill.datasets.photographs import TRAIN_PHOTOGRAPHS, load_photographs
 from distill.datasets.quickstart import MIN_CONTRAST
 from distill.datasets.rle import decode_mask
 from distill.geometry import boxes_to_prompt_frame, letterbox, mask_to_low_res, valid_mask
+from distill.losses.mask import bce_loss, dice_loss
+from distill.optim import build_optimizer, build_schedule
 from distill.sam import ModelSpec, PromptableModel, build_from_spec
 from distill.stages.mask import MaskStage
 from distill.students.timm import TimmEncoder
@@ -51,10 +55,11 @@ DECODER_MLP_DIM = 512
 FIRST_GRID = 16
 PIXELS_PER_CELL = 8  # a grid finer than SAM's stride of 16: small images still show small objects
 MAX_INSTANCES = 8  # masks per scene and step
-SHAPE_SHARE = 0.35  # scenes without a labelled instance: shapes on a photo
+SHAPE_SHARE = 0.5  # scenes without a labelled instance: shapes on a photo
 PASTED_SHARE = 0.7  # labelled scenes that get instances of other photos
-ENCODER_LR_SCALE = 0.4  # it starts from ImageNet, the decoder from nothing
-LOSS = MaskLossConfig(mask="focal", mask_weight=20.0, dice_weight=1.0, iou_weight=1.0)
+LOSS = MaskLossConfig(mask="bce", mask_weight=2.0, dice_weight=1.0, iou_weight=1.0)
+AFFINITY_DIM = 64
+AFFINITY_MARGIN = 0.25  # of a box's side: instances are compared with what lies this far around them
 
 
 class NoiseEncoder(nn.Module):
@@ -66,6 +71,57 @@ class NoiseEncoder(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         return torch.randn(len(pixels), *self.shape, device=pixels.device)
+
+
+class Affinity(nn.Module):
+    """Tells an instance from its surroundings by the likeness of cells to the mean cell of the instance.
+
+    Dense supervision of the encoder that needs no decoder; the module is dropped after training.
+    """
+
+    def __init__(self, embedding_dim: int) -> None:
+        super().__init__()
+        self.project = nn.Conv2d(embedding_dim, AFFINITY_DIM, 1)
+        self.slope = nn.Parameter(torch.tensor(8.0))  # of the logit over the cosine; zero at a cosine of one half
+        self.offset = nn.Parameter(torch.tensor(-4.0))
+
+    def forward(self, embeddings: Tensor, batch: ImageBatch, prompt_size: int) -> Tensor:
+        """BCE plus dice at twice the grid, a mean over instances, of embeddings (B, C, E, E)."""
+        assert batch.masks is not None and batch.mask_image_index is not None and batch.boxes_xyxy is not None
+        features = F.interpolate(self.project(embeddings), scale_factor=2, mode="bilinear", align_corners=False)
+        side = features.shape[-1]  # 2E
+        features = F.normalize(features, dim=1).index_select(0, batch.mask_image_index).flatten(2)  # (N, d, 4 E E)
+        target = F.adaptive_avg_pool2d(batch.masks[:, None], side).flatten(1)  # (N, 4 E E)
+        mean = F.normalize((features @ target[..., None]).squeeze(2), dim=1)  # (N, d)
+        logits = self.slope * (mean[:, None] @ features).squeeze(1) + self.offset  # (N, 4 E E)
+        near = self._near(batch.boxes_xyxy, side, prompt_size)
+        return (bce_loss(logits, target, near) + dice_loss(logits, target, near)).mean()
+
+    def _near(self, boxes_xyxy: Tensor, side: int, prompt_size: int) -> Tensor:
+        """Cells within the widened boxes, bool (N, side * side)."""
+        cells = (torch.arange(side, device=boxes_xyxy.device) + 0.5) * prompt_size / side
+        margin = AFFINITY_MARGIN * (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2])
+        low, high = (boxes_xyxy[:, :2] - margin)[..., None], (boxes_xyxy[:, 2:] + margin)[..., None]  # (N, 2, 1)
+        inside = (cells > low) & (cells < high)  # (N, 2, side)
+        return (inside[:, 1, :, None] & inside[:, 0, None, :]).flatten(1)
+
+
+class TeacherStage(MaskStage):
+    """The mask stage with the affinity term."""
+
+    def __init__(self, model: PromptableModel, **options: Any) -> None:
+        super().__init__(model, **options)
+        self.affinity = Affinity(model.embedding_dim)
+
+    def embedding_terms(self, embeddings: Tensor, batch: ImageBatch) -> dict[str, tuple[float, Tensor]]:
+        with torch.autocast(embeddings.device.type, enabled=False):
+            return {"affinity": (1.0, self.affinity(embeddings.float(), batch, self.model.prompt_size))}
+
+    def configure_optimizers(self) -> Any:
+        optimizer = build_optimizer(self.model, self.optim_config)
+        optimizer.add_param_group({"params": list(self.affinity.parameters())})
+        schedule = build_schedule(optimizer, self.optim_config, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 class BoxScenes(Dataset[Scene]):
@@ -239,17 +295,17 @@ class Phase:
 def phases(args: argparse.Namespace) -> list[Phase]:
     """A small grid is cheap, and what it teaches stays."""
     boxes = PromptConfig(box_share=0.85, box_jitter=0.0)
-    prompts = PromptConfig(box_share=0.65, max_points=3)
+    prompts = PromptConfig(box_share=0.75, max_points=3)
     return [
         Phase("noise", "noise", 16, args.noise_steps, 2e-3, 8, boxes),
-        Phase("coarse", "composed", 24, args.coarse_steps, 2e-3, 6, prompts),
-        Phase("fine", "composed", 32, args.fine_steps, 1.5e-3, 6, prompts),
+        Phase("coarse", "composed", 24, args.coarse_steps, 8e-4, 6, prompts),
+        Phase("fine", "composed", 32, args.fine_steps, 8e-4, 6, prompts),
     ]
 
 
 def fit(model: PromptableModel, scenes: Dataset[Scene], phase: Phase, args: argparse.Namespace) -> None:
     """Run the mask stage over the scenes once; resumes from the phase's last checkpoint in the output directory."""
-    stage = MaskStage(
+    stage = TeacherStage(
         model,
         prompts=phase.prompts,
         loss=LOSS,
@@ -258,7 +314,6 @@ def fit(model: PromptableModel, scenes: Dataset[Scene], phase: Phase, args: argp
             weight_decay=0.01,
             warmup_steps=100,
             final_lr_share=0.02,
-            encoder_lr_scale=ENCODER_LR_SCALE,
         ),
     )
     loader = DataLoader(
@@ -320,8 +375,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--annotations", type=Path, required=True, help="COCO-format instances JSON")
     parser.add_argument("--out", type=Path, required=True, help="output directory")
     parser.add_argument("--noise-steps", type=int, default=200)
-    parser.add_argument("--coarse-steps", type=int, default=2000)
-    parser.add_argument("--fine-steps", type=int, default=2200)
+    parser.add_argument("--coarse-steps", type=int, default=2500)
+    parser.add_argument("--fine-steps", type=int, default=2600)
     parser.add_argument("--num-workers", type=int, default=1)
     parser.add_argument("--save-every", type=int, default=200, help="steps between checkpoints")
     parser.add_argument("--accelerator", default="auto")

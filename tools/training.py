@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor,
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from distill.checkpoint import STUDENT_FILE, load_model, load_state_dict_strict, save_model
-from distill.config import FeatureRecipe, MaskRecipe, StudentConfig
+from distill.config import FROM_TEACHER, FeatureRecipe, MaskRecipe, StudentConfig
 from distill.datasets.datamodule import DistillDataModule
 from distill.datasets.embeddings import EmbeddingCache, fingerprint_of
 from distill.datasets.shards import ShardIndex
@@ -90,9 +90,10 @@ def build_student(config: StudentConfig, teacher: Teacher) -> PromptableModel:
     """The student before its stage: from `init_from`, or new with the teacher's prompt encoder and mask decoder.
 
     Raises:
-        DistillError: the weights of `init_from` are another student's, or do not fit the teacher's embedding.
+        DistillError: the weights of `init_from` are another student's, or do not fit the teacher's embedding; or no
+            tensor of the teacher's encoder fits.
     """
-    if config.init_from is not None:
+    if config.init_from not in (None, FROM_TEACHER):
         model = load_model(config.init_from)
         _check_start(model, config, teacher)
         return model
@@ -100,7 +101,23 @@ def build_student(config: StudentConfig, teacher: Teacher) -> PromptableModel:
     for part in COPIED_PARTS:
         weights = getattr(teacher.model, part).state_dict()
         load_state_dict_strict(getattr(model, part), weights, source=f"the {part} of teacher '{teacher.name}'")
+    if config.init_from == FROM_TEACHER:
+        _start_encoder_from(teacher, model)
     return model
+
+
+def _start_encoder_from(teacher: Teacher, student: PromptableModel) -> None:
+    """Copy the teacher's encoder tensors that the student has under the same name and in the same shape."""
+    own = student.image_encoder.state_dict()
+    weights = teacher.model.image_encoder.state_dict()
+    shared = {name: weights[name] for name in own if name in weights and weights[name].shape == own[name].shape}
+    if not shared:
+        raise CheckpointError(
+            f"student.init_from={FROM_TEACHER}: no tensor of the encoder of teacher '{teacher.name}' has the name and "
+            f"shape of one of {student.spec.encoder}'s; leave student.init_from out"
+        )
+    student.image_encoder.load_state_dict(shared, strict=False)
+    logger.info("%d of the encoder's %d tensors start as the teacher's", len(shared), len(own))
 
 
 def _check_start(model: PromptableModel, config: StudentConfig, teacher: Teacher) -> None:

@@ -70,12 +70,18 @@ class MaskStage(Stage):
                 sums["loss"] = sums["loss"] + share * terms.total(config)
                 for name in ("mask", "dice", "iou"):
                     sums[name] = sums[name] + share * getattr(terms, name).detach()
-        if config.feature_weight and batch.teacher_embeddings is not None:
-            feature = masked_mse(embeddings.float(), batch.teacher_embeddings, batch.valid)
-            sums["loss"] = sums["loss"] + config.feature_weight * feature
-            sums["feature"] = feature.detach()
+        for name, (weight, term) in self.embedding_terms(embeddings, batch).items():
+            sums["loss"] = sums["loss"] + weight * term
+            sums[name] = term.detach()
         sums["loss"] = sums["loss"] + self._touch_all_parameters()
         return sums
+
+    def embedding_terms(self, embeddings: Tensor, batch: ImageBatch) -> dict[str, tuple[float, Tensor]]:
+        """Name -> weight and value of terms on the embeddings (B, C, E, E) alone; a subclass may add its own."""
+        if not self.loss_config.feature_weight or batch.teacher_embeddings is None:
+            return {}
+        feature = masked_mse(embeddings.float(), batch.teacher_embeddings, batch.valid)
+        return {"feature": (self.loss_config.feature_weight, feature)}
 
     def _touch_all_parameters(self) -> Tensor:
         """Zero, by way of every trainable tensor that some prompts leave out: DDP then never waits for a gradient."""
