@@ -41,7 +41,7 @@ def test_an_unknown_stride_is_named() -> None:
 def test_detail_inside_a_cell_reaches_the_embedding() -> None:
     """Two fine levels that differ only within cells, with equal means: interpolation could not tell them apart."""
     torch.manual_seed(0)
-    neck = PyramidNeck([1], [2], 8, 4).eval()
+    neck = PyramidNeck([1], 8, 4, cells_per_level=[2]).eval()
     left = torch.zeros(1, 1, 8, 8)
     left[..., ::2] = 1
     with torch.no_grad():

@@ -18,13 +18,19 @@ class PyramidNeck(nn.Module):
 
     Args:
         in_channels: of each level. cells_per_level: fine cells of each level in one cell of the grid, along a side:
-        2 for a level of half the grid's stride; 1 for the grid's own and for coarser ones.
+        2 for a level of half the grid's stride; 1, the default, for the grid's own and for coarser ones.
     """
 
     def __init__(
-        self, in_channels: list[int], cells_per_level: list[int], embedding_dim: int, embedding_size: int
+        self,
+        in_channels: list[int],
+        embedding_dim: int,
+        embedding_size: int,
+        *,
+        cells_per_level: list[int] | None = None,
     ) -> None:
         super().__init__()
+        cells_per_level = cells_per_level or [1] * len(in_channels)
         self.embedding_size = embedding_size
         self.lateral = nn.ModuleList(
             nn.Sequential(

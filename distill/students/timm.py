@@ -57,9 +57,9 @@ class TimmEncoder(nn.Module):
         _cut_after(self.backbone, offered.module_name(levels[-1]))
         self.neck = PyramidNeck(
             [offered.channels()[i] for i in levels],
-            [max(1, int(stride / reductions[i])) for i in levels],
             embedding_dim,
             embedding_size,
+            cells_per_level=[max(1, int(stride / reductions[i])) for i in levels],
         )
 
     def forward(self, pixels: Tensor) -> Tensor:
