@@ -39,6 +39,7 @@ from distill.errors import CacheError, DataError
 from distill.teacher import Teacher
 
 NUM_NAMED = 5  # keys that an error names
+MAX_PAUSE_SECONDS = 15.0  # between two looks at the shards of others, of which a large job has many
 log = logging.getLogger(__name__)
 
 
@@ -106,17 +107,15 @@ class CacheJob:
 
     def num_done(self) -> int:
         """Photos that are done by all processes of this directory, the claims of shards under way included."""
-        try:
-            present = set(os.listdir(self.directory))
-        except FileNotFoundError:
+        if not self.directory.is_dir():
             return 0
-        claimed = {claimed_name(file) for file in present}
+        under_way, present = self.claims.progress(), set(os.listdir(self.directory))
         done = 0
         for shard in self.shards:
             if shard.name in present and sidecar_path(self.directory, shard.name).name in present:
                 done += shard.num_samples
-            elif shard.name in claimed:
-                done += self.claims.num_done(shard.name)
+            else:
+                done += under_way.get(shard.name, 0)
         return done
 
     def run(self, *, rank: int = 0, world_size: int = 1, only: Collection[str] | None = None) -> None:
@@ -132,9 +131,11 @@ class CacheJob:
         self._check_bad(self._known_bad())
         own, others = self.shards[rank::world_size], [s for i, s in enumerate(self.shards) if i % world_size != rank]
         left = [shard for shard in (*own, *reversed(others)) if only is None or shard.name in only]
+        pause = POLL_SECONDS
         with TeacherPool(self.teacher, self.index, self.config) as pool:
             while left := [shard for shard in left if not self._do(pool, shard)]:
-                time.sleep(POLL_SECONDS)  # others write these; one who dies leaves a claim that is taken over
+                time.sleep(pause)  # others write these; one who dies leaves a claim that is taken over
+                pause = min(2 * pause, MAX_PAUSE_SECONDS)
 
     def finish(self) -> Manifest:
         """Write the totals into the manifest and sweep up, if every shard is there; the manifest as it is then."""

@@ -29,7 +29,7 @@ def find_damage(job: CacheJob, advance: Callable[[int], None] = lambda count: No
 
 
 def repair_cache(job: CacheJob, problems: list[Problem], *, remove_foreign: bool = False) -> list[Problem]:
-    """Mend what `find_damage` found; the problems that are left: those of foreign files.
+    """Mend what `find_damage` found; the problems that are left: files that are foreign, or in use by a running job.
 
     Args:
         remove_foreign: delete files that are not ours, and write over shards of another cache. Directories stay.
@@ -50,4 +50,4 @@ def repair_cache(job: CacheJob, problems: list[Problem], *, remove_foreign: bool
                     (job.directory / problem.file).unlink(missing_ok=True)
     job.run(only=damaged)
     job.finish()
-    return left
+    return left + [item for item in problems if item.kind == "leftover" and (job.directory / item.file).exists()]

@@ -69,15 +69,14 @@ class Claims:
         with claim:
             yield claim
 
-    def num_done(self, name: str) -> int:
-        """What the holder of a claim says it has done; 0 when there is none."""
-        generations = self._generations(name)
-        if not generations:
-            return 0
-        with contextlib.suppress(OSError):
-            num_done = _parse(claim_path(self.directory, name, generations[-1]).read_bytes()).get("num_done")
-            return num_done if isinstance(num_done, int) else 0
-        return 0
+    def progress(self) -> dict[str, int]:
+        """What the holders of all claims say they have done, by name."""
+        latest: dict[str, int] = {}
+        for file in os.listdir(self.directory):
+            name = claimed_name(file)
+            if name is not None:
+                latest[name] = max(latest.get(name, 0), int(file.rpartition(CLAIM_MARK)[2]))
+        return {name: _num_done(claim_path(self.directory, name, generation)) for name, generation in latest.items()}
 
     def _generations(self, name: str) -> list[int]:
         prefix = f"{name}{CLAIM_MARK}"
@@ -173,6 +172,14 @@ def claimed_name(file: str) -> str | None:
     """The work that a file of this name claims; None when it is no claim."""
     name, mark, number = file.rpartition(CLAIM_MARK)
     return name if mark and number.isdecimal() else None
+
+
+def _num_done(path: Path) -> int:
+    try:
+        num_done = _parse(path.read_bytes()).get("num_done")
+    except FileNotFoundError:  # released in this moment
+        return 0
+    return num_done if isinstance(num_done, int) else 0
 
 
 def _parse(content: bytes) -> dict[str, object]:

@@ -263,8 +263,8 @@ def repair(arguments: argparse.Namespace) -> int:
     if left:
         named = ", ".join(problem.file for problem in left[:5]) + (", ..." if len(left) > 5 else "")
         raise CacheError(
-            f"{job.directory}: {len(left)} files are not this cache's and were left ({named}); move them away, or "
-            "delete them by --remove-foreign (directories: by hand)"
+            f"{job.directory}: {len(left)} files are not this cache's, or are in use, and were left ({named}); move "
+            "them away, or delete them by --remove-foreign (directories: by hand)"
         )
     return 0
 

@@ -104,7 +104,7 @@ def test_silence_elsewhere_is_death(tmp_path: Path):
 def test_an_empty_claim_is_being_written(tmp_path: Path):
     claims = Claims(tmp_path, stale_seconds=0.2)
     claim_path(tmp_path, "a.tar", 0).touch()
-    assert claims.take("a.tar") is None and claims.num_done("a.tar") == 0
+    assert claims.take("a.tar") is None and claims.progress() == {"a.tar": 0}
     time.sleep(0.25)
     with claims.hold("a.tar"):
         pass
@@ -118,7 +118,7 @@ def test_a_holder_gives_signs_of_life(tmp_path: Path):
         while time.monotonic() < until:
             assert looking.take("a.tar") is None
             time.sleep(0.05)
-        assert looking.num_done("a.tar") == 3
+        assert looking.progress() == {"a.tar": 3}
 
 
 def test_a_holder_that_was_taken_for_dead(tmp_path: Path, caplog: pytest.LogCaptureFixture):

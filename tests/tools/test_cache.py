@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import signal
 import subprocess
 import sys
@@ -69,6 +71,65 @@ def test_verify_names_the_damage_and_its_mend_works(recipe, tmp_path, capsys):
         (cache / name).unlink(missing_ok=True)
     assert cli.main(build) == 0
     assert contents(cache) == before
+
+
+def test_repair_names_the_damage_and_mends_it(recipe, tmp_path, capsys):
+    cache = tmp_path / "cache"
+    options = [*recipe, f"cache.dir={cache}"]
+    assert cli.main(["cache", "build", *options]) == 0
+    before = contents(cache)
+    damaged = bytearray(before["sa_000001.tar"])
+    damaged[700] ^= 1
+    (cache / "sa_000001.tar").write_bytes(damaged)
+    (cache / "sa_000002.json").unlink()
+    capsys.readouterr()
+    assert cli.main(["cache", "repair", *options]) == 0
+    output = capsys.readouterr().out
+    assert (
+        "sa_000001.tar: damaged" in output and "sa_000002.tar: unfinished" in output and "2 problems mended" in output
+    )
+    assert contents(cache) == before
+
+    (cache / "notes.txt").touch()
+    assert cli.main(["cache", "repair", *options]) == 2
+    printed = capsys.readouterr()
+    assert "notes.txt: foreign" in printed.out and "1 files are not this cache's, or are in use" in printed.err
+    assert cli.main(["cache", "repair", *options, "--remove-foreign"]) == 0
+    assert contents(cache) == before
+    assert cli.main(["cache", "repair", *options]) == 0
+    assert "nothing to repair" in capsys.readouterr().out
+
+
+def test_a_spot_check_asks_the_teacher(recipe, tmp_path, capsys):
+    cache = tmp_path / "cache"
+    assert cli.main(["cache", "build", *recipe, f"cache.dir={cache}", "cache.codec=int8"]) == 0
+    spot = ["cache", "verify", str(cache), "--spot", "3", "--recipe", *recipe]
+    assert cli.main(spot) == 0
+    assert re.search(r"the teacher again on 3 random samples: cosine (0\.999|1\.000)", capsys.readouterr().out)
+    for mistake in (["--spot", "3"], ["--recipe", recipe[0]], [recipe[1]]):
+        assert cli.main(["cache", "verify", str(cache), *mistake]) == 2
+        assert "--spot N and --recipe RECIPE go together" in capsys.readouterr().err
+
+
+def test_plan(recipe, tmp_path, capsys):
+    options = [*recipe, f"cache.dir={tmp_path / 'cache'}"]
+    assert cli.main(["cache", "plan", *options, "--devices", "3"]) == 0
+    output = capsys.readouterr().out
+    for words in ("plan: 8 photos as fp16", "on 3 devices", "int8", "bf16", "mask IoU", "recommendation: "):
+        assert words in output
+    assert cli.main(["cache", "plan", *options, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["num_images"] == 8 and found["num_devices"] == 1 and found["speeds"]["build"] > 0
+    assert {"fp16", "bf16", "int8"} <= {cost["codec"] for cost in found["codecs"]}
+    assert {path.name for path in tmp_path.iterdir()} == {"images"}
+
+
+def test_build_prints_the_plan_first(recipe, tmp_path, capsys):
+    build = ["cache", "build", *recipe, f"cache.dir={tmp_path / 'cache'}"]
+    assert cli.main(build) == 0
+    assert capsys.readouterr().out.startswith("plan: 8 photos as fp16: ")
+    assert cli.main(build) == 0
+    assert "plan: " not in capsys.readouterr().out  # nothing is left to do
 
 
 def test_a_stale_cache_is_refused(recipe, tmp_path, capsys):
