@@ -42,7 +42,7 @@ def launch_fabric(devices: int | None = None) -> Fabric:
         devices = int(os.environ["SLURM_NTASKS"]) // num_nodes
     else:
         devices = devices or max(1, torch.cuda.device_count())
-        plugins = [LightningEnvironment()]  # a task of a job array without srun is no rank of a SLURM job
+        plugins = LightningEnvironment()  # a task of a job array without srun is no rank of a SLURM job
     alone = devices * num_nodes == 1
     strategy = "auto" if alone else DDPStrategy(process_group_backend="gloo", timeout=timedelta(days=WAIT_DAYS))
     fabric = Fabric(accelerator="auto", devices=devices, num_nodes=num_nodes, strategy=strategy, plugins=plugins)
@@ -55,7 +55,7 @@ def one_device() -> torch.device:
     from lightning.fabric import Fabric
     from lightning.fabric.plugins.environments import LightningEnvironment
 
-    return Fabric(accelerator="auto", devices=1, plugins=[LightningEnvironment()]).device
+    return Fabric(accelerator="auto", devices=1, plugins=LightningEnvironment()).device
 
 
 def is_helper(fabric: Fabric) -> bool:
