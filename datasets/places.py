@@ -115,7 +115,7 @@ class RemotePlace:
     def open(self, name: str, size: int) -> BinaryIO:
         """A tar of `size` bytes, for reading its headers: little is fetched around each."""
         ranges = _RangeFile(lambda offset, count: self.read(name, offset, count), size)
-        return io.BufferedReader(ranges, HEADER_BYTES)  # type: ignore[return-value]
+        return io.BufferedReader(ranges, HEADER_BYTES)
 
     def read(self, name: str, offset: int, size: int) -> bytes:
         """Bytes of a tar; fewer when it ends before. Raises DataError when it cannot be read, after some tries."""

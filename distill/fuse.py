@@ -55,7 +55,7 @@ def fuse(module: nn.Module, pixels: Tensor | None = None) -> nn.Module:
     if pixels is None:
         pixels = _noise_for(encoder)
     expected = encoder(pixels)
-    encoder = _replace(encoder, lambda part: part.fused() if hasattr(part, "fused") else None)
+    encoder = _replace(encoder, _fused_branches)
     pairs = _conv_norm_pairs(encoder, pixels)
     replacements: dict[nn.Module, nn.Module] = {conv: fold_norm(conv, norm) for conv, norm in pairs}
     replacements.update((norm, _without_norm(norm)) for _, norm in pairs)
@@ -78,6 +78,16 @@ def _noise_for(encoder: nn.Module) -> Tensor:
     like = next(encoder.parameters())
     noise = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     return noise.to(like.device, like.dtype)
+
+
+def _fused_branches(part: nn.Module) -> nn.Module | None:
+    """What a module with branches gives as their sum in one convolution; None for a module without."""
+    fused = getattr(part, "fused", None)
+    if fused is None:
+        return None
+    assert callable(fused)
+    one: nn.Module = fused()
+    return one
 
 
 def _replace(module: nn.Module, replacement: Callable[[nn.Module], nn.Module | None]) -> nn.Module:

@@ -149,7 +149,7 @@ def mask_to_low_res(mask: np.ndarray, low_res_size: int) -> np.ndarray:
         float32 (4E, 4E) in [0, 1]; padding is 0.
     """
     height, width = resized_hw(mask.shape, low_res_size)
-    shares = mask.astype(np.float32)
+    shares: np.ndarray = mask.astype(np.float32)
     for axis, num_cells in enumerate((height, width)):
         starts = cell_starts(mask.shape[axis], num_cells)
         num_pixels = np.diff(starts, append=mask.shape[axis]).clip(min=1).astype(np.float32)

@@ -230,8 +230,9 @@ def _models(values: Values) -> Iterable[Finding]:
     if teacher is not None and _is_path(teacher) and not Path(teacher).exists():
         yield "teacher.name", f"no such file or run directory: '{teacher}'"
     init_from = values.get("student.init_from")
-    known = init_from is None or init_from in (FROM_TEACHER, *PACKAGED_MODELS)
-    if not known and not Path(init_from).exists():
+    if init_from is None or init_from in (FROM_TEACHER, *PACKAGED_MODELS):
+        return
+    if not Path(init_from).exists():
         yield "student.init_from", f"no such file or run directory: '{init_from}'"
 
 

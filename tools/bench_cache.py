@@ -10,6 +10,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,7 +106,7 @@ def measure_tars(embeddings: list[Tensor], directory: Path) -> list[dict[str, An
         with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
             for number in range(MAPS_IN_TAR):
                 append_member(tar, f"{number}.safetensors", blob)
-        members = list_members(lambda path=path: path.open("rb"), str(path))
+        members = list_members(partial(path.open, "rb"), str(path))
 
         def read(path: Path = path, members: list[Any] = members, crc32: int = zlib.crc32(blob)) -> None:
             for member in members:

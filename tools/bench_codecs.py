@@ -10,6 +10,7 @@ import lzma
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -64,9 +65,9 @@ def bounds() -> list[Bound]:
     """What coding of single values could reach at most, for int8, for fewer bits and for one step everywhere."""
     found = [Bound("int8, bound", lambda embedding: _banded_bound(embedding, BITS_PER_BYTE, packed=False))]
     for bits in FEWER_BITS:
-        found.append(Bound(f"{bits} bits, packed", lambda x, bits=bits: _banded_bound(x, bits, packed=True)))
+        found.append(Bound(f"{bits} bits, packed", partial(_banded_bound, bits=bits, packed=True)))
     for share in STEP_SHARES:
-        found.append(Bound(f"one step of {share} rms, bound", lambda x, share=share: _one_step_bound(x, share)))
+        found.append(Bound(f"one step of {share} rms, bound", partial(_one_step_bound, share=share)))
     return found
 
 

@@ -49,7 +49,7 @@ def _mask(rng: np.random.Generator, hw: tuple[int, int]) -> RLE:
     largest = min(MASK_RADII[1], 0.3 * min(hw))
     radius = np.exp(rng.uniform(*np.log([min(MASK_RADII[0], largest), largest])))
     angles = np.linspace(0, 2 * np.pi, OUTLINE_POINTS, endpoint=False)
-    waves = sum(rng.normal() / k * np.sin(k * angles + rng.uniform(0, 2 * np.pi)) for k in range(2, 12))
+    waves = np.sum([rng.normal() / k * np.sin(k * angles + rng.uniform(0, 2 * np.pi)) for k in range(2, 12)], 0)
     radii = radius * (1 + 0.2 * waves).clip(0.3)
     x, y = rng.uniform(0, hw[1]), rng.uniform(0, hw[0])
     canvas = Image.new("L", hw[::-1])

@@ -69,7 +69,7 @@ class RepVGGDW(nn.Module):
     def __init__(self, width: int, *, norm_after_branches: bool) -> None:
         super().__init__()
         self.conv = ConvNorm(width, width, 3, groups=width)
-        self.conv1: nn.Module = (
+        self.conv1: nn.Conv2d | ConvNorm = (
             nn.Conv2d(width, width, 1, groups=width) if norm_after_branches else ConvNorm(width, width, groups=width)
         )
         self.bn = nn.BatchNorm2d(width) if norm_after_branches else None
@@ -83,7 +83,7 @@ class RepVGGDW(nn.Module):
         """The one depthwise 3x3 convolution that computes the same in eval mode."""
         conv = fold_norm(self.conv.c, self.conv.bn)
         point = fold_norm(self.conv1.c, self.conv1.bn) if isinstance(self.conv1, ConvNorm) else self.conv1
-        assert conv.bias is not None
+        assert conv.bias is not None and point.bias is not None
         conv.weight += F.pad(point.weight + 1, (1, 1, 1, 1))  # the identity is a 1x1 branch of ones
         conv.bias += point.bias
         return conv if self.bn is None else fold_norm(conv, self.bn)
