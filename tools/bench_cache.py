@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import torch
@@ -96,6 +96,10 @@ def measure_codecs(embeddings: list[Tensor]) -> list[dict[str, Any]]:
     return rows
 
 
+def _open(path: Path) -> BinaryIO:
+    return path.open("rb")
+
+
 def measure_tars(embeddings: list[Tensor], directory: Path) -> list[dict[str, Any]]:
     """Maps a second read from a tar: the entry found by its place, its checksum compared, and decoded."""
     whole = sam_map(embeddings)
@@ -106,7 +110,7 @@ def measure_tars(embeddings: list[Tensor], directory: Path) -> list[dict[str, An
         with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
             for number in range(MAPS_IN_TAR):
                 append_member(tar, f"{number}.safetensors", blob)
-        members = list_members(partial(path.open, "rb"), str(path))
+        members = list_members(partial(_open, path), str(path))
 
         def read(path: Path = path, members: list[Any] = members, crc32: int = zlib.crc32(blob)) -> None:
             for member in members:
