@@ -10,7 +10,7 @@ import sys
 import time
 import zipfile
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,6 +29,7 @@ METRICS_FILE = "metrics.jsonl"
 LOG_FILE = "log.txt"
 CHECKPOINTS = "checkpoints"
 LAST_CHECKPOINT, BEST_CHECKPOINT = "last", "best"
+LAST_STEP_KEY = "distill_last_step"  # of a checkpoint: the scalars of the step it ends with
 
 LOGGED = ("distill", "lightning.pytorch", "lightning.fabric")
 LIBRARIES = ("distill-sam", "torch", "torchvision", "lightning", "timm", "segment-anything", "webdataset", "numpy")
@@ -152,25 +153,55 @@ class JsonLinesLogger(Logger):
         """Drop the lines of `step` and later, and a line cut short: a resumed run writes them again."""
         if not self.path.exists():
             return
-        kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] < step:
-                    kept.append(line)
-            except json.JSONDecodeError:  # the process died while writing it
-                continue
+        kept = [line for line in self._lines() if line["step"] < step]
         partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        partial.write_text("".join(f"{json.dumps(line)}\n" for line in kept), encoding="utf-8")
         partial.replace(self.path)
 
+    def has(self, step: int, names: Iterable[str]) -> bool:
+        """Whether all of these scalars are there for a step."""
+        found = {name for line in self._lines() if line["step"] == step for name in line}
+        return found.issuperset(names)
 
-class ForgetAfterResume(lightning.Callback):
-    """Before a resumed run goes on, drops the metrics of steps that came after its checkpoint."""
+    def _lines(self) -> list[dict[str, Any]]:
+        lines = []
+        for text in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else ():
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:  # the process died while writing it
+                continue
+        return lines
+
+
+class ContinueMetrics(lightning.Callback):
+    """Makes the metrics of a resumed run those of an uninterrupted one.
+
+    What came after its checkpoint is dropped. Lightning writes a checkpoint before it logs the step that the checkpoint
+    ends with, so that step's scalars are kept in the checkpoint too, and logged if the run died in between.
+    """
+
+    def __init__(self) -> None:
+        self._last_step: dict[str, float] = {}
+
+    def on_save_checkpoint(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        logged = trainer.logged_metrics.items()
+        checkpoint[LAST_STEP_KEY] = {name: float(value) for name, value in logged if name.startswith("train/")}
+
+    def on_load_checkpoint(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._last_step = checkpoint.get(LAST_STEP_KEY, {})
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        step = trainer.global_step
         for logger in trainer.loggers:
             if isinstance(logger, JsonLinesLogger):
-                logger.forget_from(trainer.global_step)
+                logger.forget_from(step)
+                is_logged_step = step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+                if self._last_step and is_logged_step and not logger.has(step - 1, self._last_step):
+                    logger.log_metrics(self._last_step, step - 1)
 
 
 class CheckpointAtEnd(lightning.Callback):

@@ -28,8 +28,8 @@ from distill.run import (
     METRICS_FILE,
     RECIPE_FILE,
     CheckpointAtEnd,
+    ContinueMetrics,
     DataWait,
-    ForgetAfterResume,
     JsonLinesLogger,
     LogFile,
     check_run_directory,
@@ -198,7 +198,7 @@ def _build_trainer(recipe: TrainRecipe) -> lightning.Trainer:
 def _callbacks(recipe: TrainRecipe) -> list[lightning.Callback]:
     folder = Path(recipe.run) / CHECKPOINTS
     callbacks: list[lightning.Callback] = [
-        ForgetAfterResume(),
+        ContinueMetrics(),
         DataWait(),
         LearningRateMonitor(logging_interval="step"),
         CheckpointAtEnd(folder / f"{LAST_CHECKPOINT}.ckpt"),
