@@ -350,7 +350,8 @@ def _announce(job: CacheJob, manifest: Manifest, world_size: int) -> None:
             found = make_plan(pool, job.directory, fidelities=fidelities, num_devices=world_size)
         print(cache_plan.plan_line(found))
     print(
-        f"{len(job.index):,} photos in {len(job.shards):,} shards; teacher {fingerprint.teacher}: "
+        f"{len(job.index):,} photos in {len(job.shards):,} shards on {cache_plan.devices(world_size)}; "
+        f"teacher {fingerprint.teacher}: "
         f"{fingerprint.image_size} pixels to {dim} x {grid} x {grid}"
     )
     num_bytes = manifest.fidelity.bytes_per_image

@@ -59,7 +59,7 @@ def plan_line(found: CachePlan) -> str:
     return (
         f"plan: {found.num_images:,} photos as {cost.codec}: {size(cost.bytes_per_image)} each, "
         f"{size(cost.total_bytes)} of {size(found.free_bytes)} free; {speeds.build:,.1f} photos/s a device, "
-        f"writes {size(speeds.write)}/s: {duration(found.hours * 3600)} on {_devices(found)} "
+        f"writes {size(speeds.write)}/s: {duration(found.hours * 3600)} on {devices(found.num_devices)} "
         f"({'the disk' if found.limit == 'disk' else 'the teacher'} sets it); {_pays(found)}"
     )
 
@@ -105,14 +105,15 @@ def _print(found: CachePlan) -> None:
         f"alone, {speeds.read:,.0f} stored maps decoded a second on one core"
     )
     print(
-        f"an epoch with the teacher online: {duration(found.online_hours_per_epoch * 3600)} more on {_devices(found)}; "
-        f"{_pays(found)}"
+        f"an epoch with the teacher online: {duration(found.online_hours_per_epoch * 3600)} more on "
+        f"{devices(found.num_devices)}; {_pays(found)}"
     )
     print(f"recommendation: {found.recommendation}")
 
 
-def _devices(found: CachePlan) -> str:
-    return f"{found.num_devices} device" + ("s" if found.num_devices > 1 else "")
+def devices(count: int) -> str:
+    """1 device, 2 devices."""
+    return f"{count} device" + ("s" if count > 1 else "")
 
 
 def _pays(found: CachePlan) -> str:

@@ -79,7 +79,7 @@ def test_two_nodes_build_one_cache(recipe, tmp_path):
     ]
     outputs = [node.communicate(timeout=TIMEOUT)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], outputs
-    assert sum("40 embeddings" in output for output in outputs) == 1
+    assert sum("40 embeddings" in output for output in outputs) == 1 and "on 2 devices" in "".join(outputs)
     assert contents(tmp_path / "cache") == contents(tmp_path / "alone")
 
 
