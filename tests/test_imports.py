@@ -15,7 +15,7 @@ import distill.tools
 # Each room may import from itself, its line and the lines above.
 ORDER = (
     ("errors", "config", "published"),
-    ("geometry", "prompts", "clicks", "batch", "answers"),
+    ("geometry", "prompts", "clicks", "batch", "answers", "intervals"),
     ("losses", "students", "metrics", "decoder", "fuse"),
     ("sam",),
     ("checkpoint", "optim", "predictor"),

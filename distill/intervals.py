@@ -1,0 +1,121 @@
+"""Bootstrap 95 % intervals. Photos are resampled, not instances: those of one photo hang together.
+
+Every statistic is a function of sums over photos, so that a resample is a product of photo counts with the photos'
+sums. The percentile method: Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 13.3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+NUM_RESAMPLES = 2000
+LEVEL = 0.95
+COUNTS_AT_ONCE = 4_000_000  # numbers of a block of resamples: 32 MB
+
+
+class Interval(NamedTuple):
+    """The middle 95 % of the resamples."""
+
+    low: float
+    high: float
+
+
+class Difference(NamedTuple):
+    """Mean of first - second over `num` instances that both models answered, and its interval."""
+
+    mean: float
+    low: float
+    high: float
+    num: int
+
+
+def mean_interval(values: npt.ArrayLike, photos: Sequence[Any] | np.ndarray, *, seed: int = 0) -> Interval | None:
+    """The interval of a mean over instances.
+
+    Args:
+        values: (N,) one of each instance. photos: (N,) the photo of each, any labels.
+    Returns:
+        None with fewer than two photos, which say nothing about others.
+    """
+    numbers = np.asarray(values, np.float64)
+    index, num_photos = _photo_index(photos)
+    if num_photos < 2:
+        return None
+    sums = per_photo(np.stack([numbers, np.ones_like(numbers)], 1), index, num_photos)
+    resampled = bootstrap(sums, lambda totals: totals[:, 0] / totals[:, 1], seed=seed)
+    return percentile_interval(resampled)
+
+
+def paired_difference(
+    first: npt.ArrayLike, second: npt.ArrayLike, photos: Sequence[Any] | np.ndarray, *, seed: int = 0
+) -> Difference:
+    """How much better the first model is than the second, on the same instances in the same order.
+
+    Both are resampled together, so what makes a photo hard for both cancels out.
+
+    Returns:
+        with fewer than two photos, low and high are NaN.
+    """
+    differences = np.asarray(first, np.float64) - np.asarray(second, np.float64)
+    interval = mean_interval(differences, photos, seed=seed) or Interval(float("nan"), float("nan"))
+    mean = float(differences.mean()) if len(differences) else float("nan")
+    return Difference(mean, *interval, len(differences))
+
+
+def per_photo(rows: np.ndarray, photo_index: np.ndarray, num_photos: int) -> np.ndarray:
+    """Rows (N, K) added up by photo: float64 (num_photos, K)."""
+    sums = np.zeros((num_photos, rows.shape[1]))
+    np.add.at(sums, photo_index, rows)
+    return sums
+
+
+def bootstrap(
+    sums: np.ndarray,
+    statistic: Callable[[np.ndarray], np.ndarray],
+    *,
+    seed: int = 0,
+    num_resamples: int = NUM_RESAMPLES,
+) -> np.ndarray:
+    """A statistic of every resample of the photos.
+
+    Args:
+        sums: (M, K) sums of each photo. statistic: from sums over the photos of a resample, (R, K), to (R, ...).
+    Returns:
+        (num_resamples, ...); NaN where a resample has no instance.
+    """
+    totals = [counts @ sums for counts in resample_counts(len(sums), seed=seed, num_resamples=num_resamples)]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return statistic(np.concatenate(totals))
+
+
+def resample_counts(num_photos: int, *, seed: int, num_resamples: int) -> list[np.ndarray]:
+    """How often each resample draws each photo: blocks of float64 (r, M), each row with the sum M."""
+    rng = np.random.default_rng(seed)
+    block = max(1, COUNTS_AT_ONCE // num_photos)
+    blocks = []
+    for start in range(0, num_resamples, block):
+        rows = min(block, num_resamples - start)
+        drawn = rng.integers(0, num_photos, (rows, num_photos)) + num_photos * np.arange(rows)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=rows * num_photos)
+        blocks.append(counts.reshape(rows, num_photos).astype(np.float64))
+    return blocks
+
+
+def percentile_interval(resampled: np.ndarray) -> Interval | None:
+    """The middle of resampled statistics (R,); None when no resample has one."""
+    defined = resampled[~np.isnan(resampled)]
+    if not len(defined):
+        return None
+    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(low), float(high))
+
+
+def _photo_index(photos: Sequence[Any] | np.ndarray) -> tuple[np.ndarray, int]:
+    """The number of each instance's photo, (N,), in the order of first appearance; and how many photos there are."""
+    numbers: dict[Any, int] = {}
+    index = np.array([numbers.setdefault(photo, len(numbers)) for photo in photos], np.int64)
+    return index, len(numbers)
