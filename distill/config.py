@@ -131,6 +131,7 @@ class FeatureRecipe:
     loss: FeatureLossConfig = field(default_factory=FeatureLossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    logger: list[str] = field(default_factory=lambda: ["tensorboard"])  # beside metrics.jsonl; also csv, wandb, mlflow
     trainer: dict[str, Any] = field(default_factory=dict)  # passed to lightning.Trainer as it is
 
 
@@ -150,6 +151,7 @@ class MaskRecipe:
     loss: MaskLossConfig = field(default_factory=MaskLossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    logger: list[str] = field(default_factory=lambda: ["tensorboard"])
     trainer: dict[str, Any] = field(default_factory=dict)
 
 

@@ -289,6 +289,8 @@ def _describe(annotation: Any) -> str:
         return " or ".join("null" if inner is type(None) else _describe(inner) for inner in arguments)
     if typing.get_origin(annotation) is tuple:
         return f"a list of {len(arguments)} values, each {_describe(arguments[0])}"
+    if typing.get_origin(annotation) is list:
+        return f"a list, as [{_describe(arguments[0])}, ...]"
     if typing.get_origin(annotation) is dict:
         return "a section of options"
     return TYPE_NAMES.get(annotation, str(annotation))

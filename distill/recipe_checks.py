@@ -5,6 +5,7 @@ Every check takes the sound values of a recipe by dotted key, skips what is abse
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ TRAINER_ARGUMENTS = (
 )
 # Arguments that `distill train` fills itself, and what to use in their place.
 TRAINER_TAKEN = {
-    "logger": "the run directory always gets TensorBoard events and metrics.jsonl",
+    "logger": "use logger: [tensorboard, csv]; the run directory always gets metrics.jsonl too",
     "callbacks": "a recipe names no code",
     "plugins": "a recipe names no code",
     "default_root_dir": "use run",
@@ -75,6 +76,8 @@ TRAINER_TAKEN = {
     "check_val_every_n_epoch": "use validation.every_n_steps",
     "use_distributed_sampler": "the loading plan already gives each rank its share",
 }
+# The names that `logger` takes, each with the package that it needs beside ours.
+LOGGERS = {"tensorboard": None, "csv": None, "wandb": "wandb", "mlflow": "mlflow"}
 TRAINER_LENGTH = ("max_steps", "max_epochs", "fast_dev_run")  # max_time alone gives the schedule no end
 
 AT_LEAST = {
@@ -135,6 +138,7 @@ def value_findings(values: Values) -> list[Finding]:
         _names,
         _embeddings,
         _trainer,
+        _loggers,
     )
     return [finding for check in checks for finding in check(values)]
 
@@ -217,6 +221,16 @@ def _trainer(values: Values) -> Iterable[Finding]:
             yield f"trainer.{name}", f"lightning.Trainer has no such argument. {did_you_mean(name, TRAINER_ARGUMENTS)}"
     if not any(trainer.get(name) not in (None, -1, False) for name in TRAINER_LENGTH):
         yield "trainer", "says no length; give trainer.max_steps=N or trainer.max_epochs=N"
+
+
+def _loggers(values: Values) -> Iterable[Finding]:
+    for name in values.get("logger") or ():
+        if name not in LOGGERS:
+            yield "logger", f"unknown logger '{name}'. {did_you_mean(name, LOGGERS)}"
+            continue
+        package = LOGGERS[name]
+        if package is not None and importlib.util.find_spec(package) is None:
+            yield "logger", f"'{name}' needs the package {package}, which is not installed: pip install {package}"
 
 
 def _models(values: Values) -> Iterable[Finding]:

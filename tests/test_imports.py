@@ -22,7 +22,7 @@ ORDER = (
     ("teacher",),
     ("stages",),
     ("recipe_checks",),
-    ("recipe", "run"),
+    ("recipe", "run", "cost", "loggers"),
 )
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 FOLDERS = {"distill": distill, "datasets": distill.datasets, "tools": distill.tools}

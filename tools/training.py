@@ -11,26 +11,25 @@ import lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from distill.checkpoint import STUDENT_FILE, load_model, load_state_dict_strict, save_model
 from distill.config import FROM_TEACHER, FeatureRecipe, MaskRecipe, StudentConfig
+from distill.cost import CostRecord
 from distill.datasets.datamodule import DistillDataModule
 from distill.datasets.embeddings import EmbeddingCache, fingerprint_of
 from distill.datasets.shards import ShardIndex
 from distill.errors import CheckpointError, RecipeError, RunError
+from distill.loggers import Hyperparameters, build_loggers
 from distill.recipe import load_recipe, resolved_yaml
 from distill.run import (
     BEST_CHECKPOINT,
     CHECKPOINTS,
     LAST_CHECKPOINT,
     LOG_FILE,
-    METRICS_FILE,
     RECIPE_FILE,
     CheckpointAtEnd,
     ContinueMetrics,
     DataWait,
-    JsonLinesLogger,
     LogFile,
     check_run_directory,
     is_rank_zero,
@@ -45,6 +44,7 @@ from distill.teacher import Teacher, load_teacher
 TrainRecipe = FeatureRecipe | MaskRecipe
 
 BEST_METRIC = {"feature": "val/cosine", "mask": "val/box_miou"}
+VALIDATION_METRICS = ("val/cosine", "val/box_miou", "val/point_miou")
 COPIED_PARTS = ("prompt_encoder", "mask_decoder")  # a new student's start as the teacher's
 # A checkpoint cannot go on with another value of these.
 FIXED = ("kind", "teacher.name", "student.name", "student.image_size")
@@ -182,7 +182,7 @@ def _build_trainer(recipe: TrainRecipe) -> lightning.Trainer:
     options = {
         **recipe.trainer,
         "default_root_dir": run,
-        "logger": [TensorBoardLogger(run, name=None, version="tensorboard"), JsonLinesLogger(run / METRICS_FILE)],
+        "logger": build_loggers(recipe.logger, run),
         "callbacks": _callbacks(recipe),
         "use_distributed_sampler": False,  # the loading plan gives each rank its share
         "check_val_every_n_epoch": None,  # validation goes by steps, across epochs
@@ -197,8 +197,11 @@ def _build_trainer(recipe: TrainRecipe) -> lightning.Trainer:
 
 def _callbacks(recipe: TrainRecipe) -> list[lightning.Callback]:
     folder = Path(recipe.run) / CHECKPOINTS
+    metrics = ("train/loss", *(VALIDATION_METRICS if recipe.data.val_images is not None else ()))
     callbacks: list[lightning.Callback] = [
         ContinueMetrics(),
+        Hyperparameters(dict(_flatten(asdict(recipe))), metrics),
+        CostRecord(Path(recipe.run)),
         DataWait(),
         LearningRateMonitor(logging_interval="step"),
         CheckpointAtEnd(folder / f"{LAST_CHECKPOINT}.ckpt"),

@@ -1,0 +1,90 @@
+"""What a training took: kept through interruptions, and written to the run directory when the training ends."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+
+from distill.batch import ImageBatch
+
+COST_FILE = "cost.json"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """seconds: of wall time, validation included. photos: drawn over all ranks, repeats counted. devices: processes.
+
+    What an interrupted run did after its last checkpoint is not in it, because it was done again.
+    """
+
+    seconds: float
+    steps: int
+    photos: int
+    devices: int
+    nodes: int
+    device: str
+    precision: str
+
+    @property
+    def device_hours(self) -> float:
+        return self.seconds * self.devices / 3600
+
+
+def read_cost(run: Path) -> Cost | None:
+    """The cost of a finished run; None where it has no record of it."""
+    path = run / COST_FILE
+    return Cost(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+class CostRecord(lightning.Callback):
+    """Counts seconds and photos; its counts are part of the checkpoints."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self._seconds, self._photos = 0.0, 0
+        self._mark = time.monotonic()
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._mark = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: ImageBatch, *_: int
+    ) -> None:
+        self._photos += len(batch.keys) * trainer.world_size
+
+    def state_dict(self) -> dict[str, Any]:
+        now = time.monotonic()
+        self._seconds, self._mark = self._seconds + now - self._mark, now
+        return {"seconds": self._seconds, "photos": self._photos}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._seconds, self._photos = state["seconds"], state["photos"]
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        counts = self.state_dict()
+        if not trainer.is_global_zero:
+            return
+        cost = Cost(
+            seconds=round(counts["seconds"], 1),
+            steps=trainer.global_step,
+            photos=counts["photos"],
+            devices=trainer.world_size,
+            nodes=trainer.num_nodes,
+            device=device_name(pl_module.device),
+            precision=str(trainer.precision),
+        )
+        (self.run / COST_FILE).write_text(json.dumps(asdict(cost), indent=2) + "\n", encoding="utf-8")
+
+
+def device_name(device: torch.device) -> str:
+    """The name of a GPU, else of the processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}: {platform.processor() or platform.machine()}"
