@@ -31,10 +31,10 @@ def decode_prompts(
     grid = embeddings.shape[-1]
     output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])  # (5, C)
     tokens = torch.cat([output_tokens.expand(len(sparse), -1, -1), sparse], 1)  # (P, 5 + T, C)
-    # not embeddings[index]: on several threads its gradient is summed in any order, and a resumed run would differ
     if len(dense) == 1:
         image = ImageTokens(_flatten(embeddings + dense), image_index)
     else:
+        # not embeddings[index]: on several threads its gradient is summed in any order, and a resumed run would differ
         image = ImageTokens(_flatten(embeddings.index_select(0, image_index) + dense), None)
     queries, keys = _two_way(decoder, tokens, image, _flatten(positions)[0])
     filters = torch.stack(

@@ -9,6 +9,8 @@ import platform
 import sys
 from typing import Any
 
+from distill.tools.arguments import add_command
+
 EPILOG = """\
 examples:
   distill bench loader
@@ -35,12 +37,12 @@ core, in maps of 256 x 64 x 64; and a training step from the cache beside one wi
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = subparsers.add_parser(
+    parser = add_command(
+        subparsers,
         "bench",
-        help="measure loading and caching on this machine",
+        "measure loading and caching on this machine",
+        EPILOG,
         description="Measure loading and caching on this machine.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     subjects = parser.add_subparsers(title="subjects", metavar="SUBJECT", required=True)
     loader = _add(subjects, "loader", "training samples a second, and what one costs", LOADER_EPILOG)
@@ -92,13 +94,7 @@ def run_cache(arguments: argparse.Namespace) -> int:
 def _add(
     subparsers: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str, epilog: str
 ) -> argparse.ArgumentParser:
-    parser = subparsers.add_parser(
-        name,
-        help=summary,
-        description=f"{summary[0].upper()}{summary[1:]}.",
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = add_command(subparsers, name, summary, epilog)
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 

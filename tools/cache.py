@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from distill.config import CacheRecipe
 from distill.errors import CacheError, DistillError
 from distill.tools import cache_plan
+from distill.tools.arguments import add_command
 from distill.tools.cache_launch import end_with_parent, is_helper, job_progress, job_rank, launch_fabric, one_device
+from distill.tools.progress import progress_bar
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -62,16 +63,16 @@ log = logging.getLogger(__name__)
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _add(subparsers, "cache", "cache the teacher's embeddings, and verify them", EPILOG)
+    parser = add_command(subparsers, "cache", "cache the teacher's embeddings, and verify them", EPILOG)
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     summary = "what a job will take in bytes and hours, measured here, and whether it pays"
-    planning = _add(actions, "plan", summary, cache_plan.EPILOG)
+    planning = add_command(actions, "plan", summary, cache_plan.EPILOG)
     _add_recipe(planning)
     planning.add_argument("--devices", type=_count, default=1, metavar="N", help="of the job, each like this machine's")
     planning.add_argument("--json", action="store_true", help="print JSON")
     planning.set_defaults(run=cache_plan.plan)
 
-    making = _add(actions, "build", "run the teacher over image shards and keep its embeddings", BUILD_EPILOG)
+    making = add_command(actions, "build", "run the teacher over image shards and keep its embeddings", BUILD_EPILOG)
     _add_recipe(making)
     help_text = "processes on this machine; default: one a GPU, else 1"
     making.add_argument("--devices", type=_count, metavar="N", help=help_text)
@@ -79,37 +80,25 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     making.add_argument("--stale-seconds", type=_seconds, metavar="S", help=help_text)
     making.set_defaults(run=build)
 
-    looking = _add(
+    looking = add_command(
         actions, "stats", "what a cache holds and what its codec costs", "example:\n  distill cache stats cache"
     )
     looking.add_argument("directory", metavar="DIR", help="the directory of a cache")
     looking.set_defaults(run=stats)
 
-    verifying = _add(actions, "verify", "compare every byte with what was written", VERIFY_EPILOG)
+    verifying = add_command(actions, "verify", "compare every byte with what was written", VERIFY_EPILOG)
     verifying.add_argument("directory", metavar="DIR", help="the directory of a cache")
     verifying.add_argument("overrides", metavar="key=value", nargs="*", help="options that win over --recipe's")
     verifying.add_argument("--spot", type=_count, metavar="N", help="run the teacher again on N random samples")
     verifying.add_argument("--recipe", metavar="RECIPE", help="of the cache: which teacher, and where the photos are")
     verifying.set_defaults(run=verify)
 
-    mending = _add(actions, "repair", "write anew just the shards that are damaged or missing", REPAIR_EPILOG)
+    mending = add_command(actions, "repair", "write anew just the shards that are damaged or missing", REPAIR_EPILOG)
     _add_recipe(mending)
     mending.add_argument(
         "--remove-foreign", action="store_true", help="delete files and shards that are not this cache's"
     )
     mending.set_defaults(run=repair)
-
-
-def _add(
-    subparsers: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str, epilog: str
-) -> argparse.ArgumentParser:
-    return subparsers.add_parser(
-        name,
-        help=summary,
-        description=f"{summary[0].upper()}{summary[1:]}.",
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -309,18 +298,6 @@ def _report_spots(found: SpotCheck, directory: str) -> None:
             f"(cosine below {found.threshold:.4f}); if photos were replaced or the teacher's code changed, build the "
             "cache anew in another directory"
         )
-
-
-@contextlib.contextmanager
-def progress_bar(what: str, total: int, *, shown: bool = True) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr with the time that is left; gives a function that is called with the number done."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress
-
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn())  # description, bar, share, time that is left
-    with Progress(*columns, console=Console(stderr=True), disable=not shown) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda count: progress.advance(task, count)
 
 
 def full_map_bytes(fingerprint: Fingerprint) -> int:

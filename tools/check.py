@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from distill.tools.arguments import add_command
+
 EPILOG = """\
 examples:
   distill check my_recipe.yaml
@@ -15,12 +17,12 @@ Exit code 0: the recipe can be run. Exit code 2: every mistake is listed with it
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = subparsers.add_parser(
+    parser = add_command(
+        subparsers,
         "check",
-        help="list every mistake in a recipe",
+        "list every mistake in a recipe",
+        EPILOG,
         description="List every mistake in a recipe: keys, types, ranges, names, combinations, missing files.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file or a packaged name (`distill recipes ls`)")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="options that win over the recipe")

@@ -16,6 +16,7 @@ import yaml
 
 from distill.config import EvaluateRecipe
 from distill.errors import RunError
+from distill.tools.arguments import add_command
 
 if TYPE_CHECKING:
     from distill.datasets.coco import CocoPhoto
@@ -37,12 +38,12 @@ instance), recipe.yaml and model.json. An evaluation that was stopped goes on wi
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = subparsers.add_parser(
+    parser = add_command(
+        subparsers,
         "evaluate",
-        help="prompted mask IoU of a model over COCO-format annotations",
+        "prompted mask IoU of a model over COCO-format annotations",
+        EPILOG,
         description="Judge a model: mask IoU from boxes or simulated clicks, at each photo's own resolution.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "model", metavar="MODEL", help="a student.safetensors, a run directory, a .pt/.pth, `quickstart`"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distill.errors import DataError, DistillError
+from distill.tools.arguments import add_command
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,12 +25,12 @@ examples:
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = subparsers.add_parser(
+    parser = add_command(
+        subparsers,
         "predict",
-        help="ask a model about one photo",
+        "ask a model about one photo",
+        EPILOG,
         description="Segment one object of a photo; write its masks and an overlay picture.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", help="student.safetensors, a run directory, 'quickstart', or a released .pt/.pth")
     parser.add_argument("photo", type=Path, help="JPEG, PNG or WebP")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill.errors import RunError
+from distill.tools.arguments import add_command
 
 if TYPE_CHECKING:
     from distill.sam import PromptableModel
@@ -35,12 +36,12 @@ GALLERY_PHOTOS = 8
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = subparsers.add_parser(
+    parser = add_command(
+        subparsers,
         "quickstart",
-        help="the whole chain in minutes: data, cache, both stages, evaluation, report",
+        "the whole chain in minutes: data, cache, both stages, evaluation, report",
+        EPILOG,
         description="Distil the packaged teacher into a small student on data that the command composes itself.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, default=Path("quickstart"), metavar="DIR", help="default: %(default)s")
     parser.add_argument("--train-photos", type=int, default=TRAIN_PHOTOS, metavar="N", help="default: %(default)s")
@@ -96,7 +97,7 @@ class Chain:
         """Two COCO-format sets of composed scenes, and image shards of both."""
         from distill.datasets.photographs import HELD_OUT_PHOTOGRAPHS, TRAIN_PHOTOGRAPHS, load_photographs
         from distill.datasets.quickstart import write_coco_set
-        from distill.tools.cache import progress_bar
+        from distill.tools.progress import progress_bar
 
         started = time.monotonic()
         for split, names, num_photos, seed in (

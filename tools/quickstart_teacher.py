@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
 from distill.batch import ImageBatch
@@ -43,7 +44,6 @@ from distill.datasets.quickstart import MIN_CONTRAST
 from distill.datasets.rle import decode_mask
 from distill.geometry import boxes_to_prompt_frame, letterbox, mask_to_low_res, valid_mask
 from distill.losses.mask import bce_loss, dice_loss
-from distill.optim import build_optimizer, build_schedule
 from distill.sam import ModelSpec, PromptableModel, build_from_spec
 from distill.stages.mask import MaskStage
 from distill.students.timm import TimmEncoder
@@ -57,6 +57,7 @@ PIXELS_PER_CELL = 8  # a grid finer than SAM's stride of 16: small images still 
 MAX_INSTANCES = 8  # masks per scene and step
 SHAPE_SHARE = 0.5  # scenes without a labelled instance: shapes on a photo
 PASTED_SHARE = 0.7  # labelled scenes that get instances of other photos
+CONTRAST_SHARE = 0.7  # scenes whose cut-outs all stand out, as the quickstart's do
 LOSS = MaskLossConfig(mask="bce", mask_weight=2.0, dice_weight=1.0, iou_weight=1.0)
 AFFINITY_DIM = 64
 AFFINITY_MARGIN = 0.25  # of a box's side: instances are compared with what lies this far around them
@@ -117,11 +118,10 @@ class TeacherStage(MaskStage):
         with torch.autocast(embeddings.device.type, enabled=False):
             return {"affinity": (1.0, self.affinity(embeddings.float(), batch, self.model.prompt_size))}
 
-    def configure_optimizers(self) -> Any:
-        optimizer = build_optimizer(self.model, self.optim_config)
+    def build_optimizer(self) -> Optimizer:
+        optimizer = super().build_optimizer()
         optimizer.add_param_group({"params": list(self.affinity.parameters())})
-        schedule = build_schedule(optimizer, self.optim_config, int(self.trainer.estimated_stepping_batches))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return optimizer
 
 
 class BoxScenes(Dataset[Scene]):
@@ -189,7 +189,8 @@ class ComposedScenes(Dataset[Scene]):
         scene = random_crop(rng, background, long_side=self.size, min_share=0.45)
         cutouts = [self._cutout(rng, shape=i < num_shapes) for i in range(num_shapes + num_instances)]
         order = rng.permutation(len(cutouts))
-        return compose(rng, scene, [cutouts[i] for i in order], min_contrast=MIN_CONTRAST if rng.random() < 0.7 else 0)
+        min_contrast = MIN_CONTRAST if rng.random() < CONTRAST_SHARE else 0.0
+        return compose(rng, scene, [cutouts[i] for i in order], min_contrast=min_contrast)
 
     def _any_photo(self, rng: np.random.Generator) -> np.ndarray:
         if rng.random() < 0.5:

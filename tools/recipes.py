@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from distill.errors import RunError
+from distill.tools.arguments import add_command
 
 EPILOG = """\
 examples:
@@ -16,12 +17,12 @@ examples:
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = subparsers.add_parser(
+    parser = add_command(
+        subparsers,
         "recipes",
-        help="list, show or copy the packaged recipes",
+        "list, show or copy the packaged recipes",
+        EPILOG,
         description="List, show or copy the recipes that ship with the package.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     actions.add_parser("ls", help="a table of all recipes").set_defaults(run=list_recipes)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from distill.tools.arguments import add_command
+
 if TYPE_CHECKING:
     from distill.datasets.build import BuildReport
 
@@ -43,20 +45,22 @@ directory.
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _add(subparsers, "shards", "build image shards from photos, and index them", EPILOG)
+    parser = add_command(subparsers, "shards", "build image shards from photos, and index them", EPILOG)
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
-    build = _add(actions, "build", "write shards from a COCO-format set or a folder of photos", EPILOG)
+    build = add_command(actions, "build", "write shards from a COCO-format set or a folder of photos", EPILOG)
     sources = build.add_subparsers(title="sources", metavar="SOURCE", required=True)
-    coco = _add(sources, "coco", "photos with instances in COCO's JSON format", COCO_EPILOG)
+    coco = add_command(sources, "coco", "photos with instances in COCO's JSON format", COCO_EPILOG)
     coco.add_argument("--images", required=True, metavar="DIR", help="the photos")
     coco.add_argument("--annotations", required=True, metavar="FILE", help="the COCO-format instances JSON")
     _add_output(coco)
     coco.set_defaults(run=build_coco)
-    folder = _add(sources, "folder", "photos alone", FOLDER_EPILOG)
+    folder = add_command(sources, "folder", "photos alone", FOLDER_EPILOG)
     folder.add_argument("--images", required=True, metavar="DIR", help="the photos, in folders of any depth")
     _add_output(folder)
     folder.set_defaults(run=build_folder)
-    index = _add(actions, "index", "read the headers of tars and keep what lies where in index.json", INDEX_EPILOG)
+    index = add_command(
+        actions, "index", "read the headers of tars and keep what lies where in index.json", INDEX_EPILOG
+    )
     index.add_argument(
         "directory", metavar="DIR", help="a directory or address of uncompressed tars: KEY.jpg and KEY.json"
     )
@@ -67,7 +71,7 @@ def build_coco(arguments: argparse.Namespace) -> int:
     """Write shards from a COCO-format set."""
     from distill.datasets.build import build_coco_shards
     from distill.datasets.coco import CocoSet
-    from distill.tools.cache import progress_bar
+    from distill.tools.progress import progress_bar
 
     coco_set = CocoSet(arguments.images, arguments.annotations)
     with progress_bar("photos", len(coco_set)) as advance:
@@ -80,7 +84,7 @@ def build_folder(arguments: argparse.Namespace) -> int:
     """Write shards from a folder of photos."""
     from distill.datasets.build import build_folder_shards
     from distill.datasets.folder import PhotoFolder
-    from distill.tools.cache import progress_bar
+    from distill.tools.progress import progress_bar
 
     folder = PhotoFolder(arguments.images)
     with progress_bar("photos", len(folder)) as advance:
@@ -98,18 +102,6 @@ def index_shards(arguments: argparse.Namespace) -> int:
     masks = "" if index.has_annotations else ", without annotations"
     print(f"{arguments.directory}: {len(index):,} photos in {len(index.shards):,} shards{masks}; index: {path}")
     return 0
-
-
-def _add(
-    subparsers: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str, epilog: str
-) -> argparse.ArgumentParser:
-    return subparsers.add_parser(
-        name,
-        help=summary,
-        description=f"{summary[0].upper()}{summary[1:]}.",
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:

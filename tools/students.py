@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 
 from distill.errors import DistillError, did_you_mean
 from distill.students import STUDENTS, TIMM_PREFIX, build_encoder, check_student_name, plugins
+from distill.tools.arguments import add_command
 
 MILLION, BILLION = 1e6, 1e9
 OWN_DECODER = "its encoder only; its own decoder is not supported"
@@ -30,21 +31,15 @@ backbones are listed only for a pattern that begins with timm/; there are more t
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = subparsers.add_parser(
+    parser = add_command(
+        subparsers,
         "students",
-        help="list the student encoders",
+        "list the student encoders",
+        EPILOG,
         description="List the students: names, input sizes, parameters, MACs, released checkpoints that fit.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
-    ls = actions.add_parser(
-        "ls",
-        help="a table of students",
-        description="List the students whose names match.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    ls = add_command(actions, "ls", "a table of students", EPILOG, description="List the students whose names match.")
     ls.add_argument("pattern", metavar="PATTERN", nargs="?", default="*", help="with * and ?; or a part of a name")
     ls.add_argument("--json", action="store_true", help="one JSON object per line instead of a table")
     ls.set_defaults(run=list_students)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from distill.tools.arguments import add_command
+
 EPILOG = """\
 examples:
   distill train quickstart/feature data.images=shards/train cache.dir=cache run=runs/feature
@@ -19,12 +21,12 @@ metrics.jsonl, tensorboard/, checkpoints/, log.txt, and at the end student.safet
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = subparsers.add_parser(
+    parser = add_command(
+        subparsers,
         "train",
-        help="run a feature or mask stage",
+        "run a feature or mask stage",
+        EPILOG,
         description="Train a student by a recipe. Everything is checked before anything is written.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file or a packaged name (`distill recipes ls`)")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="options that win over the recipe")

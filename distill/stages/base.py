@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning
 from torch import Tensor
+from torch.optim import Optimizer
 
 from distill.batch import ImageBatch
 from distill.config import OptimConfig
@@ -54,7 +55,11 @@ class Stage(lightning.LightningModule):
         if self.validator is not None:
             self.validator.log(self)
 
+    def build_optimizer(self) -> Optimizer:
+        """Of the student's parts; a stage with parameters beside the student adds them."""
+        return build_optimizer(self.model, self.optim_config)
+
     def configure_optimizers(self) -> Any:
-        optimizer = build_optimizer(self.model, self.optim_config)
+        optimizer = self.build_optimizer()
         schedule = build_schedule(optimizer, self.optim_config, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
