@@ -12,6 +12,7 @@ from typing import Any, Literal, Optional
 from omegaconf import MISSING
 
 FROM_TEACHER = "teacher"  # of student.init_from
+TIMM_HUB = "timm"  # of student.pretrained
 
 
 @dataclass
@@ -28,12 +29,15 @@ class TeacherConfig:
 class StudentConfig:
     """The encoder that is trained; its prompt encoder and mask decoder start as copies of the teacher's."""
 
-    name: str = MISSING  # a registered student, or timm/NAME
+    name: str = MISSING  # a registered student, or timm/NAME[.TAG][@[FINEST-]COARSEST][+sam]
     image_size: Optional[int] = None  # S in pixels; None: the student's own
-    # A student.safetensors or a run directory: the whole model starts from it. `teacher`: the encoder starts from the
-    # teacher's tensors of the same name and shape, as a student with fewer of the same layers may
-    # (DistilBERT, arXiv:1910.01108, section 3).
+    # A student.safetensors or a run directory: the whole model starts from it. A released file of the student: the
+    # whole model, or the encoder where it holds no more; an ImageNet classifier of its backbone: the backbone.
+    # `teacher`: the encoder starts from the teacher's tensors of the same name and shape, as a student with fewer of
+    # the same layers may (DistilBERT, arXiv:1910.01108, section 3).
     init_from: Optional[str] = None
+    # Of timm/NAME: the backbone starts from a classifier's file, or from `timm`'s hub.
+    pretrained: Optional[str] = None
 
 
 @dataclass
@@ -45,6 +49,10 @@ class DataConfig:
     batch_size: int = 8  # images per device and step
     num_workers: int = 2
     max_instances: int = 16  # masks drawn per image in the mask stage
+    instance_odds: Literal["uniform", "area"] = "uniform"  # area: in proportion to the masks' areas
+    # distinct: each at most once, so all of them where there are fewer; repeat: those then come again until
+    # max_instances are drawn (EfficientViT-SAM); replacement: each draw is from all of them (EdgeSAM)
+    instance_draw: Literal["distinct", "repeat", "replacement"] = "distinct"
     max_bad_share: float = 0.01  # the run ends when more than this share of photos cannot be decoded
 
 
@@ -70,25 +78,65 @@ class FeatureLossConfig:
 
 @dataclass
 class MaskLossConfig:
-    """Weights of the mask stage's terms; a term of weight 0 is not computed."""
+    """Weights of the mask stage's terms; a term of weight 0 is not computed. All are means over prompts and rounds."""
 
     mask: Literal["bce", "focal"] = "focal"
     mask_weight: float = 20.0  # SAM paper, appendix A: focal : dice = 20 : 1
     dice_weight: float = 1.0
-    iou_weight: float = 1.0  # SAM paper, appendix A: MSE on the IoU head, weight 1
+    iou_weight: float = 1.0  # SAM paper, appendix A: MSE of the IoU head to the true IoU; with ground truth alone
     num_points: int = 0  # uncertainty-sampled points per mask; 0: every valid position of the low-res mask
+    logit_weight: float = 0.0  # mean squared difference to the teacher's logits, mask token by mask token
+    teacher_iou_weight: float = 0.0  # MSE of the IoU head to the teacher's (EdgeSAM has it, switched off)
     feature_weight: float = 0.0  # anchor: masked MSE to the teacher's embedding
 
 
 @dataclass
-class PromptConfig:
-    """How training prompts are drawn from a mask."""
+class TargetConfig:
+    """Whose masks `loss.mask_weight` and `loss.dice_weight` compare with; both, weighted, if both are above 0."""
 
+    truth_weight: float = 1.0  # the instances' own masks: the best candidate counts (SAM, EfficientViT-SAM)
+    teacher_weight: float = 0.0  # the teacher's answers to the same prompts, mask token by mask token (EdgeSAM)
+    labels: Literal["hard", "soft"] = "hard"  # the teacher's: logit > 0 (EdgeSAM), or probabilities
+
+
+@dataclass
+class PromptConfig:
+    """How training prompts are drawn from a mask, and how an answer is refined.
+
+    An instance is asked about by a box, by points, or by both; the answer is refined in later rounds, each with one
+    more click into its error, and in rounds without a click. Errors are those against the instance's mask, or against
+    the teacher's answer when targets.truth_weight is 0.
+    """
+
+    # 0: instances are the masks of the shards. n: nothing of the shards but photos is used; n points are drawn in each
+    # photo, and the best mask that the teacher answers is the instance.
+    teacher_instances: int = 0
     box_share: float = 0.5  # share of instances prompted by a box, the others by points
+    box_points_share: float = 0.0  # share of the box prompts that have points as well
     box_jitter: float = 0.1  # SAM paper, appendix A: noise of std 10 % of the side ...
     box_jitter_max_pixels: float = 20.0  # ... at most 20 pixels, in a 1024-pixel prompt frame
-    max_points: int = 3  # points per prompt: uniform in 1..max_points
-    multimask: bool = True  # points train the three masks of the multimask output too, the best one counts
+    min_points: int = 1
+    max_points: int = (
+        3  # points per prompt: uniform in min_points..max_points, one number for a step (EfficientViT-SAM)
+    )
+    points: Literal["uniform", "centre"] = "uniform"  # in the mask; centre: the first at its centre, as evaluation does
+    max_negative_points: int = 0  # points outside the mask, uniform in 0..max_negative_points, beside the others
+    refine_clicks: int = 0  # rounds with a click each: 8 in the SAM paper, appendix A; 1 in EdgeSAM
+    mask_only_rounds: int = 0  # rounds without a click: 2 in the SAM paper, the last at the end, others anywhere
+    click: Literal["uniform", "centre"] = "uniform"  # in the error (SAM, EdgeSAM); centre: of the largest, as in RITM
+    min_error_cells: int = 1  # a smaller error gets no click: 10 cells of the low-res mask in EdgeSAM
+    feed_logits: bool = True  # later rounds see the mask answered before (SAM); EdgeSAM: no
+    multimask: bool = True  # prompts train the three masks of the multimask output too, the best one counts
+    multimask_on_box: bool = True  # so do those with a box (EdgeSAM: no)
+    multimask_refined: bool = True  # and those of later rounds (SAM paper, appendix A: no)
+
+
+@dataclass
+class DecoderConfig:
+    """How the mask decoder is run: changes speed and memory, not the result."""
+
+    prompts_per_chunk: int = 0  # 0: all prompts of a batch at once
+    checkpointing: bool = False  # a chunk's activations are computed again in the backward pass
 
 
 @dataclass
@@ -103,6 +151,7 @@ class OptimConfig:
     encoder_lr_scale: float = 1.0  # multiples of lr per part; 0 freezes the part
     prompt_encoder_lr_scale: float = 1.0
     mask_decoder_lr_scale: float = 1.0
+    batch_norm: Literal["train", "frozen"] = "train"  # frozen: running statistics are used and stay as they are
     ema_decay: float = 0.0  # 0: no averaged weights
 
 
@@ -148,7 +197,9 @@ class MaskRecipe:
     data: DataConfig = field(default_factory=DataConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     prompts: PromptConfig = field(default_factory=PromptConfig)
+    targets: TargetConfig = field(default_factory=TargetConfig)
     loss: MaskLossConfig = field(default_factory=MaskLossConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     logger: list[str] = field(default_factory=lambda: ["tensorboard"])

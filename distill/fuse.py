@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from distill.errors import DistillError
 
+FUSED_MARK = "_is_fused"  # an attribute of fused encoders
 MAX_DIFFERENCE = 1e-4  # of the fused output from the module's own, as a share of the largest value
 
 
@@ -66,10 +67,16 @@ def fuse(module: nn.Module, pixels: Tensor | None = None) -> nn.Module:
             f"{type(encoder).__name__} cannot be fused: its output would change by {difference:.1e} of its largest "
             f"value (at most {MAX_DIFFERENCE:.0e}); run it as it is"
         )
+    setattr(encoder, FUSED_MARK, True)
     if hasattr(module, "image_encoder"):
         module.image_encoder = encoder
         return module
     return encoder
+
+
+def is_fused(module: nn.Module) -> bool:
+    """Whether an encoder, or the encoder of a whole model, is a fused one."""
+    return hasattr(getattr(module, "image_encoder", module), FUSED_MARK)
 
 
 def _noise_for(encoder: nn.Module) -> Tensor:

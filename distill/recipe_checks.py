@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from distill.config import FROM_TEACHER
+from distill.config import FROM_TEACHER, TIMM_HUB
 from distill.errors import DistillError, did_you_mean
 from distill.published import PUBLISHED
-from distill.students import STUDENTS, check_student_name
+from distill.students import STUDENTS, TIMM_PREFIX, check_student_name
 
 Values = Mapping[str, Any]
 Finding = tuple[str, str]
@@ -188,11 +188,21 @@ def _names(values: Values) -> Iterable[Finding]:
             check_student_name(student)
         except DistillError as error:
             yield "student.name", str(error)
+        if values.get("student.pretrained") is not None:
+            yield from _pretrained(student, values.get("student.init_from"))
     teacher = values.get("teacher.name")
     known = (*PACKAGED_MODELS, *STUDENTS)
     if teacher is not None and teacher not in known and not _is_path(teacher):
         hint = did_you_mean(teacher, known)
         yield "teacher.name", f"unknown teacher '{teacher}'. {hint} Or the path of a student.safetensors."
+
+
+def _pretrained(student: str, init_from: str | None) -> Iterable[Finding]:
+    if not student.startswith(TIMM_PREFIX):
+        mend = "others start from released files: student.init_from=FILE"
+        yield "student.pretrained", f"is for students named {TIMM_PREFIX}NAME; {mend}"
+    elif init_from is not None:
+        yield "student.pretrained", "student.init_from says already what the student starts from; leave one out"
 
 
 def _embeddings(values: Values) -> Iterable[Finding]:
@@ -243,11 +253,11 @@ def _models(values: Values) -> Iterable[Finding]:
         yield "teacher.checkpoint", f"no such file: '{checkpoint}'{expected}"
     if teacher is not None and _is_path(teacher) and not Path(teacher).exists():
         yield "teacher.name", f"no such file or run directory: '{teacher}'"
-    init_from = values.get("student.init_from")
-    if init_from is None or init_from in (FROM_TEACHER, *PACKAGED_MODELS):
-        return
-    if not Path(init_from).exists():
+    init_from, pretrained = values.get("student.init_from"), values.get("student.pretrained")
+    if init_from not in (None, FROM_TEACHER, *PACKAGED_MODELS) and not Path(init_from).exists():
         yield "student.init_from", f"no such file or run directory: '{init_from}'"
+    if pretrained not in (None, TIMM_HUB) and not Path(pretrained).is_file():
+        yield "student.pretrained", f"no such file: '{pretrained}'; give one, or '{TIMM_HUB}' for timm's hub"
 
 
 def _data(values: Values) -> Iterable[Finding]:

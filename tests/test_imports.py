@@ -14,13 +14,13 @@ import distill.tools
 
 # Each room may import from itself, its line and the lines above.
 ORDER = (
-    ("errors", "config", "published"),
+    ("errors", "config", "published", "released"),
     ("geometry", "prompts", "clicks", "batch", "answers", "intervals"),
     ("losses", "students", "metrics", "decoder", "fuse"),
     ("sam",),
-    ("checkpoint", "optim", "predictor"),
+    ("checkpoint", "export", "optim", "predictor"),
     ("teacher",),
-    ("stages",),
+    ("start", "stages"),
     ("recipe_checks",),
     ("recipe", "run", "cost", "loggers"),
 )

@@ -12,13 +12,13 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
 
-from distill.checkpoint import STUDENT_FILE, load_model, load_state_dict_strict, save_model
-from distill.config import FROM_TEACHER, FeatureRecipe, MaskRecipe, StudentConfig
+from distill.checkpoint import STUDENT_FILE, save_model
+from distill.config import FeatureRecipe, MaskRecipe
 from distill.cost import CostRecord
 from distill.datasets.datamodule import DistillDataModule
 from distill.datasets.embeddings import EmbeddingCache, fingerprint_of
 from distill.datasets.shards import ShardIndex
-from distill.errors import CheckpointError, RecipeError, RunError
+from distill.errors import RecipeError, RunError
 from distill.loggers import Hyperparameters, build_loggers
 from distill.recipe import load_recipe, resolved_yaml
 from distill.run import (
@@ -35,17 +35,17 @@ from distill.run import (
     is_rank_zero,
     write_record,
 )
-from distill.sam import PromptableModel, build_from_spec, spec_for
+from distill.sam import PromptableModel
 from distill.stages.feature import FeatureStage
 from distill.stages.mask import MaskStage
 from distill.stages.validation import Validator
+from distill.start import build_student
 from distill.teacher import Teacher, load_teacher
 
 TrainRecipe = FeatureRecipe | MaskRecipe
 
 BEST_METRIC = {"feature": "val/cosine", "mask": "val/box_miou"}
 VALIDATION_METRICS = ("val/cosine", "val/box_miou", "val/point_miou")
-COPIED_PARTS = ("prompt_encoder", "mask_decoder")  # a new student's start as the teacher's
 # A checkpoint cannot go on with another value of these.
 FIXED = ("kind", "teacher.name", "student.name", "student.image_size")
 
@@ -84,55 +84,6 @@ def run_training(recipe: TrainRecipe) -> Path:
             save_model(student, weights, metadata={"recipe": resolved_yaml(recipe)})
         logger.info("%d steps; the student is %s", trainer.global_step, weights)
     return weights
-
-
-def build_student(config: StudentConfig, teacher: Teacher) -> PromptableModel:
-    """The student before its stage: from `init_from`, or new with the teacher's prompt encoder and mask decoder.
-
-    Raises:
-        DistillError: the weights of `init_from` are another student's, or do not fit the teacher's embedding; or no
-            tensor of the teacher's encoder fits.
-    """
-    if config.init_from not in (None, FROM_TEACHER):
-        model = load_model(config.init_from)
-        _check_start(model, config, teacher)
-        return model
-    model = build_from_spec(spec_for(config.name, image_size=config.image_size, like=teacher.model.spec))
-    for part in COPIED_PARTS:
-        weights = getattr(teacher.model, part).state_dict()
-        load_state_dict_strict(getattr(model, part), weights, source=f"the {part} of teacher '{teacher.name}'")
-    if config.init_from == FROM_TEACHER:
-        _start_encoder_from(teacher, model)
-    return model
-
-
-def _start_encoder_from(teacher: Teacher, student: PromptableModel) -> None:
-    """Copy the teacher's encoder tensors that the student has under the same name and in the same shape."""
-    own = student.image_encoder.state_dict()
-    weights = teacher.model.image_encoder.state_dict()
-    shared = {name: weights[name] for name in own if name in weights and weights[name].shape == own[name].shape}
-    if not shared:
-        raise CheckpointError(
-            f"student.init_from={FROM_TEACHER}: no tensor of the encoder of teacher '{teacher.name}' has the name and "
-            f"shape of one of {student.spec.encoder}'s; leave student.init_from out"
-        )
-    student.image_encoder.load_state_dict(shared, strict=False)
-    logger.info("%d of the encoder's %d tensors start as the teacher's", len(shared), len(own))
-
-
-def _check_start(model: PromptableModel, config: StudentConfig, teacher: Teacher) -> None:
-    spec, like = model.spec, teacher.model.spec
-    wanted = {
-        "student.name": (spec.encoder, config.name),
-        "student.image_size": (spec.image_size, config.image_size or spec.image_size),
-        "the teacher's embedding_dim": (spec.embedding_dim, like.embedding_dim),
-        "the teacher's embedding_size": (spec.embedding_size, like.embedding_size),
-    }
-    for what, (found, expected) in wanted.items():
-        if found != expected:
-            raise CheckpointError(
-                f"student.init_from={config.init_from}: its model has {found}, {what} is {expected}; make them equal"
-            )
 
 
 def _build_data(recipe: TrainRecipe, student: PromptableModel, teacher: Teacher) -> DistillDataModule:

@@ -31,6 +31,8 @@ class Student:
     norm_eps: epsilon of every norm layer of the whole promptable model, or None for the constructors' own.
     published: the released checkpoint files whose tensors fit, by name and project; empty if there are none.
     own_decoder: the released files hold a decoder that is not SAM's: it is not supported, the encoder alone is.
+    container: the key under which the published code looks for the tensors in a file; empty: at the top.
+    encoder_only: the published file holds the encoder alone.
     """
 
     module: str
@@ -39,6 +41,8 @@ class Student:
     norm_eps: float | None = None
     published: str = ""
     own_decoder: bool = False
+    container: str = ""
+    encoder_only: bool = False
 
 
 # EfficientViT-SAM's set_norm_eps reaches the decoder's LayerNorms too: published code, golden numbers.
@@ -52,6 +56,7 @@ def _efficientvit(member: str, image_size: int) -> Student:
         f"EfficientViT-SAM-{member.upper()}",
         EFFICIENTVIT_EPS,
         f"efficientvit_sam_{member}.pt of EfficientViT",
+        container="state_dict",
     )
 
 
@@ -94,6 +99,14 @@ STUDENTS: dict[str, Student] = {
         "EfficientSAM-S's encoder with SAM's decoder",
         published="efficient_sam_vits.pt of EfficientSAM",
         own_decoder=True,
+    ),
+    "nano_sam": Student(
+        "distill.students.nanosam",
+        1024,
+        "NanoSAM: ResNet-18 with MobileSAM's decoder",
+        published="checkpoint.pth of NanoSAM's training, the encoder alone",
+        container="model",
+        encoder_only=True,
     ),
     "sam_vit_b": Student("distill.students.vit", 1024, "SAM ViT-B", published="sam_vit_b_01ec64.pth of SAM"),
     "sam_vit_l": Student("distill.students.vit", 1024, "SAM ViT-L", published="sam_vit_l_0b3195.pth of SAM"),

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.errors import DistillError
-from distill.students.layers import SamNeck, to_grid
+from distill.students.layers import SamNeck, init_linear, to_grid
 
 PATCH_SIZE = 16
 DEPTH = 12
@@ -110,7 +110,7 @@ class EfficientSamEncoder(nn.Module):
         self.blocks = nn.ModuleList(Block(size.width, size.num_heads) for _ in range(DEPTH))
         self.neck = SamNeck(size.width, embedding_dim)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)  # as ViTs are begun
-        self.apply(_init_linear)
+        self.apply(init_linear)
 
     def forward(self, pixels: Tensor) -> Tensor:
         patches = self.patch_embed(pixels)  # (B, c, S/16, S/16)
@@ -128,12 +128,6 @@ class EfficientSamEncoder(nn.Module):
         if side == PRETRAINED_GRID:
             return grid
         return F.interpolate(grid, (side, side), mode="bicubic", align_corners=False)
-
-
-def _init_linear(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
 
 
 def build(name: str, *, image_size: int, embedding_dim: int, embedding_size: int) -> EfficientSamEncoder:

@@ -65,3 +65,10 @@ def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[object]:
     if kind != "meta" and torch.is_autocast_enabled(kind):  # meta tensors (counting without computing) have none
         return torch.autocast(kind, enabled=False)
     return contextlib.nullcontext()  # no autocast region in exported graphs
+
+
+def init_linear(module: nn.Module) -> None:
+    """For Module.apply: linear layers begin as those of ViTs, normal with a standard deviation of 0.02, biases zero."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)

@@ -1,98 +1,230 @@
-"""Any timm `features_only` backbone as a student, through a light feature pyramid.
+"""Any timm `features_only` backbone as a student: timm/NAME[.TAG][@[FINEST-]COARSEST][+sam].
 
-`timm/NAME@16` keeps the backbone up to its level of stride 16 and leaves out what comes after: the deepest stages hold
-most of the parameters, and a grid of stride 8 or 16 can do without them.
+`@16` keeps the backbone up to its level of stride 16 and leaves out what comes after: the deepest stages hold most of
+the parameters, and a grid of stride 8 or 16 can do without them. `@8-16` also leaves out what is finer than stride 8.
+`+sam` puts SAM's neck on one level in place of a light pyramid over all.
+
+A TAG names one of timm's pre-trained weights. The encoder then maps its pixels, which are normalised by SAM's
+constants, to those by which these weights were trained; without a TAG pixels go in as they are.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import timm
 import torch
 from torch import Tensor, nn
 
-from distill.errors import DistillError, did_you_mean
+from distill.errors import CheckpointError, DistillError, did_you_mean
+from distill.geometry import PIXEL_MEAN, PIXEL_STD
 from distill.students import TIMM_PREFIX
+from distill.students.layers import SamNeck, to_grid
 from distill.students.neck import PyramidNeck
 
-MAX_REDUCTION = 32  # the coarsest level that the neck takes
+MAX_REDUCTION = 32  # the coarsest level that a neck takes
 STRIDES = ("4", "8", "16", "32")
-MAX_CELLS = 4  # the finest: this many of its cells along a side of one cell of the grid
+MAX_CELLS = 4  # of a level along a side of one cell of the grid, or of the grid along a side of one of the level's
+NAME = re.compile(r"(?P<backbone>[^@+]+)(@((?P<finest>\w+)-)?(?P<coarsest>\w+))?(\+(?P<neck>\w+))?")
+MAX_PIXEL = 255  # SAM's constants are of 0..255, timm's of 0..1
+SAME_MAP = 1e-6
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a name asks for.
+
+    backbone: NAME or NAME.TAG. finest, coarsest: strides of the levels; None leaves them to us.
+    """
+
+    backbone: str
+    finest: int | None
+    coarsest: int | None
+    sam_neck: bool
+
+    @property
+    def has_tag(self) -> bool:
+        return "." in self.backbone
 
 
 class TimmEncoder(nn.Module):
     """A timm backbone and a neck: (B, 3, S, S) -> (B, C, E, E).
 
-    The levels from a quarter of the grid's stride to stride `max_reduction` are fused at the grid.
+    The pyramid fuses the levels from a quarter of the grid's stride to stride 32; SAM's neck takes the coarsest level
+    that is no coarser than the grid. Both keep to the strides that the name gives.
     """
 
-    def __init__(
-        self,
-        backbone_name: str,
-        *,
-        image_size: int,
-        embedding_dim: int,
-        embedding_size: int,
-        max_reduction: int = MAX_REDUCTION,
-        pretrained: bool = False,
-    ) -> None:
+    def __init__(self, choice: Choice, *, image_size: int, embedding_dim: int, embedding_size: int) -> None:
         super().__init__()
+        self.choice = choice
         self.image_size = image_size
         self.embedding_dim = embedding_dim
         self.embedding_size = embedding_size
         stride = image_size / embedding_size
-        with torch.device("meta"):
-            offered: Any = timm.create_model(backbone_name, features_only=True).feature_info
-        reductions = offered.reduction()
-        levels = [i for i, reduction in enumerate(reductions) if stride / MAX_CELLS <= reduction <= max_reduction]
-        if not levels:
-            raise DistillError(
-                f"timm/{backbone_name}: strides {reductions} cannot reach a {embedding_size} x {embedding_size} "
-                f"grid from {image_size} pixels; choose student.image_size near {16 * embedding_size}"
-            )
-        self.backbone: nn.Module = timm.create_model(
-            backbone_name, features_only=True, out_indices=levels, pretrained=pretrained
-        )
+        offered = _try_backbone(choice.backbone, image_size)
+        levels = _pick_levels(choice, offered.reduction(), image_size, embedding_size)
+        options = _size_options(choice.backbone, image_size)
+        self.backbone: nn.Module = timm.create_model(choice.backbone, features_only=True, out_indices=levels, **options)
+        self.is_channels_last = getattr(self.backbone, "output_fmt", "NCHW") == "NHWC"
         _cut_after(self.backbone, offered.module_name(levels[-1]))
-        self.neck = PyramidNeck(
-            [offered.channels()[i] for i in levels],
-            embedding_dim,
-            embedding_size,
-            cells_per_level=[max(1, int(stride / reductions[i])) for i in levels],
-        )
+        channels = [offered.channels()[i] for i in levels]
+        if choice.sam_neck:
+            self.neck: nn.Module = SamNeck(channels[-1], embedding_dim)
+        else:
+            cells = [max(1, int(stride / offered.reduction()[i])) for i in levels]
+            self.neck = PyramidNeck(channels, embedding_dim, embedding_size, cells_per_level=cells)
+        pixel_map = _pixel_map(choice.backbone) if choice.has_tag else None
+        scale, shift = (None, None) if pixel_map is None else (torch.tensor(v).view(1, 3, 1, 1) for v in pixel_map)
+        self.register_buffer("pixel_scale", scale, persistent=False)
+        self.register_buffer("pixel_shift", shift, persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        embedding: Tensor = self.neck(self.backbone(pixels))
+        if self.pixel_scale is not None:
+            pixels = pixels * self.pixel_scale + self.pixel_shift
+        features = self.backbone(pixels)
+        if self.is_channels_last:
+            features = [feature.permute(0, 3, 1, 2) for feature in features]  # (B, h, w, c) -> (B, c, h, w)
+        embedding: Tensor = self.neck(to_grid(features[-1], self.embedding_size) if self.choice.sam_neck else features)
         return embedding
+
+
+def parse_name(name: str) -> Choice:
+    """Read a student name that begins with timm/.
+
+    Raises DistillError on a name or TAG that timm does not know, a stride that is none, a neck that is none.
+    """
+    found = NAME.fullmatch(name[len(TIMM_PREFIX) :])
+    if found is None:
+        raise DistillError(f"{name}: give timm/NAME, timm/NAME@16, timm/NAME@8-32, timm/NAME+sam or timm/NAME@16+sam")
+    backbone, _, tag = found["backbone"].partition(".")
+    known = timm.list_models()
+    if backbone not in known:
+        raise DistillError(f"timm has no model '{backbone}'. {did_you_mean(backbone, known)}")
+    tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{backbone}.*")]
+    if tag and tag not in tags:
+        raise DistillError(f"timm has no weights '{tag}' of {backbone}. {did_you_mean(tag, tags)}")
+    for stride in (found["finest"], found["coarsest"]):
+        if stride and stride not in STRIDES:
+            raise DistillError(f"{name}: '@{stride}' is no stride; give one of {', '.join('@' + s for s in STRIDES)}")
+    if found["neck"] not in (None, "sam"):
+        raise DistillError(f"{name}: '+{found['neck']}' is no neck; give +sam, or nothing for the pyramid")
+    finest, coarsest = (int(stride) if stride else None for stride in (found["finest"], found["coarsest"]))
+    return Choice(found["backbone"], finest, coarsest, sam_neck=found["neck"] == "sam")
+
+
+def _pixel_map(backbone: str) -> tuple[list[float], list[float]] | None:
+    """Scale and shift (RGB) from pixels normalised by SAM's constants to those that timm's weights of this name expect.
+
+    None where they are the same, as for most ImageNet weights.
+    """
+    config = timm.get_pretrained_cfg(backbone)
+    scale = [ours / (MAX_PIXEL * std) for ours, std in zip(PIXEL_STD, config.std, strict=True)]
+    shift = [
+        (ours / MAX_PIXEL - mean) / std for ours, mean, std in zip(PIXEL_MEAN, config.mean, config.std, strict=True)
+    ]
+    is_same = all(abs(a - 1) < SAME_MAP and abs(b) < SAME_MAP for a, b in zip(scale, shift, strict=True))
+    return None if is_same else (scale, shift)
+
+
+def _size_options(backbone: str, image_size: int) -> dict[str, int]:
+    """What tells a backbone whose constructor fixes the input (ViTs: their position embedding) its size."""
+    config = timm.get_pretrained_cfg(backbone, allow_unregistered=True)
+    return {"img_size": image_size} if config is not None and config.fixed_input_size else {}
+
+
+def _try_backbone(backbone: str, image_size: int) -> Any:
+    """timm's description of a backbone's levels, after a forward pass without memory or time.
+
+    Raises DistillError on a backbone that gives no levels, or that cannot read pictures of this size.
+    """
+    try:
+        with torch.device("meta"), torch.no_grad():
+            whole = timm.create_model(backbone, features_only=True, **_size_options(backbone, image_size)).eval()
+            features = whole(torch.empty(1, 3, image_size, image_size))
+    except Exception as error:  # another's code: the user needs its name and its error
+        raise DistillError(
+            f"timm/{backbone} cannot read {image_size} x {image_size} pixels: {type(error).__name__}: {error}"
+        ) from error
+    is_channels_last = getattr(whole, "output_fmt", "NCHW") == "NHWC"
+    info: Any = whole.feature_info
+    for reduction, feature in zip(info.reduction(), features, strict=True):
+        side = feature.shape[1 if is_channels_last else 2]
+        if side != -(-image_size // reduction):  # patches that the right and bottom margins do not fill are not read
+            raise DistillError(
+                f"timm/{backbone}: image_size {image_size} is not a multiple of {reduction}, the width of its patches; "
+                f"choose student.image_size={round(image_size / reduction) * reduction}"
+            )
+    return info
+
+
+def _pick_levels(choice: Choice, reductions: list[int], image_size: int, embedding_size: int) -> list[int]:
+    """The indices of the levels that the neck takes. Raises DistillError if none can reach the grid."""
+    stride = image_size / embedding_size
+    if choice.sam_neck and choice.coarsest is None:
+        finest, coarsest = choice.finest or 1, max(stride, min(reductions))
+    else:
+        finest, coarsest = choice.finest or stride / MAX_CELLS, choice.coarsest or MAX_REDUCTION
+    levels = [i for i, reduction in enumerate(reductions) if finest <= reduction <= coarsest]
+    if not levels or min(reductions[i] for i in levels) > MAX_CELLS * stride:
+        raise DistillError(
+            f"timm/{choice.backbone}: levels of strides {reductions}, of which {finest:g} to {coarsest:g} count, "
+            f"cannot reach a {embedding_size} x {embedding_size} grid from {image_size} pixels; choose "
+            f"student.image_size near {16 * embedding_size}, or other strides: timm/NAME@FINEST-COARSEST"
+        )
+    return levels[-1:] if choice.sam_neck else levels
 
 
 def _cut_after(backbone: nn.Module, last: str) -> None:
     """Leave out the stages after the module `last` ("blocks.4") where its parent is a sequence of stages.
 
-    Families whose features_only wrapper does this by itself name a module at the top; nothing is left to do there.
+    Families whose features_only wrapper does this by itself have no such parent; nothing is left to do there.
     """
     parent, _, place = last.rpartition(".")
-    stages = backbone.get_submodule(parent) if parent else None
+    stages = dict(backbone.named_modules()).get(parent)
     if isinstance(stages, nn.Sequential) and place.isdigit():
         del stages[int(place) + 1 :]
 
 
-def build(name: str, *, image_size: int, embedding_dim: int, embedding_size: int) -> TimmEncoder:
-    """`timm/NAME` or `timm/NAME@STRIDE` with random weights.
+def load_pretrained(encoder: TimmEncoder, weights: Mapping[str, Tensor] | None, *, source: str) -> None:
+    """Begin a backbone with the weights of a classifier; its head, and stages that were cut, are left out.
 
-    Raises DistillError on a name that timm does not know, or a STRIDE that is none.
+    Args:
+        weights: under timm's names, or names that timm translates; None: those of timm's hub, for the encoder's TAG.
+        source: where they come from, for the message.
+    Raises:
+        CheckpointError: the weights cannot be fetched, do not fit, or were trained on pixels of other statistics.
     """
-    backbone_name, _, stride = name[len(TIMM_PREFIX) :].partition("@")
-    known = timm.list_models()
-    if backbone_name.split(".")[0] not in known:
-        raise DistillError(f"timm has no model '{backbone_name}'. {did_you_mean(backbone_name, known)}")
-    if stride and stride not in STRIDES:
-        raise DistillError(f"{name}: '@{stride}' is no stride; give one of {', '.join('@' + s for s in STRIDES)}")
+    name = encoder.choice.backbone
+    if not encoder.choice.has_tag and _pixel_map(name) is not None:
+        raise CheckpointError(
+            f"{source}: timm's weights of {name} were not trained on pixels normalised as SAM's; name the weights, so "
+            f"that pixels are mapped: student.name=timm/{timm.list_pretrained(name + '.*')[0]}"
+        )
+    overlay = {"state_dict": dict(weights)} if weights is not None else None
+    try:
+        classifier = timm.create_model(
+            name, pretrained=True, pretrained_cfg_overlay=overlay, **_size_options(name, encoder.image_size)
+        )
+    except Exception as error:  # timm's, the hub's and the network's own
+        mend = "give a local file: student.pretrained=FILE" if weights is None else "the file is of another model"
+        raise CheckpointError(f"{source}: {type(error).__name__}: {error}; {mend}") from error
+    whole = classifier.state_dict()
+    found = {own: whole.get(_classifier_name(own)) for own in encoder.backbone.state_dict()}
+    if absent := [own for own, tensor in found.items() if tensor is None]:
+        raise CheckpointError(f"{source}: no tensor for {len(absent)} of the backbone's: {', '.join(absent[:10])}")
+    encoder.backbone.load_state_dict(found)
+
+
+def _classifier_name(name: str) -> str:
+    """The name in a classifier of a tensor of its features_only form, which may say `model.` or `stages_0.` first."""
+    return re.sub(r"^(\w+?)_(\d+)\.", r"\1.\2.", name.removeprefix("model."))
+
+
+def build(name: str, *, image_size: int, embedding_dim: int, embedding_size: int) -> TimmEncoder:
+    """A timm backbone with random weights. Raises DistillError on a bad name, or a backbone that cannot be used."""
     return TimmEncoder(
-        backbone_name,
-        image_size=image_size,
-        embedding_dim=embedding_dim,
-        embedding_size=embedding_size,
-        max_reduction=int(stride) if stride else MAX_REDUCTION,
+        parse_name(name), image_size=image_size, embedding_dim=embedding_dim, embedding_size=embedding_size
     )

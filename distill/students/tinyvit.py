@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.errors import DistillError
-from distill.students.layers import ConvNorm, SamNeck, to_grid
+from distill.students.layers import ConvNorm, SamNeck, init_linear, to_grid
 
 # TinyViT, paper section 3.3: the same for every size.
 DEPTHS = (2, 2, 6, 2)
@@ -189,7 +189,7 @@ class TinyViTEncoder(nn.Module):
         self.norm_head = nn.LayerNorm(size.widths[-1]).requires_grad_(False)
         self.head = nn.Linear(size.widths[-1], NUM_CLASSES).requires_grad_(False)
         self.neck = SamNeck(size.widths[-1], embedding_dim)
-        self.apply(_init_linear)
+        self.apply(init_linear)
 
     def forward(self, pixels: Tensor) -> Tensor:
         x = self.patch_embed(pixels)  # (B, c, S/4, S/4)
@@ -208,12 +208,6 @@ def _layer(size: Size, stage: int) -> Layer:
     if stage == len(MERGE_STRIDES):
         return Layer(blocks, None)
     return Layer(blocks, PatchMerging(width, size.widths[stage + 1], MERGE_STRIDES[stage]))
-
-
-def _init_linear(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)  # as ViTs are begun
-        nn.init.zeros_(module.bias)
 
 
 def build(name: str, *, image_size: int, embedding_dim: int, embedding_size: int) -> TinyViTEncoder:

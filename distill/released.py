@@ -1,0 +1,97 @@
+"""The files of other projects: .pt, .pth and safetensors, in whatever container. No code in them is run."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import struct
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from distill.errors import CheckpointError
+
+CONTAINER_KEYS = ("state_dict", "model")  # files hold the tensors at the top or under one of these
+WRAPPERS = ("module.", "_orig_mod.")  # put before every name by DistributedDataParallel and torch.compile
+# Classes that training files hold beside the tensors, each read as a plain mapping: EdgeSAM's configuration.
+READ_AS_MAPPING = ("yacs.config.CfgNode",)
+MAX_LISTED = 10  # tensors that a report names of each sort
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """The named tensors of a file, on the CPU, without the wrappers that training puts before their names.
+
+    Raises:
+        CheckpointError: a file that is damaged, no checkpoint, or holds what could run code.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        try:
+            tensors = safetensors.torch.load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: not a whole safetensors file ({error}); copy or write it again") from error
+    else:
+        tensors = _read_state_dict(path)
+    for wrapper in WRAPPERS:
+        if all(name.startswith(wrapper) for name in tensors):
+            tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def _read_state_dict(path: Path) -> dict[str, Tensor]:
+    content = _read_torch_file(path)
+    container = content
+    if isinstance(content, dict):
+        container = next((content[key] for key in CONTAINER_KEYS if isinstance(content.get(key), dict)), content)
+    if not isinstance(container, dict) or not container:
+        raise CheckpointError(f"{path}: holds {_describe(container)}, not named tensors")
+    if others := [str(key) for key, value in container.items() if not isinstance(value, Tensor)]:
+        raise CheckpointError(
+            f"{path}: expected tensors at the top, or under {' or '.join(map(repr, CONTAINER_KEYS))}; "
+            f"found other values: {listed(others)}"
+        )
+    return dict(container)
+
+
+def _describe(content: Any) -> str:
+    return "nothing" if content == {} else f"a {type(content).__name__}"
+
+
+def _read_torch_file(path: Path) -> Any:
+    try:
+        with path.open("rb") as file:
+            start = file.read(2)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    is_zip = start == b"PK"
+    if not is_zip and start[:1] != pickle.PROTO:
+        raise CheckpointError(f"{path}: not a PyTorch checkpoint{'' if start else ': the file is empty'}")
+    damaged = f"{path}: the file is cut short or damaged; copy or download it again"
+    if is_zip and not zipfile.is_zipfile(path):
+        raise CheckpointError(damaged)
+    try:
+        with torch.serialization.safe_globals([(OrderedDict, name) for name in READ_AS_MAPPING]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = f" ({found[1]})" if found else ""
+        raise CheckpointError(
+            f"{path}: holds Python objects{what}, which could run code and are never read; where you trust it, write "
+            "its tensors alone again: torch.save(model.state_dict(), FILE)"
+        ) from error
+    except (RuntimeError, EOFError, LookupError, OSError, struct.error) as error:
+        raise CheckpointError(damaged) from error
+
+
+def listed(names: Iterable[str]) -> str:
+    """Up to ten names, and how many more there are."""
+    names = list(names)
+    more = len(names) - MAX_LISTED
+    return ", ".join(names[:MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
