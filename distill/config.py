@@ -51,7 +51,7 @@ class DataConfig:
     max_instances: int = 16  # masks drawn per image in the mask stage
     instance_odds: Literal["uniform", "area"] = "uniform"  # area: in proportion to the masks' areas
     # distinct: each at most once, so all of them where there are fewer; repeat: those then come again until
-    # max_instances are drawn (EfficientViT-SAM); replacement: each draw is from all of them (EdgeSAM)
+    # max_instances are drawn (EfficientViT-SAM); replacement: where there are more, each draw is from all (EdgeSAM)
     instance_draw: Literal["distinct", "repeat", "replacement"] = "distinct"
     max_bad_share: float = 0.01  # the run ends when more than this share of photos cannot be decoded
 
@@ -116,9 +116,7 @@ class PromptConfig:
     box_jitter: float = 0.1  # SAM paper, appendix A: noise of std 10 % of the side ...
     box_jitter_max_pixels: float = 20.0  # ... at most 20 pixels, in a 1024-pixel prompt frame
     min_points: int = 1
-    max_points: int = (
-        3  # points per prompt: uniform in min_points..max_points, one number for a step (EfficientViT-SAM)
-    )
+    max_points: int = 3  # points per prompt: uniform in min_points..max_points, the same for all prompts of a step
     points: Literal["uniform", "centre"] = "uniform"  # in the mask; centre: the first at its centre, as evaluation does
     max_negative_points: int = 0  # points outside the mask, uniform in 0..max_negative_points, beside the others
     refine_clicks: int = 0  # rounds with a click each: 8 in the SAM paper, appendix A; 1 in EdgeSAM

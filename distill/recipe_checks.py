@@ -97,9 +97,20 @@ AT_LEAST = {
     "loss.iou_weight": 0,
     "loss.feature_weight": 0,
     "loss.num_points": 0,
+    "loss.logit_weight": 0,
+    "loss.teacher_iou_weight": 0,
+    "targets.truth_weight": 0,
+    "targets.teacher_weight": 0,
+    "decoder.prompts_per_chunk": 0,
     "prompts.box_jitter": 0,
     "prompts.box_jitter_max_pixels": 0,
+    "prompts.teacher_instances": 0,
+    "prompts.min_points": 1,
     "prompts.max_points": 1,
+    "prompts.max_negative_points": 0,
+    "prompts.refine_clicks": 0,
+    "prompts.mask_only_rounds": 0,
+    "prompts.min_error_cells": 1,
     "optim.weight_decay": 0,
     "optim.warmup_steps": 0,
     "optim.encoder_lr_scale": 0,
@@ -112,7 +123,7 @@ AT_LEAST = {
     "prompt.num_clicks": 1,
     "prompt_batch_size": 1,
 }
-SHARES = ("data.max_bad_share", "prompts.box_share", "optim.final_lr_share")
+SHARES = ("data.max_bad_share", "prompts.box_share", "prompts.box_points_share", "optim.final_lr_share")
 
 MISSING_MENDS = {
     "run": "the directory to write: run=DIR",
