@@ -11,23 +11,48 @@ import lightning
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from torch.utils.tensorboard.summary import hparams
 
-from distill.run import METRICS_FILE, JsonLinesLogger
+from distill.errors import RunError
+from distill.run import METRICS_FILE, JsonLinesLogger, is_rank_zero
 
 PROJECT = "distill"  # where the service's own variable names no other
+
+
+def _wandb(run: Path) -> Logger:
+    import wandb
+
+    try:
+        if is_rank_zero():
+            wandb.login()  # asks nothing offline, nor where the key is known
+    except wandb.errors.Error as error:
+        raise RunError(f"logger wandb: {error} Or keep its files here alone: WANDB_MODE=offline") from error
+    return WandbLogger(name=run.name, project=os.environ.get("WANDB_PROJECT", PROJECT), save_dir=run)
+
+
+def _mlflow(run: Path) -> Logger:
+    import mlflow
+
+    uri = mlflow.get_tracking_uri()
+    try:
+        return MLFlowLogger(os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT), run_name=run.name, tracking_uri=uri)
+    except mlflow.exceptions.MlflowException as error:
+        reason = str(error).splitlines()[0]
+        raise RunError(f"logger mlflow: {uri} cannot be used: {reason}; set MLFLOW_TRACKING_URI") from error
+
 
 # Servers and offline use are what the services' own variables say: WANDB_MODE, MLFLOW_TRACKING_URI ...
 BUILDERS: dict[str, Callable[[Path], Logger]] = {
     "tensorboard": lambda run: TensorBoardLogger(run, name=None, version="tensorboard", default_hp_metric=False),
     "csv": lambda run: CSVLogger(run, name="csv"),  # csv/version_0; a resumed run adds another
-    "wandb": lambda run: WandbLogger(name=run.name, project=os.environ.get("WANDB_PROJECT", PROJECT), save_dir=run),
-    "mlflow": lambda run: MLFlowLogger(
-        os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT), run_name=run.name, save_dir=str(run / "mlruns")
-    ),
+    "wandb": _wandb,
+    "mlflow": _mlflow,
 }
 
 
 def build_loggers(names: Sequence[str], run: Path) -> list[Logger]:
-    """The loggers of a run directory: metrics.jsonl always, and those named."""
+    """The loggers of a run directory: metrics.jsonl always, and those named.
+
+    Raises RunError when a service refuses what is known before the first number.
+    """
     return [*(BUILDERS[name](run) for name in names), JsonLinesLogger(run / METRICS_FILE)]
 
 

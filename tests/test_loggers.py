@@ -14,7 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from distill.cost import read_cost
-from distill.errors import RecipeError
+from distill.errors import RecipeError, RunError
+from distill.loggers import build_loggers
 from distill.recipe import load_recipe
 from distill.recipe_checks import LOGGERS
 from distill.tools import training
@@ -101,6 +102,7 @@ def test_a_logger_without_its_package_names_the_pip_line(place, package):
         pytest.skip(f"{package} is installed")
     with pytest.raises(RecipeError, match=f"pip install {package}"):
         load_recipe("recipe.yaml", [f"logger=[tensorboard, {package}]"])
+    load_recipe("recipe.yaml", [f"logger=[{package}]"], check_paths=False)  # to read a record it need not be here
 
 
 def test_the_cost_of_a_training(place):
@@ -129,3 +131,9 @@ def test_the_cost_of_an_interrupted_training_is_that_of_its_parts(place, monkeyp
     assert main(["train", "recipe.yaml", "resume=true"]) == 0
     cost = read_cost(Path("run"))
     assert cost is not None and (cost.steps, cost.photos) == (4, 8)  # the step after the checkpoint counts once
+
+
+def test_a_service_that_refuses_is_one_line(tmp_path, monkeypatch):
+    pytest.importorskip("mlflow").set_tracking_uri("nonsense://server")
+    with pytest.raises(RunError, match="nonsense://server.*MLFLOW_TRACKING_URI"):
+        build_loggers(["mlflow"], tmp_path)
