@@ -1,4 +1,4 @@
-"""`distill bench`: what loading and caching cost on this machine, beside what they are compared with."""
+"""`distill bench`: what models, loading and caching cost on this machine, beside what they are compared with."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import json
 import os
 import platform
 import sys
+from pathlib import Path
 from typing import Any
 
+from distill.errors import DistillError
 from distill.tools.arguments import add_command
 
 EPILOG = """\
 examples:
+  distill bench models mobile_sam efficientvit_sam_l0 --teacher sam_vit_h --json models.json
   distill bench loader
   distill bench loader --images shards/train --num-workers 8 --json
   distill bench cache --teacher sam_vit_h --checkpoint sam_vit_h_4b8939.pth --json
@@ -34,17 +37,28 @@ examples:
 Bytes and error of every codec and of what else was tried, on embeddings of the teacher; encoding and decoding on one
 core, in maps of 256 x 64 x 64; and a training step from the cache beside one with the teacher online.
 """
+MODELS_EPILOG = """\
+examples:
+  distill bench models mobile_sam edge_sam efficientvit_sam_l0 --teacher sam_vit_h
+  distill bench models runs/a runs/b timm/resnet18 --batch-size 16 --device cuda --json models.json --picture models.png
+  OMP_NUM_THREADS=2 distill bench models edge_sam --precision fp32 --seconds 30
+
+Image encoders: parameters, multiply-adds (attention products included), latency and throughput at batch 1 and N, peak
+memory; as they are and fused; fp32 and bf16 by autocast. All take turns in one process, so that a machine that slows
+down slows all alike; the numbers are medians. A name stands for random weights: speed does not depend on them.
+"""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = add_command(
         subparsers,
         "bench",
-        "measure loading and caching on this machine",
+        "measure models, loading and caching on this machine",
         EPILOG,
-        description="Measure loading and caching on this machine.",
+        description="Measure models, loading and caching on this machine.",
     )
     subjects = parser.add_subparsers(title="subjects", metavar="SUBJECT", required=True)
+    _add_models(subjects)
     loader = _add(subjects, "loader", "training samples a second, and what one costs", LOADER_EPILOG)
     loader.add_argument("--images", metavar="DIR", help="your own image shards; default: photos drawn for this")
     loader.add_argument("--num-photos", type=_positive, default=64, metavar="N", help="default: %(default)s")
@@ -62,6 +76,57 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     cache.add_argument("--num-photos", type=_positive, default=8, metavar="N", help="default: %(default)s")
     cache.set_defaults(run=run_cache)
+
+
+def _add_models(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    models = add_command(subparsers, "models", "speed, size and memory of image encoders", MODELS_EPILOG)
+    models.add_argument("models", metavar="NAME|PATH", nargs="+", help="students, timm/NAME, or models of ours on disk")
+    models.add_argument("--teacher", metavar="NAME|PATH", help="what the others' throughput is a multiple of")
+    models.add_argument("--batch-size", type=_positive, default=8, metavar="N", help="beside 1 (default: %(default)s)")
+    models.add_argument(
+        "--precision", nargs="+", choices=("fp32", "bf16"), default=("fp32", "bf16"), help="default: both"
+    )
+    models.add_argument("--device", help="cpu, cuda, cuda:1; the default is a GPU if there is one")
+    models.add_argument(
+        "--seconds", type=float, default=10.0, metavar="S", help="of each form of a model (default: %(default)s)"
+    )
+    models.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
+    models.add_argument("--picture", type=Path, metavar="FILE", help="write a picture of size over latency")
+    models.set_defaults(run=run_models)
+
+
+def run_models(arguments: argparse.Namespace) -> int:
+    """Measure, print tables, write what is asked for."""
+    for path in filter(None, (arguments.json, arguments.picture)):
+        if not path.parent.is_dir():  # known before an hour is spent
+            raise DistillError(f"{path}: no such directory: {path.parent}; make it first")
+
+    import torch
+    from rich.console import Console
+
+    from distill.tools.bench_models import bench_models
+    from distill.tools.bench_models_report import draw_pareto, tables
+    from distill.tools.students import PIPE_WIDTH
+
+    found = bench_models(
+        arguments.models,
+        teacher=arguments.teacher,
+        batch_size=arguments.batch_size,
+        precisions=list(dict.fromkeys(arguments.precision)),
+        device=None if arguments.device is None else torch.device(arguments.device),
+        seconds=arguments.seconds,
+    )
+    found = {"benchmark": found["benchmark"], "machine": _machine(), **found}
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if arguments.picture is not None:
+        draw_pareto(found, arguments.picture)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=PIPE_WIDTH)
+    for table in tables(found):
+        console.print(table)
+    return 0
 
 
 def run_loader(arguments: argparse.Namespace) -> int:

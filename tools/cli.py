@@ -18,7 +18,21 @@ from distill.errors import DistillError
 DONE, OURS, USERS, INTERRUPTED = 0, 1, 2, 130
 
 # Modules of this folder, in the order of `distill --help`. Importing one loads no torch.
-COMMANDS = ("recipes", "students", "check", "shards", "cache", "train", "evaluate", "bench", "predict", "quickstart")
+COMMANDS = (
+    "recipes",
+    "students",
+    "check",
+    "shards",
+    "cache",
+    "train",
+    "evaluate",
+    "compare",
+    "bench",
+    "convert",
+    "export",
+    "predict",
+    "quickstart",
+)
 
 EPILOG = """\
 examples:

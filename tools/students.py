@@ -22,11 +22,14 @@ examples:
   distill students ls
   distill students ls 'efficientvit*'
   distill students ls 'timm/resnet1*'
+  distill students ls timm/vit_small_patch16_224.augreg_in21k+sam
   distill students ls mobile_sam --json
 
 Parameters and MACs (multiply-adds of convolutions, matrix products and attention) are of the image encoder, one image
 of the input size, for SAM's embedding of 256 x 64 x 64. Students of other installed packages are listed too. timm's
-backbones are listed only for a pattern that begins with timm/; there are more than a thousand.
+backbones are listed only for a pattern that begins with timm/; there are more than a thousand. A whole name of timm's
+may say more: timm/NAME.TAG for the pixel statistics of these weights, @16 or @8-32 for levels of these strides, +sam
+for SAM's neck.
 """
 
 
@@ -82,18 +85,21 @@ def matching_names(pattern: str) -> list[str]:
 
         known = [TIMM_PREFIX + name for name in timm.list_models()]
     has_wildcard = any(character in pattern for character in "*?[")
-    exact = [name for name in known if name == pattern]
+    exact = [name for name in known if name == pattern] or _timm_with_options(pattern)
     found = exact or fnmatch.filter(known, pattern if has_wildcard else f"*{pattern}*")
     if not found:
         raise DistillError(f"no student matches '{pattern}'. {did_you_mean(pattern, known)}")
     return found
 
 
+def _timm_with_options(pattern: str) -> list[str]:
+    """The pattern where it is a whole name of timm's with a tag, levels or a neck."""
+    is_name = pattern.startswith(TIMM_PREFIX) and any(sign in pattern for sign in ".@+")
+    return [pattern] if is_name and not any(character in pattern for character in "*?[") else []
+
+
 def describe(name: str) -> Row:
     """Count a student's parameters and MACs, without its memory or its time: on torch's meta device."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
     try:
         entry = check_student_name(name)
     except DistillError as error:  # a plug-in; the others are still listed
@@ -101,14 +107,27 @@ def describe(name: str) -> Row:
     published = f"{entry.published}; {OWN_DECODER}" if entry.own_decoder else entry.published
     size = entry.image_size
     try:
-        with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-            encoder = build_encoder(name).eval()
-            built = counter.get_total_flops()  # a plug-in is tried when it is built
-            encoder(torch.empty(1, 3, size, size))
+        num_parameters, macs = count_encoder(name)
     except (DistillError, RuntimeError, NotImplementedError, ValueError, TypeError, AssertionError) as error:
         return Row(name, size, None, None, entry.summary, published, f"{type(error).__name__}: {error}")
+    return Row(name, size, num_parameters, macs, entry.summary, published)
+
+
+def count_encoder(
+    name: str, *, image_size: int | None = None, embedding_dim: int = 256, embedding_size: int = 64
+) -> tuple[int, int]:
+    """Parameters, and multiply-adds of one image, attention products included. Raises as `build_encoder`."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    sizes = {"image_size": image_size, "embedding_dim": embedding_dim, "embedding_size": embedding_size}
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        encoder = build_encoder(name, **sizes).eval()
+        built = counter.get_total_flops()  # plug-ins and timm's backbones are tried when they are built
+        size = encoder.image_size
+        encoder(torch.empty(1, 3, size, size))
     num_parameters = sum(parameter.numel() for parameter in encoder.parameters())
-    return Row(name, size, num_parameters, (counter.get_total_flops() - built) // 2, entry.summary, published)
+    return num_parameters, (counter.get_total_flops() - built) // 2
 
 
 def _print_table(rows: list[Row]) -> None:

@@ -1,0 +1,100 @@
+"""What `distill bench models` shows: tables, and a picture of size against speed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+MILLION, BILLION = 1e6, 1e9
+
+Found = Mapping[str, Any]
+
+
+def tables(found: Found) -> list[Table]:
+    """One table per precision: each model's best form, beside the teacher and beside its own unfused form."""
+    precisions = list(dict.fromkeys(run["precision"] for model in found["models"] for run in model["runs"]))
+    return [_table(found, precision) for precision in precisions]
+
+
+def _table(found: Found, precision: str) -> Table:
+    from rich.table import Table
+
+    teacher = found["teacher"]
+    device = f"{found['device']}, {found['threads']} threads" if found["device"] == "cpu" else found["device"]
+    table = Table(title=f"image encoders, {precision}, {device}: medians, fused where a model can be", box=None)
+    table.add_column("model", no_wrap=True)
+    headings = ["input", "params\n(M)", "MACs\n(G)", "ms at\nbatch 1", "MB at\nbatch 1", "images\n/s", "at\nbatch"]
+    for heading in [*headings, "x eager\nform", *(["x\nteacher"] if teacher else [])]:
+        table.add_column(heading, justify="right", no_wrap=True)
+    baseline = _throughput(found["models"][0], precision) if teacher else None
+    for model in found["models"]:
+        first, best = _first(model, precision), best_run(model, precision)
+        eager = best_run(model, precision, fused=False)
+        row = [
+            str(model["image_size"]),
+            f"{model['encoder_params'] / MILLION:.1f}",
+            f"{model['macs'] / BILLION:.1f}",
+            f"{first['latency_ms']:.1f}",
+            f"{first['peak_memory_mb']:.0f}",
+            f"{best['images_per_second']:.2f}",
+            str(best["batch_size"]),
+            f"{best['images_per_second'] / eager['images_per_second']:.2f}" if first["fused"] else "-",
+        ]
+        if baseline is not None:
+            row.append(f"{best['images_per_second'] / baseline:.1f}")
+        table.add_row(model["model"], *row)
+    return table
+
+
+def best_run(model: Found, precision: str, *, fused: bool | None = None) -> Found:
+    """The run of the highest throughput, of either form or of the one asked for."""
+    runs = [run for run in model["runs"] if run["precision"] == precision and fused in (None, run["fused"])]
+    return max(runs, key=lambda run: float(run["images_per_second"]))
+
+
+def _throughput(model: Found, precision: str) -> float:
+    return float(best_run(model, precision)["images_per_second"])
+
+
+def _first(model: Found, precision: str) -> Found:
+    """The run at batch 1, fused if there is one."""
+    runs = [run for run in model["runs"] if run["precision"] == precision and run["batch_size"] == 1]
+    return max(runs, key=lambda run: bool(run["fused"]))
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """The points that no other is at or below in both coordinates, by index, from left to right."""
+    front: list[int] = []
+    for i in sorted(range(len(points)), key=lambda i: points[i]):
+        if not front or points[i][1] < points[front[-1]][1]:
+            front.append(i)
+    return front
+
+
+def draw_pareto(found: Found, path: Path) -> None:
+    """A picture of encoder parameters over latency at batch 1, fused (filled) and eager (hollow), with the front."""
+    from matplotlib.figure import Figure
+
+    precision = found["models"][0]["runs"][0]["precision"]
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
+    points = []
+    for model in found["models"]:
+        first = _first(model, precision)
+        size = model["encoder_params"] / MILLION
+        points.append((first["latency_ms"], size))
+        eager = [run for run in model["runs"] if (run["precision"], run["batch_size"]) == (precision, 1)]
+        (dots,) = axes.plot(first["latency_ms"], size, "o")
+        axes.plot([run["latency_ms"] for run in eager], [size] * len(eager), "o-", mfc="none", color=dots.get_color())
+        axes.annotate(model["model"], (first["latency_ms"], size), xytext=(6, 4), textcoords="offset points", size=8)
+    front = [points[i] for i in pareto_front(points)]
+    axes.step(*zip(*front, strict=True), where="post", color="0.7", zorder=0, label="nothing is smaller and faster")
+    axes.set(xscale="log", yscale="log", xlabel=f"ms, one image, {precision}, {found['device']}")
+    axes.set(ylabel="encoder parameters (M)", title="image encoders; hollow: batch norms and branches not fused")
+    axes.margins(x=0.15)  # for the names
+    axes.legend(loc="upper left")
+    figure.savefig(path, dpi=120)
