@@ -15,11 +15,14 @@ class ImageBatch:
     pixels: (B, 3, S, S) normalised, zero-padded.
     original_hw: (B, 2) long, height and width of each photo.
     valid: (B, E, E) bool, the cells that the photo covers.
-    teacher_embeddings: (B, C, E, E) float32, zero in the padding; from a cache.
+    teacher_embeddings: (B, C, E, E) float32; from a cache, which tells the padding by its means.
     teacher_pixels: (B, 3, T, T) normalised; for an online teacher.
     masks: (N, 4E, 4E) share of each low-res cell that an instance covers, in [0, 1].
     mask_image_index: (N,) long, the photo of each instance.
     boxes_xyxy: (N, 4) boxes of the instances, prompt frame.
+    mask_counts: how many of the N instances each photo has; None: counted from mask_image_index.
+
+    Instances are in the order of their photos.
     """
 
     keys: list[str]
@@ -31,3 +34,11 @@ class ImageBatch:
     masks: Tensor | None = None
     mask_image_index: Tensor | None = None
     boxes_xyxy: Tensor | None = None
+    mask_counts: list[int] | None = None
+
+    def instance_counts(self) -> list[int]:
+        """How many instances each photo has. Without `mask_counts` the host waits for the device."""
+        if self.mask_counts is None and self.mask_image_index is not None:
+            counts: list[int] = self.mask_image_index.bincount(minlength=len(self.keys)).tolist()
+            return counts
+        return self.mask_counts or [0] * len(self.keys)

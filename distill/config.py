@@ -12,6 +12,13 @@ from typing import Any, Literal, Optional
 from omegaconf import MISSING
 
 FROM_TEACHER = "teacher"  # of student.init_from
+ASKS_TEACHER = (  # the options of a mask recipe that need the teacher's embeddings
+    "targets.teacher_weight",
+    "loss.logit_weight",
+    "loss.teacher_iou_weight",
+    "loss.feature_weight",
+    "prompts.teacher_instances",
+)
 TIMM_HUB = "timm"  # of student.pretrained
 
 
@@ -53,6 +60,7 @@ class DataConfig:
     # distinct: each at most once, so all of them where there are fewer; repeat: those then come again until
     # max_instances are drawn (EfficientViT-SAM); replacement: where there are more, each draw is from all (EdgeSAM)
     instance_draw: Literal["distinct", "repeat", "replacement"] = "distinct"
+    hflip: bool = False  # photos are flipped left to right by chance; from a cache that holds the view `hflip`
     max_bad_share: float = 0.01  # the run ends when more than this share of photos cannot be decoded
 
 
@@ -63,6 +71,7 @@ class CacheConfig:
     dir: Optional[str] = None
     codec: Literal["fp16", "bf16", "int8"] = "fp16"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the teacher's forward; the lower two through autocast
+    views: list[str] = field(default_factory=lambda: ["identity"])  # [identity, hflip]: flipped photos too
     batch_size: int = 4  # images per forward of the teacher; on a CPU: images under way at a time, one thread each
 
 
@@ -78,7 +87,7 @@ class FeatureLossConfig:
 
 @dataclass
 class MaskLossConfig:
-    """Weights of the mask stage's terms; a term of weight 0 is not computed. All are means over prompts and rounds."""
+    """Weights of the mask stage's terms, which are means over prompts and rounds."""
 
     mask: Literal["bce", "focal"] = "focal"
     mask_weight: float = 20.0  # SAM paper, appendix A: focal : dice = 20 : 1
@@ -223,13 +232,16 @@ class CacheRecipe:
 @dataclass
 class EvaluateDataConfig:
     images: str = MISSING  # a directory of photographs
-    annotations: str = MISSING  # a COCO-format instances JSON
+    annotations: str = MISSING  # a COCO-format instances JSON, or LVIS's
     max_images: int = 0  # 0: all
+    format: Literal["coco", "lvis"] = "coco"  # LVIS has rules of its own for AP
+    detections: Optional[str] = None  # prompt.kind=detection: a detector's results JSON
 
 
 @dataclass
 class EvaluatePromptConfig:
-    kind: Literal["box", "point"] = "box"
+    # the annotation's own box | simulated clicks on each annotated instance | the boxes of data.detections
+    kind: Literal["box", "point", "detection"] = "box"
     num_clicks: int = 1  # kind=point: simulated clicks
 
 
@@ -238,12 +250,87 @@ class EvaluateRecipe:
     """A protocol by which any model is judged."""
 
     kind: Literal["evaluate"] = "evaluate"
+    protocol: str = ""  # its name in tables
     run: str = MISSING
     resume: bool = False
     data: EvaluateDataConfig = field(default_factory=EvaluateDataConfig)
     prompt: EvaluatePromptConfig = field(default_factory=EvaluatePromptConfig)
-    multimask: Literal["single", "best"] = "single"  # token 0, or the best of three by predicted IoU
+    # token 0 | the best of the three others by predicted IoU | the best of them by true IoU, an upper bound
+    multimask: Literal["single", "best", "oracle"] = "single"
+    prompt_batch_size: int = 64  # this and the next two change the speed alone
+    num_workers: Optional[int] = None  # processes that read photos and compare masks; null: by cores and photos
+    fuse: bool = True  # batch norms folded into convolutions
+
+
+@dataclass
+class EvaluateSetsRecipe:
+    """One protocol over many sets, as segmentation in the wild: the mean of the sets' AP."""
+
+    kind: Literal["evaluate_sets"] = "evaluate_sets"
+    protocol: str = ""
+    run: str = MISSING
+    resume: bool = False
+    sets: dict[str, Any] = field(default_factory=dict)  # NAME: {images, annotations, detections, format}
+    max_images: int = 0  # of each set; 0: all
+    multimask: Literal["single", "best"] = "single"
     prompt_batch_size: int = 64
+    num_workers: Optional[int] = None
+    fuse: bool = True
+
+
+@dataclass
+class GridConfig:
+    """The automatic mask generator: prompts on a grid, and which of their masks are kept."""
+
+    points_per_side: int = 32  # this to box_nms_threshold: segment_anything/automatic_mask_generator.py
+    points_per_batch: int = 64
+    predicted_iou_threshold: float = 0.88
+    stability_threshold: float = 0.95
+    box_nms_threshold: float = 0.7
+    max_masks: int = 1000  # of a photo, the best by the mean of predicted IoU and stability
+
+
+@dataclass
+class EverythingRecipe:
+    """Segment everything: average recall of masks that nobody asked for."""
+
+    kind: Literal["everything"] = "everything"
+    protocol: str = ""
+    run: str = MISSING
+    resume: bool = False
+    data: EvaluateDataConfig = field(default_factory=EvaluateDataConfig)
+    grid: GridConfig = field(default_factory=GridConfig)
+    num_workers: Optional[int] = None
+    fuse: bool = True
+
+
+@dataclass
+class AgreementDataConfig:
+    images: str = MISSING  # a directory of photographs; no annotations
+    max_images: int = 0  # 0: all
+
+
+@dataclass
+class AgreementPromptConfig:
+    kind: Literal["box", "point"] = "box"  # points of a grid | boxes of the teacher's masks at these points
+    points_per_side: int = 4
+
+
+@dataclass
+class AgreementRecipe:
+    """How much a model answers as its teacher does, on photographs without annotations."""
+
+    kind: Literal["agreement"] = "agreement"
+    protocol: str = ""
+    run: str = MISSING
+    resume: bool = False
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    data: AgreementDataConfig = field(default_factory=AgreementDataConfig)
+    prompt: AgreementPromptConfig = field(default_factory=AgreementPromptConfig)
+    multimask: Literal["single", "best"] = "single"
+    prompt_batch_size: int = 64
+    num_workers: Optional[int] = None
+    fuse: bool = True
 
 
 RECIPE_KINDS = {
@@ -251,4 +338,9 @@ RECIPE_KINDS = {
     "mask": MaskRecipe,
     "cache": CacheRecipe,
     "evaluate": EvaluateRecipe,
+    "evaluate_sets": EvaluateSetsRecipe,
+    "everything": EverythingRecipe,
+    "agreement": AgreementRecipe,
 }
+EVALUATIONS = ("evaluate", "evaluate_sets", "everything", "agreement")  # the kinds that `distill evaluate` runs
+SET_FIELDS = ("images", "annotations", "detections")  # what each of an EvaluateSetsRecipe's sets must have

@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from distill.config import OptimConfig
 from distill.sam import PromptableModel
@@ -32,6 +33,17 @@ def frozen_parts_to_eval(model: PromptableModel, config: OptimConfig) -> None:
     for part, scale in part_lr_scales(config).items():
         if scale == 0:
             getattr(model, part).eval()
+
+
+def batch_norms_to_eval(model: nn.Module, config: OptimConfig) -> None:
+    """Frozen batch norms use their running statistics and leave them as they are: to be called after every `train()`.
+
+    Their weights and biases train on.
+    """
+    if config.batch_norm == "frozen":
+        for module in model.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
 
 
 def build_optimizer(model: PromptableModel, config: OptimConfig) -> torch.optim.AdamW:

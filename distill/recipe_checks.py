@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from distill.config import FROM_TEACHER, TIMM_HUB
+from distill.config import ASKS_TEACHER, EVALUATIONS, FROM_TEACHER, SET_FIELDS, TIMM_HUB
 from distill.errors import DistillError, did_you_mean
 from distill.published import PUBLISHED
 from distill.students import STUDENTS, TIMM_PREFIX, check_student_name
@@ -19,6 +19,7 @@ Values = Mapping[str, Any]
 Finding = tuple[str, str]
 
 PACKAGED_MODELS = ("quickstart",)
+CACHED_VIEWS = ("identity", "hflip")  # distill.datasets.views: what a cache may hold of a photo
 
 # Lightning's own arguments; a test compares them with the installed lightning.
 TRAINER_ARGUMENTS = (
@@ -121,9 +122,24 @@ AT_LEAST = {
     "validation.max_instances": 1,
     "validation.num_pictures": 0,
     "prompt.num_clicks": 1,
+    "prompt.points_per_side": 1,
     "prompt_batch_size": 1,
+    "max_images": 0,
+    "num_workers": 0,
+    "grid.points_per_side": 1,
+    "grid.points_per_batch": 1,
+    "grid.max_masks": 1,
 }
-SHARES = ("data.max_bad_share", "prompts.box_share", "prompts.box_points_share", "optim.final_lr_share")
+FEATURE_TERMS = ("mse", "cosine", "huber", "relation")
+MASK_TERMS_OF_TEACHER = ("logit_weight", "teacher_iou_weight", "feature_weight")
+MASK_TERMS = ("mask_weight", "dice_weight", "iou_weight", *MASK_TERMS_OF_TEACHER)
+SHARES = (
+    "data.max_bad_share",
+    "prompts.box_share",
+    "prompts.box_points_share",
+    "optim.final_lr_share",
+    "grid.box_nms_threshold",
+)
 
 MISSING_MENDS = {
     "run": "the directory to write: run=DIR",
@@ -132,6 +148,7 @@ MISSING_MENDS = {
     "student.init_from": "the run directory that this stage starts from: student.init_from=DIR",
     "cache.dir": "the directory of teacher embeddings: cache.dir=DIR",
     "data.annotations": "a COCO-format instances file: data.annotations=FILE",
+    "data.detections": "a detector's results JSON: data.detections=FILE",
 }
 
 
@@ -145,9 +162,12 @@ def value_findings(values: Values) -> list[Finding]:
     checks: tuple[Callable[[Values], Iterable[Finding]], ...] = (
         _ranges,
         _loss_terms,
+        _prompts,
         _trained_parts,
         _names,
         _embeddings,
+        _views,
+        _evaluated,
         _trainer,
         _loggers,
     )
@@ -155,8 +175,8 @@ def value_findings(values: Values) -> list[Finding]:
 
 
 def path_findings(values: Values) -> list[Finding]:
-    """The files and directories that the recipe reads and this machine does not have."""
-    checks: tuple[Callable[[Values], Iterable[Finding]], ...] = (_models, _data, _cache)
+    """The files, directories and packages that the recipe needs and this machine does not have."""
+    checks: tuple[Callable[[Values], Iterable[Finding]], ...] = (_models, _data, _cache, _logger_packages)
     return [finding for check in checks for finding in check(values)]
 
 
@@ -179,10 +199,22 @@ def _ranges(values: Values) -> Iterable[Finding]:
 
 
 def _loss_terms(values: Values) -> Iterable[Finding]:
-    for terms in (("mse", "cosine", "huber", "relation"), ("mask_weight", "dice_weight", "iou_weight")):
+    for terms in FEATURE_TERMS, MASK_TERMS:
         weights = [values.get(f"loss.{term}") for term in terms]
         if all(weight == 0 for weight in weights):
             yield "loss", f"every weight is 0, so nothing is learned; set one of {', '.join(terms)}"
+    others = any(values.get(f"loss.{term}") for term in MASK_TERMS_OF_TEACHER)
+    if values.get("targets.truth_weight") == 0 == values.get("targets.teacher_weight") and not others:
+        yield "targets", "both weights are 0, so masks are compared with nothing; set truth_weight or teacher_weight"
+
+
+def _prompts(values: Values) -> Iterable[Finding]:
+    least, most = values.get("prompts.min_points"), values.get("prompts.max_points")
+    if least is not None and most is not None and least > most:
+        yield "prompts.min_points", f"must be at most prompts.max_points={most}, got {least}"
+    if values.get("prompts.teacher_instances") and values.get("targets.truth_weight"):
+        mend = "set targets.truth_weight=0 and targets.teacher_weight=1"
+        yield "prompts.teacher_instances", f"the instances are the teacher's, so there is no ground truth: {mend}"
 
 
 def _trained_parts(values: Values) -> Iterable[Finding]:
@@ -225,10 +257,63 @@ def _embeddings(values: Values) -> Iterable[Finding]:
         mend = "give the directory that `distill cache build` wrote: cache.dir=DIR"
         if kind == "feature":
             yield "cache.dir", f"missing; {mend}, or run the teacher while training: teacher.source=online"
-        if kind == "mask" and values.get("loss.feature_weight"):
-            yield "cache.dir", f"missing; loss.feature_weight compares with cached embeddings: {mend}"
-    if kind == "mask" and source == "online" and values.get("loss.feature_weight"):
-        yield "teacher.source", "loss.feature_weight needs cached embeddings in the mask stage: teacher.source=cache"
+        asking = [option for option in ASKS_TEACHER if values.get(option)]
+        if kind == "mask" and asking:
+            online = "run the teacher while training: teacher.source=online"
+            yield "cache.dir", f"missing; {asking[0]} needs the teacher's embeddings: {mend}, or {online}"
+
+
+def _views(values: Values) -> Iterable[Finding]:
+    views = values.get("cache.views")
+    if views is None:
+        return
+    for view in views:
+        if view not in CACHED_VIEWS:
+            yield "cache.views", f"unknown view '{view}'. {did_you_mean(view, CACHED_VIEWS)}"
+    if list(views[:1]) != [CACHED_VIEWS[0]] or len(set(views)) < len(views):
+        yield "cache.views", f"must begin with '{CACHED_VIEWS[0]}' and hold each view once, got {list(views)}"
+    if values.get("data.hflip") and "hflip" not in views and _reads_cache(values):
+        yield (
+            "data.hflip",
+            "the embedding of a flipped photo is not the flipped embedding: build the cache with "
+            "cache.views=[identity,hflip] and say so here too, or run the teacher while training: "
+            "teacher.source=online",
+        )
+
+
+def _reads_cache(values: Values) -> bool:
+    """Whether a run takes the teacher's embeddings from a cache."""
+    if values.get("teacher.source") != "cache":
+        return False
+    kind = values.get("kind")
+    return kind == "feature" or (kind == "mask" and any(values.get(option) for option in ASKS_TEACHER))
+
+
+def _evaluated(values: Values) -> Iterable[Finding]:
+    by_detection, detections = values.get("prompt.kind") == "detection", values.get("data.detections")
+    if by_detection and "data.detections" in values and detections is None:
+        yield "data.detections", "missing; give a detector's results JSON: data.detections=FILE"
+    if by_detection and values.get("multimask") == "oracle":
+        yield "multimask", "a detector's box has no truth to choose by; give multimask=single or multimask=best"
+    if detections is not None and not by_detection:
+        yield "data.detections", "is read with prompt.kind=detection alone; leave it out, or set that"
+    if values.get("kind") != "evaluate_sets":
+        return
+    sets = values.get("sets") or {}
+    if not sets:
+        yield "sets", f"is empty; give a recipe with sets: {{NAME: {{{', '.join(SET_FIELDS)}}}, ...}}"
+    for name, one in sets.items():
+        if not isinstance(one, dict):
+            yield f"sets.{name}", f"expected a section with {', '.join(SET_FIELDS)}, got {one!r}"
+            continue
+        for key in SET_FIELDS:
+            if not one.get(key):
+                yield f"sets.{name}.{key}", f"missing; a set needs {', '.join(SET_FIELDS)}"
+        for key in one:
+            if key not in (*SET_FIELDS, "format"):
+                yield f"sets.{name}.{key}", f"unknown key. {did_you_mean(key, (*SET_FIELDS, 'format'))}"
+        if one.get("format", "coco") not in ("coco", "lvis"):
+            yield f"sets.{name}.format", f"expected one of coco, lvis, got {one['format']!r}"
 
 
 def _trainer(values: Values) -> Iterable[Finding]:
@@ -248,10 +333,6 @@ def _loggers(values: Values) -> Iterable[Finding]:
     for name in values.get("logger") or ():
         if name not in LOGGERS:
             yield "logger", f"unknown logger '{name}'. {did_you_mean(name, LOGGERS)}"
-            continue
-        package = LOGGERS[name]
-        if package is not None and importlib.util.find_spec(package) is None:
-            yield "logger", f"'{name}' needs the package {package}, which is not installed: pip install {package}"
 
 
 def _models(values: Values) -> Iterable[Finding]:
@@ -272,7 +353,7 @@ def _models(values: Values) -> Iterable[Finding]:
 
 
 def _data(values: Values) -> Iterable[Finding]:
-    reads_shards = values.get("kind") != "evaluate"
+    reads_shards = values.get("kind") not in EVALUATIONS
     for key in ("data.images", "data.val_images"):
         value = values.get(key)
         if value is None or (reads_shards and "://" in value):  # remote shards are looked for when they are opened
@@ -281,18 +362,31 @@ def _data(values: Values) -> Iterable[Finding]:
             yield key, f"no such directory: '{value}'"
         elif reads_shards and not any(Path(value).glob("*.tar")):
             yield key, f"no .tar in '{value}'; `distill shards build` makes them from photos"
-    annotations = values.get("data.annotations")
-    if annotations is not None and not Path(annotations).is_file():
-        yield "data.annotations", f"no such file: '{annotations}'"
+    for key in ("data.annotations", "data.detections"):
+        value = values.get(key)
+        if value is not None and not Path(value).is_file():
+            yield key, f"no such file: '{value}'"
+    for name, one in (values.get("sets") or {}).items():
+        if isinstance(one, dict) and one.get("images") and not Path(str(one["images"])).is_dir():
+            yield f"sets.{name}.images", f"no such directory: '{one['images']}'"
+        for key in ("annotations", "detections"):
+            if isinstance(one, dict) and one.get(key) and not Path(str(one[key])).is_file():
+                yield f"sets.{name}.{key}", f"no such file: '{one[key]}'"
 
 
 def _cache(values: Values) -> Iterable[Finding]:
-    directory, kind = values.get("cache.dir"), values.get("kind")
-    if directory is None or values.get("teacher.source") != "cache":
+    directory = values.get("cache.dir")
+    if directory is None or "://" in directory:  # a remote cache is looked for when it is opened
         return
-    needed = kind == "feature" or (kind == "mask" and values.get("loss.feature_weight"))
-    if needed and not Path(directory).is_dir():
+    if _reads_cache(values) and not Path(directory).is_dir():
         yield "cache.dir", f"no such directory: '{directory}'; `distill cache build` makes it"
+
+
+def _logger_packages(values: Values) -> Iterable[Finding]:
+    for name in values.get("logger") or ():
+        package = LOGGERS.get(name)
+        if package is not None and importlib.util.find_spec(package) is None:
+            yield "logger", f"'{name}' needs the package {package}, which is not installed: pip install {package}"
 
 
 def _is_path(name: str) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.config import FeatureRecipe, MaskRecipe
+from distill.config import EVALUATIONS, FeatureRecipe, MaskRecipe
 from distill.errors import RecipeError
 from distill.recipe import find_recipe, load_recipe, packaged_recipes, recipe_kind, resolved_yaml
 from distill.recipe_checks import AT_LEAST, SHARES, TRAINER_ARGUMENTS, TRAINER_TAKEN
@@ -208,11 +208,35 @@ def test_the_cache_must_be_there(write):
     assert len(found) == 1 and "`distill cache build` makes it" in found[0]
 
 
-def test_the_anchor_of_the_mask_stage_needs_a_cache(write):
+@pytest.mark.parametrize(
+    "asking",
+    ["loss.feature_weight=1", "loss.logit_weight=1", "loss.teacher_iou_weight=1", "targets.teacher_weight=1"],
+)
+def test_a_mask_stage_that_asks_the_teacher_needs_its_embeddings(write, asking):
     source = write(FEATURE.replace("kind: feature", "kind: mask"))
-    assert isinstance(load_recipe(source), MaskRecipe)
-    assert "teacher.source=cache" in problems(source, "loss.feature_weight=1")[0]
-    assert "cache.dir" in problems(source, "loss.feature_weight=1", "teacher.source=cache")[0]
+    assert isinstance(load_recipe(source, [asking]), MaskRecipe)  # the teacher is online
+    found = problems(source, asking, "teacher.source=cache")
+    assert len(found) == 1 and found[0].startswith(f"cache.dir: missing; {asking.split('=')[0]} needs")
+    assert "`distill cache build` makes it" in problems(source, asking, "teacher.source=cache", "cache.dir=none")[0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["prompts.min_points=4"], "prompts.min_points: must be at most prompts.max_points=3, got 4"),
+        (["prompts.min_error_cells=0"], "prompts.min_error_cells: must be at least 1"),
+        (["prompts.box_points_share=2"], "prompts.box_points_share: must be between 0 and 1"),
+        (["prompts.click=center"], "prompts.click: expected one of uniform, centre, got 'center'"),
+        (["data.instance_draw=all"], "data.instance_draw: expected one of distinct, repeat, replacement"),
+        (["targets.truth_weight=0"], "targets: both weights are 0"),
+        (["prompts.teacher_instances=8"], "prompts.teacher_instances: the instances are the teacher's"),
+        (["loss.mask_weight=0", "loss.dice_weight=0", "loss.iou_weight=0"], "loss: every weight is 0"),
+        (["optim.batch_norm=eval"], "optim.batch_norm: expected one of train, frozen"),
+    ],
+)
+def test_mistakes_of_the_mask_stage(write, overrides, message):
+    found = problems(write(FEATURE.replace("kind: feature", "kind: mask")), *overrides)
+    assert len(found) == 1 and message in found[0], found
 
 
 def test_resolved_yaml_reads_back(write, tmp_path):
@@ -226,8 +250,13 @@ BLANKS = {
     "mask": ["run=r", "data.images=i", "student.init_from=f"],
     "cache": ["data.images=i", "cache.dir=c"],
     "evaluate": ["run=r", "data.images=i", "data.annotations=a"],
+    "evaluate_sets": ["run=r", "sets={one: {images: i, annotations: a, detections: d}}"],
+    "everything": ["run=r", "data.images=i", "data.annotations=a"],
+    "agreement": ["run=r", "data.images=i"],
 }
-LAUNCH = {"feature": "train", "mask": "train", "cache": "cache build", "evaluate": "evaluate MODEL"}
+LAUNCH = {"feature": "train", "mask": "train", "cache": "cache build", **dict.fromkeys(EVALUATIONS, "evaluate MODEL")}
+
+LISTED = {"eval/in_the_wild": "my_sets.yaml"}  # a copy that lists sets is what is launched
 
 
 def test_the_published_recipes_are_there():
@@ -240,11 +269,12 @@ def test_the_published_recipes_are_there():
 @pytest.mark.parametrize("name", packaged_recipes())
 def test_a_packaged_recipe_is_sound_once_its_blanks_are_filled(name):
     kind = recipe_kind(name)
-    recipe = load_recipe(name, BLANKS[kind], check_paths=False)
+    blanks = [*BLANKS[kind], *(["data.detections=d"] if name.endswith("_detections") else [])]
+    recipe = load_recipe(name, blanks, check_paths=False)
     assert recipe.kind == kind
     text = find_recipe(name).read_text()
     assert text.startswith("# "), "opens with a summary"
-    assert f"distill {LAUNCH[kind]} {name}" in text, "gives its launch command"
+    assert f"distill {LAUNCH[kind]} {LISTED.get(name, name)}" in text, "gives its launch command"
 
 
 def test_trainer_arguments_are_those_of_lightning():

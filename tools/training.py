@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from contextlib import nullcontext
 from dataclasses import asdict
+from operator import attrgetter
 from pathlib import Path
 
 import lightning
@@ -13,7 +14,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
 
 from distill.checkpoint import STUDENT_FILE, save_model
-from distill.config import FeatureRecipe, MaskRecipe
+from distill.config import ASKS_TEACHER, FeatureRecipe, MaskRecipe
 from distill.cost import CostRecord
 from distill.datasets.datamodule import DistillDataModule
 from distill.datasets.embeddings import EmbeddingCache, fingerprint_of
@@ -98,18 +99,22 @@ def _build_data(recipe: TrainRecipe, student: PromptableModel, teacher: Teacher)
         recipe.data,
         image_size=student.image_size,
         embedding_size=student.embedding_size,
-        masks=recipe.kind == "mask",
+        masks=isinstance(recipe, MaskRecipe) and not recipe.prompts.teacher_instances,
         seed=recipe.seed,
         teacher_image_size=teacher.image_size,
+        online_teacher=recipe.teacher.source == "online" and _asks_teacher(recipe),
         cache=cache,
         validation=recipe.validation,
     )
 
 
 def _needs_cache(recipe: TrainRecipe) -> bool:
-    if recipe.teacher.source != "cache":
-        return False
-    return isinstance(recipe, FeatureRecipe) or recipe.loss.feature_weight > 0
+    return recipe.teacher.source == "cache" and _asks_teacher(recipe)
+
+
+def _asks_teacher(recipe: TrainRecipe) -> bool:
+    """Whether training needs the teacher's embeddings."""
+    return isinstance(recipe, FeatureRecipe) or any(attrgetter(option)(recipe) for option in ASKS_TEACHER)
 
 
 def _build_stage(recipe: TrainRecipe, student: PromptableModel, teacher: Teacher) -> lightning.LightningModule:
@@ -117,8 +122,11 @@ def _build_stage(recipe: TrainRecipe, student: PromptableModel, teacher: Teacher
     if isinstance(recipe, MaskRecipe):
         return MaskStage(
             student,
+            teacher if _asks_teacher(recipe) else None,
             prompts=recipe.prompts,
+            targets=recipe.targets,
             loss=recipe.loss,
+            decoder=recipe.decoder,
             optim=recipe.optim,
             validator=validator,
             seed=recipe.seed,

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from distill.config import MaskLossConfig
+from distill.drawing import covered_cells
 
 FOCAL_ALPHA = 0.25  # RetinaNet paper (arXiv:1708.02002), table 1b
 FOCAL_GAMMA = 2.0
 DICE_SMOOTHING = 1.0  # V-Net's dice as MaskFormer computes it: one added to both sides of the fraction
 OVERSAMPLE_RATIO = 3  # PointRend (arXiv:1912.08193), section 4.1: k N candidates, k = 3 ...
 UNCERTAIN_SHARE = 0.75  # ... of which the beta N most uncertain are kept, beta = 0.75
-TARGET_THRESHOLD = 0.5  # a cell belongs to the mask when it is covered by more than half
 
 
 @dataclass
 class MaskTerms:
-    """The terms of one set of prompts, each a mean over the prompts; `best` (P,) is the candidate that counted."""
+    """The terms of one set of prompts, each a weighted sum over them; `best` (P,) is the candidate that counted."""
 
     mask: Tensor
     dice: Tensor
@@ -30,6 +31,21 @@ class MaskTerms:
     def total(self, config: MaskLossConfig) -> Tensor:
         """The weighted sum."""
         return config.mask_weight * self.mask + config.dice_weight * self.dice + config.iou_weight * self.iou
+
+
+@dataclass
+class ImitationTerms:
+    """The terms of one set of prompts against a teacher's answers, each a weighted sum over the prompts."""
+
+    mask: Tensor
+    dice: Tensor
+    logit: Tensor
+    iou: Tensor
+
+    def total(self, config: MaskLossConfig, target_weight: float) -> Tensor:
+        """The weighted sum; mask and dice count `target_weight` times (TargetConfig.teacher_weight)."""
+        masks = config.mask_weight * self.mask + config.dice_weight * self.dice
+        return target_weight * masks + config.logit_weight * self.logit + config.teacher_iou_weight * self.iou
 
 
 def bce_loss(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
@@ -65,66 +81,120 @@ def mask_losses(
     valid: Tensor,
     *,
     config: MaskLossConfig,
-    generator: torch.Generator | None = None,
+    weight: Tensor | None = None,
+    noise: Tensor | None = None,
 ) -> MaskTerms:
     """All terms for P prompts with K candidates each; the candidate of the smallest weighted mask loss counts.
 
     Args:
         logits: (P, K, h, w). iou_predictions: (P, K).
         target: (P, h, w) coverage in [0, 1]. valid: (P, h, w) bool.
+        weight: (P,) of each prompt in the terms; None: 1 / P, which makes them means.
+        noise: of `sample_points`.
     Returns:
         Terms in float32. The IoU head learns the IoU of every candidate, not of the best alone.
     """
+    weight = _weights(weight, logits)
     iou = candidate_iou(logits, target, valid)  # (P, K)
-    iou_term = F.mse_loss(iou_predictions.float(), iou)
-    if config.num_points:
-        logits, target, valid = sample_points(logits, target, valid, num_points=config.num_points, generator=generator)
-    else:
-        logits, target, valid = logits.flatten(2), target.flatten(1), valid.flatten(1)
-    logits = logits.float()  # (P, K, N)
-    target, valid = target[:, None].expand_as(logits), valid[:, None]
-    mask_term = (focal_loss if config.mask == "focal" else bce_loss)(logits, target, valid)  # (P, K)
-    dice_term = dice_loss(logits, target, valid)  # (P, K)
+    iou_term = (weight[:, None] * (iou_predictions.float() - iou) ** 2).mean(1).sum()
+    logits, targets, valid = _positions(logits, target[:, None], valid, config, noise)  # (P, K, N), (P, 1, N), (P, N)
+    mask_term, dice_term = _candidate_losses(logits, targets.expand_as(logits), valid, config)  # (P, K) each
     best = (config.mask_weight * mask_term + config.dice_weight * dice_term).argmin(1)  # (P,)
     rows = torch.arange(len(best), device=best.device)
-    return MaskTerms(mask_term[rows, best].mean(), dice_term[rows, best].mean(), iou_term, best)
+    return MaskTerms((weight * mask_term[rows, best]).sum(), (weight * dice_term[rows, best]).sum(), iou_term, best)
+
+
+def imitation_losses(
+    logits: Tensor,
+    iou_predictions: Tensor,
+    teacher_logits: Tensor,
+    teacher_iou: Tensor,
+    valid: Tensor,
+    *,
+    config: MaskLossConfig,
+    labels: Literal["hard", "soft"],
+    weight: Tensor | None = None,
+    noise: Tensor | None = None,
+) -> ImitationTerms:
+    """The terms of P prompts whose K candidates are compared with the teacher's candidates of the same mask token.
+
+    Args:
+        logits, teacher_logits: (P, K, h, w). iou_predictions, teacher_iou: (P, K), what either head says.
+        valid: (P, h, w) bool. weight, noise: as in `mask_losses`.
+        labels: the target is whether the teacher's logit is above 0, or its probability.
+    Returns:
+        Terms in float32, means over the K candidates, as EdgeSAM takes them. `logit` is the mean squared difference of
+        the logits, `iou` that of the predicted IoU.
+    """
+    weight = _weights(weight, logits)
+    iou_term = (weight[:, None] * (iou_predictions.float() - teacher_iou.float()) ** 2).mean(1).sum()
+    logits, answers, valid = _positions(logits, teacher_logits, valid, config, noise)  # (P, K, N) twice, (P, N)
+    targets = (answers > 0).float() if labels == "hard" else answers.sigmoid()
+    mask_term, dice_term = _candidate_losses(logits, targets, valid, config)
+    logit_term = _valid_mean((logits - answers) ** 2, valid[:, None])  # (P, K)
+    mask, dice, logit = ((weight * term.mean(1)).sum() for term in (mask_term, dice_term, logit_term))
+    return ImitationTerms(mask, dice, logit, iou_term)
+
+
+def _weights(weight: Tensor | None, logits: Tensor) -> Tensor:
+    if weight is not None:
+        return weight
+    return torch.full((len(logits),), 1 / max(1, len(logits)), device=logits.device)
+
+
+def _positions(
+    logits: Tensor, targets: Tensor, valid: Tensor, config: MaskLossConfig, noise: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What is compared: sampled points, or every cell. Logits (P, K, N), targets (P, T, N), valid (P, N), float32."""
+    if config.num_points:
+        return sample_points(logits, targets, valid, num_points=config.num_points, noise=noise)
+    return logits.flatten(2).float(), targets.flatten(2).float(), valid.flatten(1)
+
+
+def _candidate_losses(logits: Tensor, targets: Tensor, valid: Tensor, config: MaskLossConfig) -> tuple[Tensor, Tensor]:
+    """Mask and dice term (P, K) of logits and targets (P, K, N) at valid (P, N)."""
+    mask_loss = focal_loss if config.mask == "focal" else bce_loss
+    return mask_loss(logits, targets, valid[:, None]), dice_loss(logits, targets, valid[:, None])
 
 
 @torch.no_grad()
 def candidate_iou(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """IoU (P, K) of logits (P, K, h, w) above 0 with targets (P, h, w) above one half, in the valid region."""
+    """IoU (P, K) of logits (P, K, h, w) above 0 with the cells of targets (P, h, w), in the valid region."""
     predicted = (logits > 0) & valid[:, None]
-    truth = ((target > TARGET_THRESHOLD) & valid)[:, None]
+    truth = (covered_cells(target) & valid)[:, None]
     intersection = (predicted & truth).sum((-2, -1))
     union = (predicted | truth).sum((-2, -1))
     return intersection / union.clamp(min=1)
 
 
+def noise_points(num_points: int) -> int:
+    """How many random points `sample_points` uses: candidates, and those that are taken as they come."""
+    return OVERSAMPLE_RATIO * num_points + num_points - int(UNCERTAIN_SHARE * num_points)
+
+
 def sample_points(
-    logits: Tensor, target: Tensor, valid: Tensor, *, num_points: int, generator: torch.Generator | None = None
+    logits: Tensor, targets: Tensor, valid: Tensor, *, num_points: int, noise: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Values at points of the valid region where the candidates are least sure; one point set for all candidates.
 
     Args:
-        logits: (P, K, h, w); target, valid: (P, h, w), the valid cells a block at the top left.
+        logits: (P, K, h, w). targets: (P, T, h, w). valid: (P, h, w), the valid cells a block at the top left.
+        noise: (P, noise_points(N), 2) uniform in [0, 1); None: from torch's global generator.
     Returns:
-        logits (P, K, N), target (P, N), valid (P, N), N = num_points.
+        logits (P, K, N), targets (P, T, N), valid (P, N), N = num_points.
     """
-    num_prompts = len(logits)
+    if noise is None:
+        noise = torch.rand(len(logits), noise_points(num_points), 2, device=logits.device)
     extent = torch.stack([valid.any(1).sum(1), valid.any(2).sum(1)], 1)  # (P, 2): columns, rows that are valid
     extent = extent / torch.tensor([valid.shape[2], valid.shape[1]], device=valid.device)
-    num_uncertain = int(UNCERTAIN_SHARE * num_points)
-
-    def draw(count: int) -> Tensor:
-        return torch.rand(num_prompts, count, 2, generator=generator).to(extent) * extent[:, None]  # XY in [0, 1]
-
     with torch.no_grad():
-        candidates = draw(OVERSAMPLE_RATIO * num_points)  # (P, 3 N, 2)
+        points = noise * extent[:, None]  # (P, 3 N and some, 2), XY in [0, 1]
+        candidates, others = points.tensor_split([OVERSAMPLE_RATIO * num_points], 1)
         uncertainty = -_at_points(logits, candidates).abs().amin(1)  # (P, 3 N)
-        chosen = uncertainty.topk(num_uncertain, 1).indices[..., None].expand(-1, -1, 2)
-        points = torch.cat([candidates.gather(1, chosen), draw(num_points - num_uncertain)], 1)  # (P, N, 2)
-    sampled_target = _at_points(target[:, None], points)[:, 0]
-    return _at_points(logits, points), sampled_target, torch.ones_like(sampled_target, dtype=torch.bool)
+        chosen = uncertainty.topk(num_points - others.shape[1], 1).indices[..., None].expand(-1, -1, 2)
+        points = torch.cat([candidates.gather(1, chosen), others], 1)  # (P, N, 2)
+    sampled = _at_points(targets, points)
+    return _at_points(logits, points), sampled, torch.ones_like(sampled[:, 0], dtype=torch.bool)
 
 
 def _at_points(maps: Tensor, points_xy: Tensor) -> Tensor:

@@ -11,8 +11,15 @@ from torch.optim import Optimizer
 
 from distill.batch import ImageBatch
 from distill.config import OptimConfig
-from distill.optim import build_optimizer, build_schedule, freeze_parts, frozen_parts_to_eval
+from distill.optim import (
+    batch_norms_to_eval,
+    build_optimizer,
+    build_schedule,
+    freeze_parts,
+    frozen_parts_to_eval,
+)
 from distill.sam import PromptableModel
+from distill.stages.finite import FiniteLoss
 from distill.stages.validation import Validator
 
 
@@ -29,6 +36,7 @@ class Stage(lightning.LightningModule):
         self.model = model
         self.optim_config = optim
         self.validator = validator
+        self.finite_loss = FiniteLoss()
         freeze_parts(model, optim)
         self.train()  # models are built and loaded in eval mode, and Lightning leaves modes as they are
 
@@ -39,13 +47,20 @@ class Stage(lightning.LightningModule):
     def train(self, mode: bool = True) -> Stage:
         super().train(mode)
         frozen_parts_to_eval(self.model, self.optim_config)
+        batch_norms_to_eval(self.model, self.optim_config)
         return self
 
     def training_step(self, batch: ImageBatch, batch_index: int) -> Tensor:
+        self.finite_loss.check()
         terms = self.compute_terms(batch)
+        self.finite_loss.note(terms["loss"], keys=batch.keys, step=self.global_step)
         for name, value in terms.items():
             self.log(f"train/{name}", value, prog_bar=name == "loss", batch_size=len(batch.keys))
         return terms["loss"]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """No checkpoint is written after a step without a finite loss: the last good one stays."""
+        self.finite_loss.check(wait=True)
 
     def validation_step(self, batch: ImageBatch, batch_index: int) -> None:
         if self.validator is not None:

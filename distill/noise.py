@@ -1,0 +1,60 @@
+"""Random numbers that belong to a photo: they depend on the seed, the step and its key, and on nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def stable_seed(*parts: int | str) -> int:
+    """A seed for a torch.Generator from what it may depend on, the same in every process."""
+    digest = hashlib.blake2b("\n".join(str(part) for part in parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1  # generators take 63 bits on every device
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """For what is drawn once for a step: the same on every rank."""
+    return torch.Generator().manual_seed(stable_seed(seed, step))
+
+
+class SampleNoise:
+    """Random numbers for the N instances of a batch, in the order of their photos.
+
+    Each photo has a generator of its own, so a step of two ranks draws what one rank draws for twice the batch, and a
+    resumed run what it would have drawn. A draw is always for all instances: one for some of them alone would move the
+    others' next numbers.
+
+    Args:
+        keys: of the B photos. counts: instances of each photo, N in all.
+        purpose: two objects of different purpose draw independently.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[str],
+        counts: Sequence[int],
+        *,
+        seed: int,
+        step: int,
+        purpose: str,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        assert len(keys) == len(counts)
+        self.counts = counts
+        self.device = torch.device(device)
+        self.generators = [
+            torch.Generator(self.device).manual_seed(stable_seed(seed, step, purpose, key)) for key in keys
+        ]
+
+    def uniform(self, *shape: int) -> Tensor:
+        """(N, *shape) in [0, 1)."""
+        draws = zip(self.counts, self.generators, strict=True)
+        return torch.cat([torch.rand(n, *shape, generator=own, device=self.device) for n, own in draws])
+
+    def normal(self, *shape: int) -> Tensor:
+        """(N, *shape) of mean 0 and deviation 1."""
+        draws = zip(self.counts, self.generators, strict=True)
+        return torch.cat([torch.randn(n, *shape, generator=own, device=self.device) for n, own in draws])

@@ -1,0 +1,52 @@
+"""Stops a run whose loss is no longer a number, and says which photos it came from."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from distill.errors import RunError
+
+
+class _Step(NamedTuple):
+    step: int
+    keys: list[str]
+    loss: Tensor  # on the host, once `copied` has passed
+    copied: torch.cuda.Event
+
+
+class FiniteLoss:
+    """Watches the losses of the steps. On a GPU no step waits for its loss: it is looked at once it has arrived."""
+
+    def __init__(self) -> None:
+        self._under_way: deque[_Step] = deque()
+
+    def note(self, loss: Tensor, *, keys: list[str], step: int) -> None:
+        """Watch the loss () of a batch. Raises RunError at once where that costs no waiting."""
+        if loss.device.type != "cuda":
+            _raise_unless_finite(loss, keys=keys, step=step)
+            return
+        on_host = torch.empty((), pin_memory=True)
+        on_host.copy_(loss.detach(), non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+        self._under_way.append(_Step(step, keys, on_host, copied))
+
+    def check(self, *, wait: bool = False) -> None:
+        """Raises RunError for an earlier step whose loss was not finite; `wait`: also for those under way."""
+        while self._under_way and (wait or self._under_way[0].copied.query()):
+            earlier = self._under_way.popleft()
+            earlier.copied.synchronize()
+            _raise_unless_finite(earlier.loss, keys=earlier.keys, step=earlier.step)
+
+
+def _raise_unless_finite(loss: Tensor, *, keys: list[str], step: int) -> None:
+    if not torch.isfinite(loss):
+        raise RunError(
+            f"the loss of step {step} is {loss.item()}; its photos: {', '.join(keys)}. The last good checkpoint is "
+            "kept: go on from it (resume=true) with a lower optim.lr, with trainer.gradient_clip_val, or with "
+            "trainer.precision=32-true"
+        )
