@@ -15,6 +15,8 @@ from distill.datasets.rle import RLE, rle_area, rle_box_xyxy, to_rle
 from distill.errors import DataError
 from distill.geometry import HW
 
+BoxXYXY = tuple[float, float, float, float]
+
 NUM_NAMED = 5  # an error names this many of the offenders, and counts the others
 
 
@@ -23,7 +25,7 @@ class Instance(NamedTuple):
 
     id: int
     category_id: int
-    bbox_xyxy: tuple[float, float, float, float]
+    bbox_xyxy: BoxXYXY
     rle: RLE
     area: float
 
@@ -45,7 +47,8 @@ class CocoSet:
     """Iterates over the photos of a COCO-format JSON, ordered by key.
 
     Crowd regions (`iscrowd`) are no instances: they are left out and counted in `num_crowd`. Masks without a pixel
-    are left out, and `empty` names them (annotation id -> key) as their photos are read.
+    are left out, and `empty` names them (annotation id -> key) as their photos are read. Boxes end at the photo's
+    border; one that lies beyond it gives way to the mask's own. `content` is the file as it was read.
 
     Raises:
         DataError: the file is not COCO's format, an annotation names a photo that the file does not list, or a
@@ -54,7 +57,7 @@ class CocoSet:
 
     def __init__(self, images_dir: str | Path, annotations_file: str | Path) -> None:
         self.images_dir, self.annotations_file = Path(images_dir), Path(annotations_file)
-        content = _read_json(self.annotations_file)
+        self.content = content = _read_json(self.annotations_file)
         self.categories: dict[int, str] = {row["id"]: row.get("name", "") for row in content.get("categories", [])}
         self.num_crowd = 0
         self.empty: dict[int, str] = {}
@@ -66,6 +69,11 @@ class CocoSet:
         return len(self._photos)
 
     @property
+    def image_ids(self) -> dict[str, int]:
+        """The file's own id of each photo, by key."""
+        return {key: row["id"] for key, row in self._photos.items()}
+
+    @property
     def num_instances(self) -> int:
         """Annotations that are not crowd regions; those of `empty` included."""
         return sum(len(rows) for rows in self._annotations.values())
@@ -74,7 +82,7 @@ class CocoSet:
         for key, row in self._photos.items():
             hw = self._size(row)
             instances = [self._instance(annotation, key, hw) for annotation in self._annotations.get(row["id"], [])]
-            path = self.images_dir / row["file_name"]
+            path = self.images_dir / self._file_name(row)
             yield CocoPhoto(key, path, hw, [instance for instance in instances if instance is not None])
 
     def _field(self, row: dict[str, Any], name: str, kind: str) -> Any:
@@ -83,6 +91,10 @@ class CocoSet:
                 f"{self.annotations_file}: {kind} {row.get('id', row)!r} has no '{name}'; COCO's format needs it"
             )
         return row[name]
+
+    def _file_name(self, row: dict[str, Any]) -> str:
+        """The path of a photo below the directory."""
+        return str(self._field(row, "file_name", "image"))
 
     def _size(self, row: dict[str, Any]) -> HW:
         return int(self._field(row, "height", "image")), int(self._field(row, "width", "image"))
@@ -108,12 +120,12 @@ class CocoSet:
         photos: dict[str, dict[str, Any]] = {}
         absent = []
         for image_id, row in images.items():
-            name = self._field(row, "file_name", "image")
+            name = self._file_name(row)
             key = key_of(Path(Path(name).name))
             if key in photos:
                 raise DataError(
-                    f"{self.annotations_file}: '{photos[key]['file_name']}' and '{name}' have the same key '{key}'; "
-                    "file names must differ in more than folder and suffix: rename one"
+                    f"{self.annotations_file}: '{self._file_name(photos[key])}' and '{name}' have the same key "
+                    f"'{key}'; file names must differ in more than folder and suffix: rename one"
                 )
             photos[key] = row
             if not (self.images_dir / name).is_file():
@@ -138,9 +150,16 @@ class CocoSet:
         box = rle_box_xyxy(rle)
         if row.get("bbox"):
             x, y, width, height = (float(value) for value in row["bbox"])
-            box = (x, y, x + width, y + height)
+            box = clip_box((x, y, x + width, y + height), hw) or box
         area = float(row.get("area") or rle_area(rle))
         return Instance(identity, int(row.get("category_id", 0)), box, rle, area)
+
+
+def clip_box(box_xyxy: BoxXYXY, hw: HW) -> BoxXYXY | None:
+    """A box cut at the border of a photo, in its pixels; None when nothing of it is inside."""
+    x1, y1, x2, y2 = box_xyxy
+    x1, y1, x2, y2 = max(0.0, x1), max(0.0, y1), min(float(hw[1]), x2), min(float(hw[0]), y2)
+    return (x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
 
 
 def read_photo(path: Path) -> bytes:

@@ -1,4 +1,4 @@
-"""What is measured: IoU by the size of the object, and the agreement of embeddings.
+"""What is measured: scores by the size of the object, calibration of predicted IoU, and the agreement of embeddings.
 
 torchmetrics accumulates the sums and merges them over ranks.
 """
@@ -15,6 +15,8 @@ from distill.losses.feature import cosine_map, resize_to_grid
 SMALL_AREA = 32**2  # below: small
 LARGE_AREA = 96**2  # from here on: large
 
+VARIANCE_FLOOR = 1e-12  # a variance below is rounding alone
+
 
 def mask_iou(predicted: Tensor, truth: Tensor) -> Tensor:
     """Intersection over union of bool masks (..., H, W) -> (...); two empty masks give 0."""
@@ -23,11 +25,13 @@ def mask_iou(predicted: Tensor, truth: Tensor) -> Tensor:
     return intersection / union.clamp(min=1)
 
 
-class MaskIoU(Metric):
-    """Mean IoU over instances: all, large, medium and small ones.
+SIZES = ("", "_large", "_medium", "_small")  # what a metric's name ends in; all instances first
 
-    `compute` gives `miou`, `miou_large`, `miou_medium`, `miou_small` in 0..1, NaN for a group without an instance,
-    and `num_instances`.
+
+class MeanBySize(Metric):
+    """Mean of a score over instances: all, large, medium and small ones.
+
+    `compute` gives NAME, NAME_large, NAME_medium, NAME_small, NaN for a group without an instance.
     """
 
     full_state_update = False
@@ -35,27 +39,81 @@ class MaskIoU(Metric):
     sums: Tensor
     counts: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
         super().__init__()
-        self.add_state("sums", torch.zeros(4), dist_reduce_fx="sum")  # all, large, medium, small
-        self.add_state("counts", torch.zeros(4), dist_reduce_fx="sum")
+        self.name = name
+        self.add_state("sums", torch.zeros(len(SIZES)), dist_reduce_fx="sum")
+        self.add_state("counts", torch.zeros(len(SIZES)), dist_reduce_fx="sum")
 
-    def update(self, iou: Tensor, areas: Tensor) -> None:
+    def update(self, scores: Tensor, areas: Tensor) -> None:
         """Add N instances.
 
         Args:
-            iou: (N,) in 0..1, see `mask_iou`. areas: (N,) in original pixels.
+            scores: (N,), as those of `mask_iou`. areas: (N,) in original pixels.
         """
-        iou, areas = iou.to(self.sums), areas.to(self.sums.device)
-        large, small = areas >= LARGE_AREA, areas < SMALL_AREA
-        groups = torch.stack([torch.ones_like(large), large, ~large & ~small, small]).to(iou)  # (4, N)
-        self.sums += groups @ iou
+        scores = scores.to(self.sums)
+        groups = size_groups(areas.to(self.sums.device)).to(scores)  # (4, N)
+        self.sums += groups @ scores
         self.counts += groups.sum(1)
 
     def compute(self) -> dict[str, Tensor]:
         means = self.sums / self.counts  # 0 / 0 is NaN
-        names = ("miou", "miou_large", "miou_medium", "miou_small")
-        return {**dict(zip(names, means, strict=True)), "num_instances": self.counts[0].long()}
+        return {self.name + size: mean for size, mean in zip(SIZES, means, strict=True)}
+
+
+class MaskIoU(MeanBySize):
+    """Mean IoU over instances: `miou` and by size, as MeanBySize gives them, and `num_instances`."""
+
+    def __init__(self) -> None:
+        super().__init__("miou")
+
+    def compute(self) -> dict[str, Tensor]:
+        return {**super().compute(), "num_instances": self.counts[0].long()}
+
+
+class Calibration(Metric):
+    """How well a model knows the quality of its masks: its predicted IoU against the true one.
+
+    `compute` gives `iou_correlation`, Pearson's r in -1..1 (NaN where either never varies), and `iou_error`, the mean
+    absolute error in 0..1 (NaN without an instance).
+    """
+
+    full_state_update = False
+    sums: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("sums", torch.zeros(7, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, predicted: Tensor, iou: Tensor) -> None:
+        """Add N instances: the predicted and the true IoU, (N,) each."""
+        self.sums += calibration_terms(predicted.double(), iou.double()).sum(0).to(self.sums.device)
+
+    def compute(self) -> dict[str, Tensor]:
+        correlation, error = calibration_of(self.sums)
+        return {"iou_correlation": correlation, "iou_error": error}
+
+
+def size_groups(areas: Tensor) -> Tensor:
+    """Which instances belong to each of SIZES, by areas (N,) in original pixels: bool (4, N)."""
+    large, small = areas >= LARGE_AREA, areas < SMALL_AREA
+    return torch.stack([torch.ones_like(large), large, ~large & ~small, small])
+
+
+def calibration_terms(predicted: Tensor, iou: Tensor) -> Tensor:
+    """What calibration is a function of the sum of: (N,) and (N,) -> (N, 7)."""
+    ones = torch.ones_like(iou)
+    return torch.stack([ones, predicted, iou, predicted**2, iou**2, predicted * iou, (predicted - iou).abs()], -1)
+
+
+def calibration_of(sums: Tensor) -> tuple[Tensor, Tensor]:
+    """Correlation and mean absolute error from summed terms: (..., 7) -> (...), (...)."""
+    num = sums[..., 0]
+    mean_x, mean_y, xx, yy, xy, error = (sums[..., 1:] / num[..., None]).unbind(-1)
+    x_variance, y_variance = xx - mean_x**2, yy - mean_y**2
+    vary = (x_variance > VARIANCE_FLOOR) & (y_variance > VARIANCE_FLOOR)
+    deviations = (x_variance * y_variance).where(vary, torch.nan).sqrt()
+    return (xy - mean_x * mean_y) / deviations, error
 
 
 class EmbeddingCosine(Metric):

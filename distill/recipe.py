@@ -19,10 +19,20 @@ from omegaconf.errors import OmegaConfBaseException
 
 import distill.recipes
 from distill import recipe_checks
-from distill.config import RECIPE_KINDS, CacheRecipe, EvaluateRecipe, FeatureRecipe, MaskRecipe
+from distill.config import (
+    RECIPE_KINDS,
+    AgreementRecipe,
+    CacheRecipe,
+    EvaluateRecipe,
+    EvaluateSetsRecipe,
+    EverythingRecipe,
+    FeatureRecipe,
+    MaskRecipe,
+)
 from distill.errors import RecipeError, did_you_mean
 
-Recipe = Union[FeatureRecipe, MaskRecipe, CacheRecipe, EvaluateRecipe]
+EvaluationRecipe = Union[EvaluateRecipe, EvaluateSetsRecipe, EverythingRecipe, AgreementRecipe]
+Recipe = Union[FeatureRecipe, MaskRecipe, CacheRecipe, EvaluationRecipe]
 
 EXTENDS = "extends"
 OVERRIDE = re.compile(r"(?P<key>[A-Za-z_]\w*(\.[A-Za-z_]\w*)*)=(?P<value>.*)", re.DOTALL)

@@ -1,4 +1,4 @@
-"""`distill evaluate`: judge a model by a protocol, over COCO-format annotations."""
+"""`distill evaluate`: judge a model, or a baseline, by a protocol."""
 
 from __future__ import annotations
 
@@ -6,34 +6,50 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
+import numpy as np
 
-from distill.config import EvaluateRecipe
+from distill.config import (
+    EVALUATIONS,
+    AgreementRecipe,
+    EvaluateDataConfig,
+    EvaluatePromptConfig,
+    EvaluateRecipe,
+    EvaluateSetsRecipe,
+    EverythingRecipe,
+)
 from distill.errors import RunError
 from distill.tools.arguments import add_command
+from distill.tools.evaluation_record import METRICS_FILE, RESULTS_FILE, Alone, Ranks, Record, write_metrics
 
 if TYPE_CHECKING:
-    from distill.datasets.coco import CocoPhoto
-    from distill.datasets.evaluation import InstanceScore
+    import torch
+
+    from distill.datasets.evaluation import Evaluation, Summary
+    from distill.datasets.subjects import Subject
+    from distill.recipe import EvaluationRecipe
     from distill.sam import PromptableModel
 
-RECIPE_FILE, MODEL_FILE = "recipe.yaml", "model.json"
-INSTANCES_FILE, METRICS_FILE = "instances.jsonl", "metrics.json"
+PHOTOS_WORTH_WORKERS = 200  # worker processes take seconds to start
+MAX_WORKERS = 8
 
 EPILOG = """\
 examples:
   distill evaluate quickstart eval/coco_box data.images=val2017 data.annotations=instances_val2017.json run=runs/box
-  distill evaluate runs/l0_mask eval/coco_point data.images=DIR data.annotations=FILE run=runs/l0_point
+  distill evaluate runs/l0_mask eval/coco_point3 data.images=DIR data.annotations=FILE run=runs/l0_point3
+  distill evaluate runs/l0_mask eval/coco_detections data.images=DIR data.annotations=FILE \\
+      data.detections=vitdet.json run=runs/l0_ap
+  distill evaluate runs/l0_mask eval/agreement data.images=photos teacher.name=quickstart run=runs/l0_agreement
   distill evaluate --name sam_vit_b sam_vit_b_01ec64.pth eval/coco_box data.images=DIR data.annotations=FILE run=OUT
+  distill evaluate fill-box eval/coco_box data.images=DIR data.annotations=FILE run=OUT    # a baseline; or: oracle
+  torchrun --nproc-per-node 8 $(which distill) evaluate MODEL RECIPE ... run=OUT           # or: --devices 8
 
-Writes to the run directory: metrics.json (IoU in 0..1; null: no such instance), instances.jsonl (one line per
-instance), recipe.yaml and model.json. An evaluation that was stopped goes on with resume=true.
+`distill recipes ls` lists the protocols. Writes to the run directory: metrics.json (scores in 0..1 with bootstrap 95 %
+intervals over photos; null: no such instance), instances.jsonl (one line per prompt), results.json (the masks in COCO's
+results format), recipe.yaml, model.json and data.json. An evaluation that was stopped goes on with resume=true.
 """
 
 
@@ -41,17 +57,20 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = add_command(
         subparsers,
         "evaluate",
-        "prompted mask IoU of a model over COCO-format annotations",
+        "judge a model by a protocol: mask IoU, AP, average recall, agreement with its teacher",
         EPILOG,
-        description="Judge a model: mask IoU from boxes or simulated clicks, at each photo's own resolution.",
+        description="Judge a model: masks from boxes, clicks or a detector's boxes, at each photo's own resolution.",
     )
     parser.add_argument(
-        "model", metavar="MODEL", help="a student.safetensors, a run directory, a .pt/.pth, `quickstart`"
+        "model",
+        metavar="MODEL",
+        help="a student.safetensors, a run directory, a .pt/.pth, `quickstart`; or a baseline: `oracle`, `fill-box`",
     )
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file or a packaged name, such as eval/coco_box")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="options that win over the recipe")
     parser.add_argument("--name", help="which published model a third-party .pt or .pth holds")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps ...; the default is a GPU if there is one")
+    parser.add_argument("--devices", type=int, default=1, metavar="N", help="processes to start here, one per GPU")
     parser.set_defaults(run=evaluate)
 
 
@@ -59,141 +78,187 @@ def evaluate(arguments: argparse.Namespace) -> int:
     """Check everything, then ask, then write the metrics."""
     from distill.recipe import load_recipe
 
-    recipe = load_recipe(arguments.recipe, arguments.overrides, kinds=("evaluate",))
-    assert isinstance(recipe, EvaluateRecipe)
-    run = Path(recipe.run)
-    check_run_directory(run, resume=recipe.resume)
-
-    from distill.checkpoint import load_model
-    from distill.datasets.coco import CocoSet
-    from distill.datasets.evaluation import Protocol, evaluate_model, photos_to_ask
-
-    photos = photos_to_ask(CocoSet(recipe.data.images, recipe.data.annotations), recipe.data.max_images)
-    model = move_to_device(load_model(arguments.model, name=arguments.name), arguments.device)
-    record = Record(run, recipe, describe_model(arguments.model), photos)
-    started = time.monotonic()
-    with _progress(total=len(photos), done=len(record.finished_photos)) as advance:
-
-        def on_photo(scores: list[InstanceScore]) -> None:
-            record.add(scores)
-            advance()
-
-        protocol = Protocol(recipe.prompt, recipe.multimask, recipe.prompt_batch_size)
-        metrics = evaluate_model(model, photos, protocol, finished=record.finished, on_photo=on_photo)
-    record.close(metrics, seconds=time.monotonic() - started)
-    _report(metrics, run / METRICS_FILE)
+    recipe = load_recipe(arguments.recipe, arguments.overrides, kinds=EVALUATIONS)
+    ranks, device = start_ranks(arguments.devices, arguments.device)
+    job = Job(arguments.model, arguments.name, device, ranks)
+    metrics = job.run_sets(recipe) if isinstance(recipe, EvaluateSetsRecipe) else job.run(recipe)  # type: ignore[arg-type]
+    if ranks.global_rank == 0:
+        _report(metrics, Path(recipe.run) / METRICS_FILE)  # type: ignore[union-attr]
     return 0
 
 
-def check_run_directory(run: Path, *, resume: bool) -> None:
-    """Raises RunError when `run` holds something and may not be continued."""
-    if run.exists() and not run.is_dir():
-        raise RunError(f"run={run}: this is a file; give a directory, new or empty")
-    if not run.is_dir() or not any(run.iterdir()):
-        return
-    if not resume:
-        raise RunError(f"run={run}: the directory is not empty; continue it with resume=true, or give another run=")
-    if not (run / RECIPE_FILE).is_file() or not (run / MODEL_FILE).is_file():
-        raise RunError(f"run={run}: no evaluation was begun here ({MODEL_FILE} is missing); give another run=")
+@dataclass
+class Job:
+    """One model that is judged, in one or more processes.
 
-
-class Record:
-    """The run directory of an evaluation. A photo counts as finished when all its instances have their line.
-
-    Raises RunError when the directory belongs to another model or recipe.
+    source, name: as `load_model` takes them, or a baseline's name. device: None for the default.
     """
 
-    def __init__(self, run: Path, recipe: EvaluateRecipe, model: dict[str, Any], photos: list[CocoPhoto]) -> None:
-        from distill.recipe import resolved_yaml
+    source: str
+    name: str | None
+    device: str | torch.device | None
+    ranks: Ranks
+    subject: Subject | None = None
 
-        self.run, self.recipe, self.model = run, recipe, model
-        recipe_text = resolved_yaml(replace(recipe, resume=False))
-        if (run / MODEL_FILE).is_file():
-            _check_same("model", json.loads((run / MODEL_FILE).read_text()), model, run)
-            _check_same("recipe", yaml.safe_load((run / RECIPE_FILE).read_text()), yaml.safe_load(recipe_text), run)
-        self.finished = read_finished(run / INSTANCES_FILE, photos)
-        self.finished_photos = {score.image for score in self.finished}
-        run.mkdir(parents=True, exist_ok=True)
-        _write(run / RECIPE_FILE, recipe_text)
-        _write(run / MODEL_FILE, json.dumps(model, indent=2) + "\n")
-        _write(run / INSTANCES_FILE, "".join(map(_line, self.finished)))
+    def run(self, recipe: EvaluationRecipe) -> dict[str, Any]:
+        """Ask about the photos that are left to this process; returns the metrics in the first process."""
+        from distill.datasets.evaluation import ask_all
+        from distill.datasets.workers import Workers
+        from distill.tools.progress import progress_bar
 
-    def add(self, scores: list[InstanceScore]) -> None:
-        """Append the lines of one photo."""
-        with open(self.run / INSTANCES_FILE, "a", encoding="utf-8") as file:
-            file.write("".join(map(_line, scores)))
+        evaluation, data = self._evaluation(recipe)
+        self.subject = self.subject or self._load(recipe.fuse)
+        record = Record(Path(recipe.run), recipe, describe_model(self.source), data, self.ranks)
+        if record.is_finished:
+            return json.loads((record.run / METRICS_FILE).read_text(encoding="utf-8"))
+        photos = record.begin(evaluation)
+        started = time.monotonic()
+        num_workers = choose_num_workers(recipe.num_workers, len(photos))
+        is_first = self.ranks.global_rank == 0
+        with Workers(num_workers) as workers, progress_bar("photos", len(photos), shown=is_first) as advance:
+            for found in ask_all(evaluation, self.subject, photos, workers):
+                record.add(found)
+                advance(1)
+        self.ranks.barrier()
+        seconds = time.monotonic() - started
+        return record.close(evaluation, seconds, len(photos) * self.ranks.world_size) if is_first else {}
 
-    def close(self, metrics: dict[str, float | int | None], *, seconds: float) -> None:
-        """Write metrics.json: the numbers, and the protocol that gave them."""
-        prompt = self.recipe.prompt
-        protocol = {
-            "prompt": prompt.kind,
-            "num_clicks": prompt.num_clicks if prompt.kind == "point" else None,
-            "multimask": self.recipe.multimask,
-            "resolution": "original",
-            "images": self.recipe.data.images,
-            "annotations": self.recipe.data.annotations,
-            "max_images": self.recipe.data.max_images,
-        }
-        document = {**metrics, **protocol, **self.model, "seconds": round(seconds, 1)}
-        _write(self.run / METRICS_FILE, json.dumps(document, indent=2) + "\n")
+    def run_sets(self, recipe: EvaluateSetsRecipe) -> dict[str, Any]:
+        """One evaluation for each set, in its own directory, and the mean of their APs."""
+        run = Path(recipe.run)
+        recipes = {name: set_recipe(recipe, name, options) for name, options in recipe.sets.items()}
+        for one in recipes.values():
+            self._evaluation(one)  # a set that cannot be read ends the run before it costs anything
+        record = Record(run, recipe, describe_model(self.source), {}, self.ranks)
+        found = {}
+        started = time.monotonic()
+        for name, one in recipes.items():
+            one.resume = (run / name).exists()
+            found[name] = (one, self.run(one))
+        if self.ranks.global_rank:
+            return {}
+        sets = {name: metrics["ap"] for name, (_, metrics) in found.items()}
+        return write_metrics(record, mean_of_sets(found), sets=sets, seconds=round(time.monotonic() - started, 1))
+
+    def _evaluation(self, recipe: EvaluationRecipe) -> tuple[Evaluation, dict[str, Any]]:
+        """The protocol over its photos, and what tells its data from others."""
+        from distill.checkpoint import sha256_file
+
+        if isinstance(recipe, AgreementRecipe):
+            return self._agreement(recipe)
+        assert isinstance(recipe, (EvaluateRecipe, EverythingRecipe))
+        evaluation = build_evaluation(recipe)
+        data = {"annotations_sha256": sha256_file(recipe.data.annotations)}
+        if recipe.data.detections is not None:
+            data["detections_sha256"] = sha256_file(recipe.data.detections)
+        return evaluation, data
+
+    def _agreement(self, recipe: AgreementRecipe) -> tuple[Evaluation, dict[str, Any]]:
+        from distill.datasets.agreement import AgreementEvaluation
+        from distill.datasets.subjects import ModelSubject
+        from distill.teacher import load_teacher
+
+        teacher = load_teacher(recipe.teacher)
+        evaluation = AgreementEvaluation(
+            recipe.data.images,
+            ModelSubject(move_to_device(teacher.model, self.device), fuse_norms=recipe.fuse),
+            recipe.prompt,
+            multimask=recipe.multimask,
+            prompt_batch_size=recipe.prompt_batch_size,
+            max_images=recipe.data.max_images,
+        )
+        return evaluation, {"teacher": teacher.name, "teacher_sha256": teacher.weights_sha256}
+
+    def _load(self, fuse_norms: bool) -> Subject:
+        from distill.checkpoint import load_model
+        from distill.datasets.subjects import BASELINES, ModelSubject, baseline
+
+        if self.source in BASELINES:
+            return baseline(self.source)
+        model = move_to_device(load_model(self.source, name=self.name), self.device)
+        return ModelSubject(model, fuse_norms=fuse_norms)
 
 
-def read_finished(path: Path, photos: list[CocoPhoto]) -> list[InstanceScore]:
-    """The scores of the photos that instances.jsonl holds completely; a line that a kill cut short is left out."""
-    from distill.datasets.evaluation import InstanceScore
+def build_evaluation(recipe: EvaluateRecipe | EverythingRecipe) -> Evaluation:
+    """The protocol of a recipe over its annotated photos. Raises DataError."""
+    from distill.datasets.asking import Protocol
+    from distill.datasets.detecting import DetectionEvaluation
+    from distill.datasets.detections import Detections
+    from distill.datasets.evaluation import PromptEvaluation, open_set
+    from distill.datasets.everything import EverythingEvaluation
 
-    by_photo: dict[str, dict[int, InstanceScore]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            score = InstanceScore(**json.loads(line))
-        except (json.JSONDecodeError, TypeError):
-            continue
-        by_photo.setdefault(score.image, {})[score.annotation_id] = score
-    finished = []
-    for photo in photos:
-        scores = by_photo.get(photo.key, {})
-        if set(scores) == {instance.id for instance in photo.instances}:
-            finished += [scores[instance.id] for instance in photo.instances]
-    return finished
+    coco_set, max_images = open_set(recipe.data), recipe.data.max_images
+    if isinstance(recipe, EverythingRecipe):
+        return EverythingEvaluation(coco_set, recipe.grid, max_images)
+    protocol = Protocol(recipe.prompt, recipe.multimask, recipe.prompt_batch_size)
+    if recipe.data.detections is None:
+        return PromptEvaluation(coco_set, protocol, max_images)
+    return DetectionEvaluation(coco_set, Detections(recipe.data.detections, coco_set), protocol, max_images)
+
+
+def set_recipe(recipe: EvaluateSetsRecipe, name: str, options: dict[str, Any]) -> EvaluateRecipe:
+    """The evaluation of one of many sets."""
+    return EvaluateRecipe(
+        protocol=recipe.protocol,
+        run=str(Path(recipe.run) / name),
+        data=EvaluateDataConfig(**{**options, "max_images": recipe.max_images}),
+        prompt=EvaluatePromptConfig("detection"),
+        multimask=recipe.multimask,
+        prompt_batch_size=recipe.prompt_batch_size,
+        num_workers=recipe.num_workers,
+        fuse=recipe.fuse,
+    )
+
+
+def mean_of_sets(found: dict[str, tuple[EvaluateRecipe, dict[str, Any]]]) -> Summary:
+    """The mean AP of finished evaluations of sets, and its interval: photos are resampled within each set."""
+    from distill.datasets.evaluation import Summary, open_set
+    from distill.datasets.precision import average_precision
+    from distill.intervals import percentile_interval
+
+    resampled = []
+    for seed, (recipe, _) in enumerate(found.values()):
+        coco_set = open_set(recipe.data)
+        keys = [photo.key for photo in coco_set][: recipe.data.max_images or None]
+        results = json.loads((Path(recipe.run) / RESULTS_FILE).read_text(encoding="utf-8"))
+        precision = average_precision(coco_set, results, [coco_set.image_ids[key] for key in keys], seed=seed)
+        resampled.append(precision.resampled["ap"])
+    scores = [metrics["ap"] for _, metrics in found.values() if metrics["ap"] is not None]
+    interval = percentile_interval(np.nanmean(resampled, 0))
+    counts = {name: sum(metrics[name] for _, metrics in found.values()) for name in ("num_images", "num_instances")}
+    mean = float(np.mean(scores)) if scores else None
+    return Summary({"map": mean, "num_sets": len(found), **counts}, {"map": interval} if interval else {})
+
+
+def start_ranks(devices: int, device: str | None) -> tuple[Ranks, str | torch.device | None]:
+    """The processes that torchrun or SLURM started, or `devices` that are started here; and this one's device."""
+    from distill.tools.cache_launch import launch_fabric
+
+    if devices == 1 and not any(name in os.environ for name in ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS")):
+        return Alone(), device
+    fabric = launch_fabric(devices)
+    return fabric, device or fabric.device  # type: ignore[return-value]
+
+
+def choose_num_workers(wanted: int | None, num_photos: int) -> int:
+    """Worker processes beside this one: as told, else one for each further core where there is much to do."""
+    if wanted is not None:
+        return wanted
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MAX_WORKERS, max(0, cores // local_ranks - 1)) if num_photos >= PHOTOS_WORTH_WORKERS else 0
 
 
 def describe_model(source: str) -> dict[str, Any]:
-    """What tells a model from all others: where it came from, and the hash of its file."""
+    """What tells a model from all others: where it came from, and the hash of its file (None: a baseline)."""
     from distill.checkpoint import find_weights, sha256_file
+    from distill.datasets.subjects import BASELINES
 
-    return {"model": source, "weights_sha256": sha256_file(find_weights(source))}
-
-
-def _check_same(what: str, begun: dict[str, Any], now: dict[str, Any], run: Path) -> None:
-    """Two (nested) mappings agree; the paths `run` and `model` may be spelled differently."""
-    old, new = dict(_flatten(begun)), dict(_flatten(now))
-    keys = [key for key in {**old, **new} if key not in ("run", "model") and old.get(key) != new.get(key)]
-    if keys:
-        differences = ", ".join(f"{key} was {old.get(key)} and is {new.get(key)}" for key in keys)
-        raise RunError(f"run={run}: begun with another {what} ({differences}); make them equal, or give another run=")
+    digest = None if source in BASELINES else sha256_file(find_weights(source))
+    return {"model": source, "weights_sha256": digest}
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
-
-
-def _line(score: InstanceScore) -> str:
-    return json.dumps(asdict(score)) + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a whole file or nothing."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def move_to_device(model: PromptableModel, device: str | None) -> PromptableModel:
+def move_to_device(model: PromptableModel, device: str | torch.device | None) -> PromptableModel:
     """The model on a device, by default a GPU if there is one. Raises RunError when the device is not there."""
     import torch
 
@@ -204,34 +269,13 @@ def move_to_device(model: PromptableModel, device: str | None) -> PromptableMode
         raise RunError(f"--device {device}: not usable on this machine ({reason}); try --device cpu") from error
 
 
-@contextmanager
-def _progress(*, total: int, done: int) -> Iterator[Any]:
-    """A bar on stderr with the time that is left; gives a function that is called after each photo."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("photos"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        "left",
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("photos", total=total, completed=done)
-        yield lambda: progress.advance(task)
-
-
-def _report(metrics: dict[str, float | int | None], path: Path) -> None:
+def _report(metrics: dict[str, Any], path: Path) -> None:
+    """Print the numbers, each mean with its interval."""
+    intervals = metrics["intervals"]
     for name, value in metrics.items():
+        if name == "intervals":
+            break  # what follows is the protocol
         shown = "no such instance" if value is None else f"{value:.4f}" if isinstance(value, float) else value
-        print(f"{name:14} {shown}")
+        low_high = "   ({:.4f} to {:.4f})".format(*intervals[name]) if name in intervals else ""
+        print(f"{name:19} {shown}{low_high}")
     print(f"written to {path}")

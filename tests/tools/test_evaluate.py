@@ -20,6 +20,11 @@ from distill.tools import evaluate
 SPEC = ModelSpec("efficientvit_sam_t", 64, embedding_dim=32, embedding_size=8, decoder_mlp_dim=64, norm_eps=1e-6)
 METRICS = {"miou", "miou_large", "miou_medium", "miou_small", "num_instances", "num_images"}
 
+LINE = {
+    *("image", "annotation_id", "area", "iou", "predicted_iou", "prompt"),  # the first version's, which tools read
+    *("category_id", "boundary_iou", "score"),
+}
+
 
 def write_model(path: Path, seed: int) -> Path:
     with torch.random.fork_rng():
@@ -70,7 +75,7 @@ def test_boxes(inputs, capsys):
     lines = read_lines(inputs)
     assert metrics["miou"] == pytest.approx(np.mean([line["iou"] for line in lines]))
     assert [line["annotation_id"] for line in lines] == list(range(6))
-    assert set(lines[0]) == {"image", "annotation_id", "area", "iou", "predicted_iou", "prompt"}
+    assert set(lines[0]) == LINE
     assert lines[0]["prompt"] == {"box_xyxy": [5, 10, 35, 30]}
     assert "miou" in capsys.readouterr().out
 
@@ -95,20 +100,47 @@ def test_a_run_directory_in_use_is_refused_with_both_remedies(inputs):
         run(inputs)
 
 
-def test_resume_keeps_whole_photos_and_asks_about_the_others_again(inputs):
+def stop_after(inputs: Path, num_photos: int, *, cut: bool = False) -> None:
+    """Make a finished evaluation one that was killed after some photos, or in the middle of the next one's line."""
+    lines, results = read_lines(inputs), json.loads((inputs / "run" / "results.json").read_text())
+    partial = inputs / "run" / "partial"
+    partial.mkdir()
+    text = []
+    for i in range(3):
+        rows = [
+            {**line, "segmentation": result["segmentation"], "predicted_iou": 0.125}  # shows who wrote it
+            for line, result in zip(lines, results, strict=True)
+            if line["image"] == str(i)
+        ]
+        text.append(json.dumps({"image": str(i), "scores": rows, "cosine": None}) + "\n")
+    whole = "".join(text[:num_photos])
+    (partial / "rank0_0.jsonl").write_text(whole + text[num_photos][:50] if cut else whole)
+    for name in ("metrics.json", "instances.jsonl", "results.json"):
+        (inputs / "run" / name).unlink()
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_resume_keeps_whole_photos_and_asks_about_the_others_again(inputs, cut):
     run(inputs)
     before, metrics = read_lines(inputs), json.loads((inputs / "run" / "metrics.json").read_text())
-    text = (inputs / "run" / "instances.jsonl").read_text().splitlines(keepends=True)
-    kept = [json.dumps({**json.loads(line), "predicted_iou": 0.123}) + "\n" for line in text[:2]]  # shows who wrote it
-    cut = [*kept, text[2], text[3][: len(text[3]) // 2]]
-    (inputs / "run" / "instances.jsonl").write_text("".join(cut))
-    (inputs / "run" / "metrics.json").unlink()
-    assert run(inputs, "resume=true") == 0
+    results = (inputs / "run" / "results.json").read_text()
+    stop_after(inputs, 1, cut=cut)
+    assert run(inputs, "resume=true", "prompt_batch_size=1") == 0
     after = read_lines(inputs)
-    assert after[:2] == [json.loads(line) for line in kept]
-    assert after[2:] == before[2:]
+    assert [line["predicted_iou"] for line in after[:2]] == [0.125, 0.125]
+    assert [line["iou"] for line in after] == pytest.approx([line["iou"] for line in before], abs=1e-4)
     again = json.loads((inputs / "run" / "metrics.json").read_text())
-    assert {name: again[name] for name in METRICS} == {name: metrics[name] for name in METRICS}
+    assert again["miou"] == pytest.approx(metrics["miou"], abs=1e-4)
+    assert not (inputs / "run" / "partial").exists()
+    assert len(json.loads((inputs / "run" / "results.json").read_text())) == len(json.loads(results))
+
+
+def test_resume_of_a_finished_evaluation_changes_nothing(inputs, capsys):
+    run(inputs)
+    before = {path.name: path.read_bytes() for path in (inputs / "run").iterdir()}
+    assert run(inputs, "resume=true") == 0
+    assert {path.name: path.read_bytes() for path in (inputs / "run").iterdir()} == before
+    assert "miou" in capsys.readouterr().out
 
 
 def test_resume_of_nothing_begins(inputs):
@@ -120,13 +152,23 @@ def test_resume_of_nothing_begins(inputs):
     [
         (["multimask=best"], "student.safetensors", "another recipe .multimask was single and is best"),
         ([], "other.safetensors", "another model .weights_sha256"),
+        (["data.annotations=OTHER"], "student.safetensors", "another recipe .data.annotations"),
     ],
 )
 def test_resume_of_another_evaluation_is_refused(inputs, overrides, model, message):
     write_model(inputs / "other.safetensors", seed=1)
+    (inputs / "other.json").write_bytes((inputs / "set.json").read_bytes())
+    overrides = [override.replace("OTHER", f"{inputs}/other.json") for override in overrides]
     run(inputs)
     with pytest.raises(RunError, match=message):
         run(inputs, "resume=true", *overrides, model=model)
+
+
+def test_resume_over_changed_annotations_is_refused(inputs):
+    run(inputs)
+    (inputs / "set.json").write_text((inputs / "set.json").read_text() + " ")
+    with pytest.raises(RunError, match="another set of files .annotations_sha256"):
+        run(inputs, "resume=true")
 
 
 def test_a_directory_of_something_else_is_refused(inputs):
