@@ -1,7 +1,8 @@
 """The files beside the shards of a cache: what it holds (manifest.json), and what each shard holds (NAME.json).
 
 manifest.json   fingerprint, measured fidelity, the image shards that the cache follows, totals
-sa_000000.tar   KEY.safetensors (distill.datasets.codecs), same keys and order as the image shard of that name
+sa_000000.tar   KEY.safetensors (distill.datasets.codecs), same keys and order as the image shard of that name; of other
+                views KEY.VIEW.safetensors behind it
 sa_000000.json  the sidecar, written last: a shard without it does not exist
 """
 
@@ -9,21 +10,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from distill.config import CacheConfig
-from distill.datasets.sealed import read_sealed, write_sealed
+from distill.datasets.places import Place, place_of
+from distill.datasets.sealed import unseal, write_sealed
 from distill.datasets.shards import ShardIndex
-from distill.errors import CacheError
+from distill.datasets.views import IDENTITY
+from distill.errors import CacheError, DataError
 from distill.teacher import Teacher
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
+ENTRY_SUFFIX = ".safetensors"
 PREPROCESSING = "sam-letterbox-1"  # distill.geometry.letterbox; to be raised with any change of its pixels
-VIEWS = ("identity",)
 
 # Which option of a recipe decides a field of the fingerprint.
 FIELD_OPTIONS = {
@@ -31,6 +33,7 @@ FIELD_OPTIONS = {
     "weights_sha256": "teacher.checkpoint",
     "codec": "cache.codec",
     "precision": "cache.precision",
+    "views": "cache.views",
     "images": "data.images",
 }
 
@@ -74,7 +77,7 @@ def fingerprint_of(teacher: Teacher, index: ShardIndex, config: CacheConfig) -> 
         preprocessing=PREPROCESSING,
         precision=config.precision,
         codec=config.codec,
-        views=VIEWS,
+        views=tuple(config.views),
         images=index.fingerprint,
     )
 
@@ -86,7 +89,7 @@ class Fidelity:
     relative_l2: |decoded - float32| / |float32| over the stored block, mean over photos. cosine: mean over positions.
     mask_iou: masks that the teacher decodes from the stored embedding against those from its own, mean over prompts.
     mask_iou_float32: the same with an exact block, so what is lost there is the padding's and the rest the codec's.
-    bytes_per_image: of the tar, its headers included.
+    bytes_per_image: of the tar, its headers and all views included.
     """
 
     num_images: int
@@ -131,16 +134,13 @@ class Manifest:
         write_sealed(directory / MANIFEST, {"format": FORMAT_VERSION, **asdict(self)})
 
     @classmethod
-    def read(cls, directory: Path) -> Manifest:
-        """Raises CacheError when there is none, or when it is damaged or of a newer format."""
-        path = directory / MANIFEST
-        try:
-            content = read_sealed(path)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise CacheError(
-                f"{directory}: no embedding cache there; 'distill cache build RECIPE cache.dir={directory}' makes it"
-            ) from error
-        _check_format(path, content)
+    def read(cls, directory: Path | str | Place) -> Manifest:
+        """Raises CacheError when there is none, or when it is damaged or of another format."""
+        place = _place(directory)
+        content = _read_sealed(place, MANIFEST)
+        if content is None:
+            mend = f"'distill cache build RECIPE cache.dir={place.directory}' makes it"
+            raise CacheError(f"{place.directory}: no embedding cache there; {mend}")
         totals = content["totals"]
         fingerprint = {**content["fingerprint"], "views": tuple(content["fingerprint"]["views"])}
         return cls(
@@ -150,7 +150,7 @@ class Manifest:
             totals=None if totals is None else Totals(**totals),
         )
 
-    def check(self, expected: Fingerprint, directory: Path) -> None:
+    def check(self, expected: Fingerprint, directory: Path | str) -> None:
         """Raise CacheError, naming each field that differs, unless the cache is the one that a recipe asks for."""
         names = self.fingerprint.differences(expected)
         if not names:
@@ -169,9 +169,10 @@ class Manifest:
 
 @dataclass(frozen=True)
 class StoredEntry:
-    """Where an entry lies in its tar, in bytes, and the CRC-32 of those bytes."""
+    """Where the entry of a sample's view lies in its tar, in bytes, and the CRC-32 of those bytes."""
 
     key: str
+    view: str
     offset: int
     size: int
     crc32: int
@@ -190,38 +191,66 @@ class Sidecar:
     members: tuple[StoredEntry, ...]
 
     @classmethod
-    def read(cls, path: Path) -> Sidecar:
-        """Raises FileNotFoundError when there is none, CacheError when it is damaged or of a newer format."""
-        content = read_sealed(path)
-        _check_format(path, content)
+    def read(cls, directory: Path | str | Place, shard: str) -> Sidecar | None:
+        """Of a shard, by the tar's name; None when there is none. Raises CacheError when it is damaged or of another
+        format."""
+        content = _read_sealed(_place(directory), sidecar_name(shard))
+        if content is None:
+            return None
         del content["format"]
         members = tuple(StoredEntry(*row) for row in content.pop("members"))
         return cls(**{**content, "bad": tuple(content["bad"])}, members=members)
 
     def write(self, path: Path) -> None:
-        members = [[entry.key, entry.offset, entry.size, entry.crc32] for entry in self.members]
+        members = [[*astuple(entry)] for entry in self.members]
         write_sealed(path, {"format": FORMAT_VERSION, **asdict(self), "members": members})
+
+
+def sidecar_name(shard: str) -> str:
+    """NAME.json for NAME.tar."""
+    return f"{shard.removesuffix('.tar')}.json"
 
 
 def sidecar_path(directory: Path, shard: str) -> Path:
     """NAME.json beside NAME.tar."""
-    return directory / f"{shard.removesuffix('.tar')}.json"
+    return directory / sidecar_name(shard)
 
 
-def finished_sidecar(directory: Path, shard: ImageShard, cache: str) -> Sidecar | None:
+def finished_sidecar(directory: Path | str | Place, shard: ImageShard, cache: str) -> Sidecar | None:
     """The sidecar of an embedding shard that is there, whole by its size, and of this cache (Fingerprint.digest)."""
+    place = _place(directory)
     try:
-        sidecar = Sidecar.read(sidecar_path(directory, shard.name))
-        size = (directory / shard.name).stat().st_size
+        sidecar = Sidecar.read(place, shard.name)
+        size = place.size(shard.name)
     except (FileNotFoundError, CacheError):
         return None
-    if (sidecar.cache, sidecar.keys_hash, sidecar.bytes) != (cache, shard.keys_hash, size):
+    if sidecar is None or (sidecar.cache, sidecar.keys_hash, sidecar.bytes) != (cache, shard.keys_hash, size):
         return None
     return sidecar
 
 
-def _check_format(path: Path, content: Mapping[str, Any]) -> None:
-    if content.get("format") != FORMAT_VERSION:
+def entry_name(key: str, view: str) -> str:
+    """The name in its tar of the entry of a sample's view. Keys hold no dots."""
+    return f"{key}{'' if view == IDENTITY else f'.{view}'}{ENTRY_SUFFIX}"
+
+
+def _place(directory: Path | str | Place) -> Place:
+    return place_of(directory) if isinstance(directory, Path | str) else directory
+
+
+def _read_sealed(place: Place, name: str) -> dict[str, Any] | None:
+    """A sealed file of this format; None when there is none."""
+    try:
+        content = unseal(place.read_whole(name), place.path(name))
+    except FileNotFoundError:
+        return None
+    except DataError as error:  # of a remote place
+        raise CacheError(str(error)) from error
+    written = content.get("format")
+    if written != FORMAT_VERSION:
+        older = isinstance(written, int) and written < FORMAT_VERSION
+        mend = "an older distill wrote it: build the cache anew, in another cache.dir" if older else "update distill"
         raise CacheError(
-            f"{path}: format {content.get('format')}, and this distill reads format {FORMAT_VERSION}: update distill"
+            f"{place.path(name)}: format {written}, and this distill reads format {FORMAT_VERSION}: {mend}"
         )
+    return content

@@ -32,9 +32,11 @@ from distill.datasets.claims import POLL_SECONDS, STALE_SECONDS, Claim, Claims, 
 from distill.datasets.codecs import check_codec
 from distill.datasets.embeddings import EmbeddingShardWriter
 from distill.datasets.fidelity import measure_fidelity
+from distill.datasets.places import is_remote
 from distill.datasets.sealed import TEMPORARY_SUFFIX, disk_errors
 from distill.datasets.shards import ShardIndex
 from distill.datasets.teacherpool import TeacherPool
+from distill.datasets.views import check_views
 from distill.errors import CacheError, DataError
 from distill.teacher import Teacher
 
@@ -50,6 +52,18 @@ class FinishedShard:
     samples: int
     bytes: int
     bad: tuple[str, ...]
+
+
+def directory_of(config: CacheConfig) -> Path:
+    """Where the shards go. Raises CacheError when it is not given, or no directory of this machine."""
+    if config.dir is None:
+        raise CacheError("cache.dir: missing; give the directory to write: cache.dir=DIR")
+    if is_remote(config.dir):
+        raise CacheError(
+            f"cache.dir={config.dir}: a cache is written to a directory; give one, and copy it to its address when it "
+            "is whole"
+        )
+    return Path(config.dir)
 
 
 class CacheJob:
@@ -71,13 +85,12 @@ class CacheJob:
         max_bad_share: float = 0.01,
         stale_seconds: float = STALE_SECONDS,
     ) -> None:
-        if config.dir is None:
-            raise CacheError("cache.dir: missing; give the directory to write: cache.dir=DIR")
         check_codec(config.codec)
+        check_views(config.views)
         self.teacher = teacher
         self.index = index
         self.config = config
-        self.directory = Path(config.dir)
+        self.directory = directory_of(config)
         self.max_bad_share = max_bad_share
         self.fingerprint = fingerprint_of(teacher, index, config)
         self.shards = tuple(ImageShard(shard.name, shard.num_samples, shard.keys_hash) for shard in index.shards)
@@ -177,13 +190,14 @@ class CacheJob:
         bad = self._known_bad()
         with EmbeddingShardWriter(self.directory, shard, self.fingerprint.digest) as writer:
             for sample in pool.encode(self.index.members(shard.name)):
-                if sample.blob is None:
+                if sample.reason:
                     log.warning("skipped: %s", sample.reason)
                     writer.skip(sample.key)
                     bad.append(sample.key)
                     self._check_bad(bad)
                 else:
-                    writer.add(sample.key, sample.blob)
+                    for view, blob in zip(self.config.views, sample.blobs, strict=True):
+                        writer.add(sample.key, blob, view)
                 claim.num_done += 1
             if not claim.is_held():
                 log.warning("%s: another worker took this one for dead and writes it", self.directory / shard.name)
@@ -237,10 +251,9 @@ class CacheJob:
 
 def _has_sidecar(tar: Path) -> bool:
     try:
-        Sidecar.read(sidecar_path(tar.parent, tar.name))
-    except (FileNotFoundError, CacheError):
+        return Sidecar.read(tar.parent, tar.name) is not None
+    except CacheError:
         return False
-    return True
 
 
 def _made_for(file: str) -> str | None:

@@ -220,7 +220,7 @@ def _build_speed(pool: TeacherPool, members: list[Member]) -> tuple[float, list[
         if time.perf_counter() - started > SPEED_SECONDS:
             break
     seconds = time.perf_counter() - started
-    blobs = [sample.blob for sample in samples if sample.blob is not None]
+    blobs = [blob for sample in samples for blob in sample.blobs]
     if not blobs:
         raise DataError(f"{pool.index.directory}: none of {len(samples)} photos tried can be decoded; restore them")
     return len(samples) / seconds, blobs
@@ -228,7 +228,7 @@ def _build_speed(pool: TeacherPool, members: list[Member]) -> tuple[float, list[
 
 def _teacher_speed(pool: TeacherPool, members: list[Member]) -> float:
     """Photos a second through the teacher alone, in batches as the job runs them."""
-    photos = (photo.pixels for photo in map(pool.load, members) if photo.pixels is not None)
+    photos = (photo.pixels[0] for photo in map(pool.load, members) if photo.pixels)
     pixels = list(islice(photos, pool.chunk_size * pool.num_workers))
     chunks = [pixels[at : at + pool.chunk_size] for at in range(0, len(pixels), pool.chunk_size)]
     num_done = 0

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from distill.datasets.cachefiles import MANIFEST, ImageShard, Manifest, Sidecar, sidecar_path
+from distill.datasets.cachefiles import MANIFEST, ImageShard, Manifest, Sidecar, sidecar_name
 from distill.datasets.claims import claimed_name
-from distill.datasets.sealed import TEMPORARY_SUFFIX
-from distill.errors import CacheError
+from distill.datasets.places import Place, place_of
+from distill.datasets.sealed import TEMPORARY_SUFFIX, DamagedFileError
+from distill.errors import CacheError, DataError
 
 READ_BYTES = 1 << 22
 
@@ -35,66 +36,69 @@ def verify_cache(directory: str | Path, advance: Callable[[int], None] = lambda 
     """Hash every shard and compare; list what is damaged, missing or foreign.
 
     Args:
+        directory: its path, or its address, which is read by ranges of bytes.
         advance: called with 1 after each shard.
     Raises:
-        CacheError: there is no manifest, or it is damaged: then nothing can be compared.
+        CacheError: there is no manifest, or it is damaged: then nothing can be compared. Or a remote file cannot be
+            read.
     """
-    directory = Path(directory)
-    manifest = Manifest.read(directory)
+    place = place_of(directory)
+    manifest = Manifest.read(place)
     problems = []
-    for shard in manifest.shards:
-        problem = _shard_problem(directory, shard, manifest.fingerprint.digest)
-        problems += [problem] if problem else []
-        advance(1)
-    problems += _other_files(directory, manifest)
+    try:
+        present = place.names()
+        for shard in manifest.shards:
+            problem = _shard_problem(place, shard, manifest.fingerprint.digest, present)
+            problems += [problem] if problem else []
+            advance(1)
+    except DataError as error:
+        raise CacheError(str(error)) from error
+    problems += _other_files(present, manifest)
     if not problems and manifest.totals is None:
         problems.append(Problem(MANIFEST, "has no totals: the job was stopped before its end", "totals"))
     return problems
 
 
-def _shard_problem(directory: Path, shard: ImageShard, cache: str) -> Problem | None:
-    tar, path = directory / shard.name, sidecar_path(directory, shard.name)
+def _shard_problem(place: Place, shard: ImageShard, cache: str, present: set[str]) -> Problem | None:
+    tar, json = shard.name, sidecar_name(shard.name)
 
-    def problem(file: Path, what: str) -> Problem:
-        return Problem(file.name, what, shard=shard.name)
+    def problem(file: str, what: str) -> Problem:
+        return Problem(file, what, shard=shard.name)
 
-    if not tar.exists():
+    if tar not in present:
         return problem(tar, "missing")
     try:
-        sidecar = Sidecar.read(path)
-    except FileNotFoundError:
-        return problem(tar, f"unfinished: it has no {path.name}")
-    except CacheError:
-        return problem(path, "damaged: its content does not match its seal")
+        sidecar = Sidecar.read(place, shard.name)
+    except DamagedFileError:
+        return problem(json, "damaged: its content does not match its seal")
+    if sidecar is None:
+        return problem(tar, f"unfinished: it has no {json}")
     if sidecar.cache != cache or sidecar.keys_hash != shard.keys_hash:
-        return Problem(tar.name, "foreign: of another cache, or of another image shard", "foreign_shard", shard.name)
+        return Problem(tar, "foreign: of another cache, or of another image shard", "foreign_shard", shard.name)
     if sidecar.samples + len(sidecar.bad) != shard.num_samples:
         return problem(tar, f"holds {sidecar.samples} of {shard.num_samples} samples")
-    size = tar.stat().st_size
+    size = place.size(tar)
     if size != sidecar.bytes:
         return problem(tar, f"damaged: {size:,} bytes, and {sidecar.bytes:,} were written")
-    if _sha256(tar) != sidecar.sha256:
+    if _sha256(place, tar, size) != sidecar.sha256:
         return problem(tar, "damaged: its sha256 is not that of what was written")
     return None
 
 
-def _other_files(directory: Path, manifest: Manifest) -> list[Problem]:
+def _other_files(present: set[str], manifest: Manifest) -> list[Problem]:
     names = {shard.name for shard in manifest.shards}
-    known = {MANIFEST, *names, *(sidecar_path(directory, name).name for name in names)}
+    known = {MANIFEST, *names, *map(sidecar_name, names)}
     problems = []
-    for path in sorted(directory.iterdir()):
-        if path.name in known:
-            continue
-        if path.suffix == TEMPORARY_SUFFIX or claimed_name(path.name) in known:
-            problems.append(Problem(path.name, "left over from a killed job, or of one that runs", "leftover"))
+    for name in sorted(present - known):
+        if name.endswith(TEMPORARY_SUFFIX) or claimed_name(name) in known:
+            problems.append(Problem(name, "left over from a killed job, or of one that runs", "leftover"))
         else:
-            problems.append(Problem(path.name, "foreign: not ours", "foreign"))
+            problems.append(Problem(name, "foreign: not ours", "foreign"))
     return problems
 
 
-def _sha256(path: Path) -> str:
+def _sha256(place: Place, name: str, size: int) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while data := file.read(READ_BYTES):
-            digest.update(data)
+    for offset in range(0, size, READ_BYTES):
+        digest.update(place.read(name, offset, min(READ_BYTES, size - offset)))
     return digest.hexdigest()

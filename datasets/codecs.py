@@ -1,8 +1,7 @@
 """Codecs: one teacher embedding as bytes. An entry is a safetensors blob that describes itself.
 
-Only the block of cells that the photo touches is stored, and one mean vector of the padding: losses never see the
-padding, but a mask decoder does. With zeros there, masks of a small trained teacher on 3:2 photos kept a mean IoU of
-0.95 with those from the whole embedding; with the mean vector, 0.99.
+Its tensor `values` (C, N) holds, channel by channel, the block of cells that the photo touches, row by row, and then a
+summary of the padding (distill.datasets.padding).
 
 The header's metadata has the single key `distill`, a JSON object: safetensors writes several keys in random order, and
 equal work gives equal bytes.
@@ -18,19 +17,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from distill.datasets.padding import restore_padding, summarize_padding
+from distill.datasets.views import IDENTITY
 from distill.errors import CacheError, did_you_mean
 from distill.geometry import HW, valid_grid_hw
 
 FLOAT_CODECS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 CODECS = (*FLOAT_CODECS, "int8")
-LAYOUT = "CHW"
+LAYOUT = "C,block+padding"
 METADATA_KEY = "distill"
 VERIFY_HINT = "'distill cache verify DIR' names every damaged shard"
 HEADER_LENGTH_BYTES = 8  # safetensors: a little-endian uint64, then that many bytes of JSON
 
-# int8 scales a channel in bands of rows of about this many values. One scale per channel is as good on normal values
-# (0.8 % relative L2) but suffers from outliers: 2.1 % on Student-t(4) values, 1.2 % in bands, for 1.6 % more bytes.
-INT8_BAND_VALUES = 512
+# int8 scales a channel in bands of about this many values. One scale for a whole channel of 64 x 64 suffers from
+# outliers: 2.2 % relative L2 on Student-t(4) values, 1.4 % in bands.
+INT8_BAND_VALUES = 768
 INT8_LEVELS = 255
 
 
@@ -38,19 +39,20 @@ INT8_LEVELS = 255
 class EntryHeader:
     """What an entry says of itself.
 
-    key: the sample. codec, layout, dtype: how `values` (C, rows, cols) is stored. original_hw: the photo's pixels.
-    grid: E. valid_hw: rows and cols of the stored block, at the top left of the (E, E) map. band_rows: rows that share
-    one scale and one offset (int8), else 0.
+    key: the sample. view: of the photo that the teacher saw. codec, layout, dtype: how `values` (C, N) is stored.
+    original_hw: the photo's pixels. grid: E. valid_hw: rows and columns of the stored block, at the top left of the
+    (E, E) map. band: values of a channel that share one scale and one offset (int8), else 0.
     """
 
     key: str
+    view: str
     codec: str
     layout: str
     dtype: str
     original_hw: HW
     grid: int
     valid_hw: HW
-    band_rows: int = 0
+    band: int = 0
 
 
 def check_codec(codec: str) -> None:
@@ -59,12 +61,12 @@ def check_codec(codec: str) -> None:
         raise CacheError(f"unknown codec '{codec}'. {did_you_mean(codec, CODECS)}")
 
 
-def encode_embedding(embedding: Tensor, original_hw: HW, codec: str, *, key: str = "") -> bytes:
-    """The valid region of an embedding as one entry; the same values always give the same bytes.
+def encode_embedding(embedding: Tensor, original_hw: HW, codec: str, *, key: str = "", view: str = IDENTITY) -> bytes:
+    """An embedding as one entry; the same values always give the same bytes.
 
     Args:
         embedding: (C, E, E), any float dtype, on any device. original_hw: height and width of the photo.
-        codec: fp16, bf16 or int8. key: the sample's key, kept in the header.
+        codec: fp16, bf16 or int8. key, view: of the sample, kept in the header.
     Raises:
         CacheError: an unknown codec, or a value that is NaN, infinite or beyond fp16's range.
     """
@@ -78,38 +80,35 @@ def encode_embedding(embedding: Tensor, original_hw: HW, codec: str, *, key: str
             f"sample '{key}': the teacher's embedding has {num_broken} values that are NaN or infinite; check the "
             "teacher's checkpoint, and try cache.precision=fp32"
         )
-    block = embedding[:, :rows, :cols].contiguous()  # (C, rows, cols)
-    band_rows = 0
+    block = embedding[:, :rows, :cols].flatten(1)
+    values = torch.cat([block, summarize_padding(embedding, (rows, cols))], 1)  # (C, N)
+    band = 0
     if codec == "int8":
-        band_rows = max(1, INT8_BAND_VALUES // cols)
-        tensors = quantize(block, band_rows)
+        band = band_of(values.shape[1])
+        tensors = quantize(values, band)
     else:
-        tensors = {"values": block.to(FLOAT_CODECS[codec])}
+        tensors = {"values": values.to(FLOAT_CODECS[codec])}
         if codec == "fp16" and not torch.isfinite(tensors["values"]).all():
-            largest = float(block.abs().max())
+            largest = float(values.abs().max())
             raise CacheError(f"sample '{key}': a value of {largest:.3g} is beyond fp16's range; set cache.codec=bf16")
-    padding = torch.ones(grid, grid, dtype=torch.bool)
-    padding[:rows, :cols] = False
-    if padding.any():
-        tensors["padding"] = embedding[:, padding].mean(1)  # (C,)
     header = EntryHeader(
         key=key,
+        view=view,
         codec=codec,
         layout=LAYOUT,
         dtype=str(tensors["values"].dtype).removeprefix("torch."),
         original_hw=(int(original_hw[0]), int(original_hw[1])),
         grid=grid,
         valid_hw=(rows, cols),
-        band_rows=band_rows,
+        band=band,
     )
     return save(tensors, metadata={METADATA_KEY: json.dumps(asdict(header), sort_keys=True)})
 
 
-def decode_embedding(blob: bytes, *, fill_padding: bool = False, origin: str = "embedding entry") -> Tensor:
-    """An entry back as a map.
+def decode_embedding(blob: bytes, *, origin: str = "embedding entry") -> Tensor:
+    """An entry back as a map, its padding as the stored summary tells it.
 
     Args:
-        fill_padding: put the mean vector of the padding there, as is right for a mask decoder; else zeros.
         origin: names the entry in errors.
     Returns:
         float32 (C, E, E).
@@ -119,15 +118,14 @@ def decode_embedding(blob: bytes, *, fill_padding: bool = False, origin: str = "
     header = read_entry_header(blob, origin=origin)
     try:
         tensors = load(blob)
-        values = tensors["values"]  # (C, rows, cols)
-        rows, cols = header.valid_hw
-        embedding = torch.zeros(values.shape[0], header.grid, header.grid)  # (C, E, E)
-        if fill_padding and "padding" in tensors:
-            embedding += tensors["padding"][:, None, None]
-        block = embedding[:, :rows, :cols]
-        block.copy_(values)
+        values = tensors["values"].float()  # (C, N)
         if header.codec == "int8":
-            dequantize(block, tensors["scale"], tensors["offset"], header.band_rows)
+            dequantize(values, tensors["scale"], tensors["offset"], header.band)
+        rows, cols = header.valid_hw
+        block, padding = values[:, : rows * cols], values[:, rows * cols :]
+        embedding = torch.zeros(len(values), header.grid, header.grid)  # (C, E, E)
+        embedding[:, :rows, :cols] = block.view(-1, rows, cols)
+        restore_padding(embedding, padding, header.valid_hw)
     except (SafetensorError, KeyError, IndexError, RuntimeError) as error:
         raise CacheError(f"{origin}: damaged entry ({error}); {VERIFY_HINT}") from error
     return embedding
@@ -148,29 +146,32 @@ def read_entry_header(blob: bytes, *, origin: str = "embedding entry") -> EntryH
     return header
 
 
-def quantize(block: Tensor, band_rows: int, levels: int = INT8_LEVELS) -> dict[str, Tensor]:
-    """8-bit affine values of (C, rows, cols), with one scale and one offset per channel and band of rows.
+def band_of(num_values: int) -> int:
+    """How many values of a channel share one scale: about INT8_BAND_VALUES, in bands of even size."""
+    num_bands = max(1, round(num_values / INT8_BAND_VALUES))
+    return -(-num_values // num_bands)
+
+
+def quantize(values: Tensor, band: int, levels: int = INT8_LEVELS) -> dict[str, Tensor]:
+    """8-bit affine values of floats (C, N), with one scale and one offset per channel and band.
 
     Args:
         levels: steps from the smallest value of a band to the largest; fewer than INT8_LEVELS use fewer of the 8 bits.
     Returns:
-        values int8 (C, rows, cols), scale and offset float32 (C, bands): x is about values * scale + offset.
+        values int8 (C, N), scale and offset float32 (C, bands): x is about values * scale + offset.
     """
-    bands = block.split(band_rows, 1)
-    low = torch.stack([band.amin((1, 2)) for band in bands], 1)  # (C, bands)
-    high = torch.stack([band.amax((1, 2)) for band in bands], 1)
+    bands = values.split(band, 1)
+    low = torch.stack([part.amin(1) for part in bands], 1)  # (C, bands)
+    high = torch.stack([part.amax(1) for part in bands], 1)
     scale = (high - low) / levels
     half = (levels + 1) // 2
     offset = low + half * scale
-    rows = block.shape[1]
-    step = scale.clamp_min(torch.finfo(torch.float32).tiny).repeat_interleave(band_rows, 1)[:, :rows, None]
-    zero = offset.repeat_interleave(band_rows, 1)[:, :rows, None]  # (C, rows, 1)
-    values = ((block - zero) / step).round().clamp(-half, half - 1).to(torch.int8)
-    return {"values": values, "scale": scale, "offset": offset}
+    step = scale.clamp_min(torch.finfo(torch.float32).tiny)
+    whole = [((part - offset[:, i, None]) / step[:, i, None]).round() for i, part in enumerate(bands)]
+    return {"values": torch.cat(whole, 1).clamp(-half, half - 1).to(torch.int8), "scale": scale, "offset": offset}
 
 
-def dequantize(block: Tensor, scale: Tensor, offset: Tensor, band_rows: int) -> None:
-    """Turn quantized values, floats (C, rows, cols), into what they stand for, in place; scale, offset (C, bands)."""
-    rows = block.shape[1]
-    for of_bands, operation in ((scale, block.mul_), (offset, block.add_)):
-        operation(of_bands.repeat_interleave(band_rows, 1)[:, :rows, None])  # (C, rows, 1)
+def dequantize(values: Tensor, scale: Tensor, offset: Tensor, band: int) -> None:
+    """Turn quantized values, floats (C, N), into what they stand for, in place; scale, offset (C, bands)."""
+    for i, part in enumerate(values.split(band, 1)):
+        part.mul_(scale[:, i, None]).add_(offset[:, i, None])

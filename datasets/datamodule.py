@@ -23,7 +23,7 @@ class DistillDataModule(lightning.LightningDataModule):
 
     Rank and world size are the trainer's. Training photos have the teacher's embeddings when a cache is given. The
     teacher's input, when `teacher_image_size` is given, is part of held-out batches, and of training batches without
-    cache and masks: those of a feature stage with an online teacher.
+    cache and masks (those of a feature stage with an online teacher) or with `online_teacher`.
 
     Args:
         data: where the shards are and how they are read.
@@ -31,6 +31,7 @@ class DistillDataModule(lightning.LightningDataModule):
         embedding_size: E, the teacher's grid.
         masks: whether training batches hold masks.
         teacher_image_size: T, the teacher's input in pixels; None: batches hold no teacher's input.
+        online_teacher: whether the teacher embeds training photos that have masks too.
         cache: embeddings of the training photos.
         validation: how much of `data.val_images` is read.
         multiprocessing_context: how workers start (fork, spawn, forkserver); None: the platform's way.
@@ -45,6 +46,7 @@ class DistillDataModule(lightning.LightningDataModule):
         masks: bool,
         seed: int = 0,
         teacher_image_size: int | None = None,
+        online_teacher: bool = False,
         cache: EmbeddingCache | None = None,
         validation: ValidationConfig | None = None,
         multiprocessing_context: str | None = None,
@@ -57,6 +59,7 @@ class DistillDataModule(lightning.LightningDataModule):
         self.masks = masks
         self.seed = seed
         self.teacher_image_size = teacher_image_size
+        self.online_teacher = online_teacher
         self.cache = cache
         self.validation = validation or ValidationConfig()
         self.multiprocessing_context = multiprocessing_context
@@ -86,14 +89,18 @@ class DistillDataModule(lightning.LightningDataModule):
 
     def train_dataloader(self) -> EpochLoader:
         index = self._indices[self.data.images]
+        is_embedded_online = self.cache is None and (self.online_teacher or not self.masks)
         photos = PhotoBatches(
             index,
             image_size=self.image_size,
             embedding_size=self.embedding_size,
             seed=self.seed,
             max_instances=self.data.max_instances if self.masks else 0,
-            teacher_image_size=None if self.cache is not None or self.masks else self.teacher_image_size,
+            instance_odds=self.data.instance_odds,
+            instance_draw=self.data.instance_draw,
+            teacher_image_size=self.teacher_image_size if is_embedded_online else None,
             cache=self.cache,
+            hflip=self.data.hflip,
         )
         return self._loader(photos, shard_sizes=index.shard_sizes, shuffle=True)
 

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import tarfile
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 
 from torch import Tensor
 
-from distill.datasets.cachefiles import Fingerprint, ImageShard, Manifest, Sidecar, StoredEntry, sidecar_path
+from distill.datasets.cachefiles import (
+    Fingerprint,
+    ImageShard,
+    Manifest,
+    Sidecar,
+    StoredEntry,
+    entry_name,
+    sidecar_name,
+    sidecar_path,
+)
 from distill.datasets.cachefiles import fingerprint_of as fingerprint_of
 from distill.datasets.codecs import decode_embedding, read_entry_header
 from distill.datasets.codecs import encode_embedding as encode_embedding
+from distill.datasets.places import Place, place_of
 from distill.datasets.sealed import TEMPORARY_SUFFIX, disk_errors, temporary_path
 from distill.datasets.tars import TAR_BLOCK, commit_file
-from distill.errors import CacheError
-
-ENTRY_SUFFIX = ".safetensors"
+from distill.datasets.views import IDENTITY
+from distill.errors import CacheError, DataError
 
 
 class EmbeddingShardWriter:
@@ -56,12 +64,12 @@ class EmbeddingShardWriter:
             finally:
                 self._temporary.unlink(missing_ok=True)
 
-    def add(self, key: str, blob: bytes) -> None:
-        """Append an entry."""
-        info = tarfile.TarInfo(key + ENTRY_SUFFIX)  # owner and mtime 0: equal work gives equal bytes
+    def add(self, key: str, blob: bytes, view: str = IDENTITY) -> None:
+        """Append the entry of a sample's view."""
+        info = tarfile.TarInfo(entry_name(key, view))  # owner and mtime 0: equal work gives equal bytes
         info.size = len(blob)
         self._write(info.tobuf(tarfile.GNU_FORMAT))
-        self.members.append(StoredEntry(key, self._bytes, len(blob), zlib.crc32(blob)))
+        self.members.append(StoredEntry(key, view, self._bytes, len(blob), zlib.crc32(blob)))
         self._write(blob)
         self._write(bytes(-len(blob) % TAR_BLOCK))
 
@@ -76,7 +84,7 @@ class EmbeddingShardWriter:
         sidecar = Sidecar(
             cache=self.cache,
             keys_hash=self.shard.keys_hash,
-            samples=len(self.members),
+            samples=len({entry.key for entry in self.members}),
             bytes=self._bytes,
             sha256=self._sha256.hexdigest(),
             bad=tuple(self.bad),
@@ -98,14 +106,15 @@ class EmbeddingShardWriter:
 
 @dataclass
 class EmbeddingCache:
-    """A complete cache, as training reads it. Holds no open file, so it may be forked, or pickled to a worker.
+    """A complete cache, as training reads it, here or at an address that fsspec reads. It may be forked, or pickled to
+    a worker.
 
     Sidecars are read when their shard is first asked for.
     """
 
-    directory: Path
+    place: Place
     manifest: Manifest
-    _members: dict[str, dict[str, StoredEntry]] = field(default_factory=dict, repr=False)  # shard -> key -> entry
+    _members: dict[str, dict[tuple[str, str], StoredEntry]] = field(default_factory=dict, repr=False)  # of each shard
     _shard_of: dict[str, str] | None = field(default=None, repr=False)
 
     @classmethod
@@ -113,83 +122,97 @@ class EmbeddingCache:
         """Open a cache for reading.
 
         Args:
-            expected: what the recipe asks for (`fingerprint_of`); it holds the hash of the image index.
+            directory: its path, or its address (s3://, hf://, https://).
+            expected: what the recipe asks for (`fingerprint_of`); it holds the hash of the image index. The cache may
+                hold more views.
         Raises:
             CacheError: there is no cache, it is damaged, it is not the one expected, or shards are missing.
         """
-        directory = Path(directory)
-        manifest = Manifest.read(directory)
+        place = place_of(directory)
+        manifest = Manifest.read(place)
         if expected is not None:
-            manifest.check(expected, directory)
-        present = set(os.listdir(directory))
-        missing = [
-            shard.name
-            for shard in manifest.shards
-            if shard.name not in present or sidecar_path(directory, shard.name).name not in present
-        ]
+            held = manifest.fingerprint.views
+            if set(expected.views) <= set(held):
+                expected = replace(expected, views=held)
+            manifest.check(expected, place.directory)
+        try:
+            present = place.names()
+        except DataError as error:
+            raise CacheError(str(error)) from error
+        missing = [shard.name for shard in manifest.shards if not {shard.name, sidecar_name(shard.name)} <= present]
         if missing:
             shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
             raise CacheError(
                 f"{directory}: {len(missing)} of {len(manifest.shards)} embedding shards are missing ({shown}); run "
                 f"'distill cache build RECIPE cache.dir={directory}': finished shards are kept"
             )
-        return cls(directory, manifest)
+        return cls(place, manifest)
 
     def __len__(self) -> int:
-        return sum(len(self._entries(shard.name)) for shard in self.manifest.shards)
+        return sum(len({key for key, _ in self._entries(shard.name)}) for shard in self.manifest.shards)
 
     def has(self, key: str, shard: str | None = None) -> bool:
-        """Whether a sample has an embedding; a photo that could not be decoded has none."""
-        return self._locate(key, shard) is not None
+        """Whether a sample has embeddings; a photo that could not be decoded has none."""
+        return self._locate(key, shard, IDENTITY) is not None
 
-    def read(self, key: str, shard: str | None = None, *, fill_padding: bool = False) -> Tensor:
-        """The embedding of a sample: float32 (C, E, E), zero in the padding.
+    def read(self, key: str, shard: str | None = None, *, view: str = IDENTITY) -> Tensor:
+        """The embedding of a view of a sample: float32 (C, E, E).
 
         Args:
             shard: the name of its shard; without it all sidecars are read once to find the key.
-            fill_padding: fill the padding with its mean vector, as is right for a mask decoder.
+            view: one of the cache's.
         Raises:
             CacheError: the sample has no embedding, or its bytes are damaged or gone.
         """
-        located = self._locate(key, shard)
+        held = self.manifest.fingerprint.views
+        if view not in held:
+            raise CacheError(
+                f"{self.directory}: holds the views {', '.join(held)} of each photo, not '{view}'; build a cache "
+                f"with cache.views=[{','.join([*held, view])}] in another directory"
+            )
+        located = self._locate(key, shard, view)
         if located is None:
             raise CacheError(f"{self.directory}: no embedding of sample '{key}'; its photo could not be decoded")
-        path, entry = self.directory / located[0], located[1]
+        tar, entry = located
         try:
-            with path.open("rb") as file:
-                file.seek(entry.offset)
-                blob = file.read(entry.size)
-        except OSError as error:
-            raise CacheError(f"{path}: cannot read ({error.strerror}); {self._verify_hint}") from error
-        origin = f"{path}: sample '{key}'"
+            blob = self.place.read(tar, entry.offset, entry.size)
+        except DataError as error:
+            raise CacheError(f"{error}; {self._verify_hint}") from error
+        origin = f"{self.place.path(tar)}: sample '{key}'"
         if len(blob) != entry.size or zlib.crc32(blob) != entry.crc32:
             raise CacheError(f"{origin}: damaged, its bytes do not match its checksum; {self._verify_hint}")
-        if read_entry_header(blob, origin=origin).key != key:
+        header = read_entry_header(blob, origin=origin)
+        if (header.key, header.view) != (key, view):
             raise CacheError(f"{origin}: the entry there is of another sample; {self._verify_hint}")
-        return decode_embedding(blob, fill_padding=fill_padding, origin=origin)
+        return decode_embedding(blob, origin=origin)
+
+    @property
+    def directory(self) -> Path | str:
+        """Its path, or its address."""
+        return self.place.directory
 
     @property
     def _verify_hint(self) -> str:
         return f"'distill cache verify {self.directory}' names every damaged shard"
 
-    def _locate(self, key: str, shard: str | None) -> tuple[str, StoredEntry] | None:
+    def _locate(self, key: str, shard: str | None, view: str) -> tuple[str, StoredEntry] | None:
         if shard is None:
             if self._shard_of is None:
-                self._shard_of = {key: item.name for item in self.manifest.shards for key in self._entries(item.name)}
+                shards = [item.name for item in self.manifest.shards]
+                self._shard_of = {key: name for name in shards for key, _ in self._entries(name)}
             shard = self._shard_of.get(key)
             if shard is None:
                 return None
-        entry = self._entries(shard).get(key)
+        entry = self._entries(shard).get((key, view))
         return None if entry is None else (shard, entry)
 
-    def _entries(self, shard: str) -> dict[str, StoredEntry]:
+    def _entries(self, shard: str) -> dict[tuple[str, str], StoredEntry]:
         if shard not in self._members:
-            path = sidecar_path(self.directory, shard)
-            try:
-                sidecar = Sidecar.read(path)
-            except FileNotFoundError as error:
-                raise CacheError(f"{path}: there is no embedding shard '{shard}'; {self._verify_hint}") from error
+            path = self.place.path(sidecar_name(shard))
+            sidecar = Sidecar.read(self.place, shard)
+            if sidecar is None:
+                raise CacheError(f"{path}: there is no embedding shard '{shard}'; {self._verify_hint}")
             if sidecar.cache != self.manifest.fingerprint.digest:
                 raise CacheError(f"{path}: the shard belongs to another cache; {self._verify_hint}")
-            self._members[shard] = {entry.key: entry for entry in sidecar.members}
+            self._members[shard] = {(entry.key, entry.view): entry for entry in sidecar.members}
         return self._members[shard]

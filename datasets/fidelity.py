@@ -22,7 +22,7 @@ from distill.geometry import HW, boxes_to_prompt_frame, points_to_prompt_frame, 
 from distill.prompts import POSITIVE, Prompts
 from distill.teacher import Teacher
 
-NUM_PHOTOS = 4
+NUM_PHOTOS = 8
 MAX_BOXES = 32  # per photo
 POINTS_PER_SIDE = 8  # of the grid of points that stands in for boxes
 NUM_TRIES = 10  # photos tried in place of one that cannot be decoded
@@ -85,18 +85,18 @@ def _measure_first(pool: TeacherPool, members: list[Member], codecs: Sequence[st
     """Measure on the first of some photos that can be decoded."""
     for member in members:
         photo = pool.load(member)
-        if photo.pixels is not None:
+        if photo.pixels:
             return _measure(pool, member, photo, codecs)
     return None
 
 
 def _measure(pool: TeacherPool, member: Member, photo: Photo, codecs: Sequence[str]) -> _MeasuredPhoto:
     teacher = pool.teacher
-    assert photo.pixels is not None and photo.original_hw is not None
+    assert photo.original_hw is not None
     hw = photo.original_hw
-    embedding = pool.embed([photo.pixels])[0].cpu()  # (C, E, E)
+    embedding = pool.embed([photo.pixels[0]])[0].cpu()  # (C, E, E)
     blobs = {codec: encode_embedding(embedding, hw, codec, key=member.key) for codec in codecs}
-    decoded = {codec: decode_embedding(blob, fill_padding=True) for codec, blob in blobs.items()}
+    decoded = {codec: decode_embedding(blob) for codec, blob in blobs.items()}
     rows, cols = valid_grid_hw(hw, teacher.embedding_size)
     exact = embedding[:, :rows, :cols]
     float32 = next(iter(decoded.values())).clone()
@@ -110,7 +110,7 @@ def _measure(pool: TeacherPool, member: Member, photo: Photo, codecs: Sequence[s
             relative_l2=float((stored - exact).norm() / exact.norm().clamp_min(torch.finfo(torch.float32).tiny)),
             cosine=float(F.cosine_similarity(stored, exact, dim=0).mean()),
             ious=_iou(_masks(teacher, item, prompts, hw), reference),
-            bytes=TAR_BLOCK + len(blobs[codec]) + -len(blobs[codec]) % TAR_BLOCK,
+            bytes=len(photo.pixels) * (TAR_BLOCK + len(blobs[codec]) + -len(blobs[codec]) % TAR_BLOCK),  # all views
         )
     return _MeasuredPhoto(kind, _iou(_masks(teacher, float32, prompts, hw), reference), on_codecs)
 

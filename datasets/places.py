@@ -48,6 +48,21 @@ class LocalPlace:
             raise DataError(f"{self.directory}: no such directory; give one that holds image shards (tars)")
         return {path.name: path.stat().st_size for path in sorted(self.directory.glob(f"*{TAR_SUFFIX}"))}
 
+    def names(self) -> set[str]:
+        """All that is there. Raises OSError."""
+        return set(os.listdir(self.directory))
+
+    def size(self, name: str) -> int:
+        """Bytes of a file. Raises FileNotFoundError."""
+        return (self.directory / name).stat().st_size
+
+    def read_whole(self, name: str) -> bytes:
+        """A small file. Raises FileNotFoundError when it is not there, DataError when it cannot be read."""
+        try:
+            return (self.directory / name).read_bytes()
+        except NotADirectoryError as error:
+            raise FileNotFoundError(self.path(name)) from error
+
     def open(self, name: str, size: int) -> BinaryIO:
         """A tar, for reading its headers. Raises OSError."""
         return (self.directory / name).open("rb")
@@ -97,20 +112,27 @@ class RemotePlace:
 
     def tar_sizes(self) -> dict[str, int]:
         """Bytes of each tar, by name. Raises DataError when the directory cannot be listed."""
-        try:
-            filesystem = self._connect()
-            filesystem.invalidate_cache()
-            rows = filesystem.ls(self.directory + "/", detail=True)
-            sizes = {row["name"].rstrip("/").rsplit("/", 1)[-1]: row["size"] for row in rows}
-            tars = sorted(name for name in sizes if name.endswith(TAR_SUFFIX))
-            unknown = [name for name in tars if sizes[name] is None]  # a listing over HTTP has names alone
-            sizes.update(zip(unknown, filesystem.sizes([self.path(name) for name in unknown]), strict=True))
-            return {name: int(sizes[name]) for name in tars}
-        except Exception as error:  # fsspec passes on what the library of each store raises
-            raise DataError(
-                f"{self.directory}: cannot be listed ({_words(error)}); check the address, the network and your "
-                "credentials"
-            ) from error
+        sizes = self._listed()
+        tars = sorted(name for name in sizes if name.endswith(TAR_SUFFIX))
+        unknown = [name for name in tars if sizes[name] is None]  # a listing over HTTP has names alone
+        with self._listing():
+            sizes.update(zip(unknown, self._connect().sizes([self.path(name) for name in unknown]), strict=True))
+        return {name: int(sizes[name]) for name in tars}
+
+    def names(self) -> set[str]:
+        """All that is there. Raises DataError when it cannot be listed."""
+        return set(self._listed())
+
+    def size(self, name: str) -> int:
+        """Bytes of a file. Raises FileNotFoundError when it is not there, DataError when it cannot be asked for."""
+        path = self.path(name)
+        return int(_present(lambda: self._connect().size(path), path))
+
+    def read_whole(self, name: str) -> bytes:
+        """A small file. Raises FileNotFoundError when it is not there, DataError when it cannot be read."""
+        path = self.path(name)
+        data: bytes = _present(lambda: self._connect().cat_file(path), path)
+        return data
 
     def open(self, name: str, size: int) -> BinaryIO:
         """A tar of `size` bytes, for reading its headers: little is fetched around each."""
@@ -153,6 +175,24 @@ class RemotePlace:
 
     def close(self) -> None:
         """Nothing stays open here."""
+
+    def _listed(self) -> dict[str, Any]:
+        """Names, and bytes where the listing tells them."""
+        with self._listing():
+            filesystem = self._connect()
+            filesystem.invalidate_cache()
+            rows = filesystem.ls(self.directory + "/", detail=True)
+            return {row["name"].rstrip("/").rsplit("/", 1)[-1]: row["size"] for row in rows}
+
+    @contextlib.contextmanager
+    def _listing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # fsspec passes on what the library of each store raises
+            raise DataError(
+                f"{self.directory}: cannot be listed ({_words(error)}); check the address, the network and your "
+                "credentials"
+            ) from error
 
     def _kept_path(self, name: str) -> Path:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -226,6 +266,16 @@ def _tried(read: Callable[[], Result], path: str) -> Result:
             logger.info("%s: tried again (%s)", path, _words(error))
             time.sleep(FIRST_PAUSE * 2**number)
     raise AssertionError("not reached")
+
+
+def _present(read: Callable[[], Result], path: str) -> Result:
+    """As `_tried`, but a file that is not there raises FileNotFoundError."""
+    try:
+        return _tried(read, path)
+    except DataError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise error.__cause__ from None
+        raise
 
 
 def _words(error: Exception) -> str:

@@ -34,12 +34,14 @@ def decode_mask(rle: RLE) -> np.ndarray:
     return coco_mask.decode(rle)
 
 
-def coverage(rle: RLE, low_res_size: int) -> np.ndarray:
+def coverage(rle: RLE, low_res_size: int, *, flip: bool = False) -> np.ndarray:
     """Share of each low-res cell that a mask covers, from the run lengths alone: no pixel is ever laid out.
 
     The runs are cut at the columns of the photo, and each piece adds to a cell the rows that it has in it. Equal to
     `mask_to_low_res(decode_mask(rle), low_res_size)`.
 
+    Args:
+        flip: of the mask in the photo flipped left to right.
     Returns:
         float32 (4E, 4E) in [0, 1]; padding is 0.
     Raises:
@@ -47,12 +49,15 @@ def coverage(rle: RLE, low_res_size: int) -> np.ndarray:
     """
     height, width = (int(side) for side in rle["size"])
     if max(height, width) < low_res_size:  # enlarged: a small photo has few pixels to lay out
-        return mask_to_low_res(decode_mask(rle), low_res_size)
+        mask = decode_mask(rle)
+        return mask_to_low_res(mask[:, ::-1] if flip else mask, low_res_size)
     low_res = np.zeros((low_res_size, low_res_size), np.float32)
     edges = np.append(0, np.cumsum(_checked_runs(rle, "a mask")))  # starts and ends of runs in turns
     column, top, bottom = _pieces(edges[1:-1:2], edges[2::2], height)  # (P,) each
     if not len(column):
         return low_res
+    if flip:
+        column = width - 1 - column
     rows, cols = resized_hw((height, width), low_res_size)
     row_edges, col_edges = np.append(cell_starts(height, rows), height), np.append(cell_starts(width, cols), width)
     x = np.searchsorted(col_edges, column, side="right") - 1  # the cell of each piece, (P,)

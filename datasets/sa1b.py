@@ -46,7 +46,12 @@ def parse_annotations(data: bytes, origin: str) -> Annotations:
 
 
 def decode_masks(
-    annotations: Sequence[dict[str, Any]], indices: Sequence[int], low_res_size: int, original_hw: HW
+    annotations: Sequence[dict[str, Any]],
+    indices: Sequence[int],
+    low_res_size: int,
+    original_hw: HW,
+    *,
+    flip: bool = False,
 ) -> np.ndarray:
     """Coverage of the chosen instances at the resolution in which losses compare them.
 
@@ -54,6 +59,7 @@ def decode_masks(
         annotations: rows of SA-1B's `annotations`.
         indices: n of them.
         original_hw: size of the photo.
+        flip: in the photo flipped left to right.
     Returns:
         float32 (n, 4E, 4E) in [0, 1]; padding is 0.
     Raises:
@@ -64,7 +70,7 @@ def decode_masks(
         rle = annotations[index]["segmentation"]
         if tuple(rle["size"]) != tuple(original_hw):
             raise DataError(f"mask {annotations[index].get('id')} is {rle['size']} but its photo {list(original_hw)}")
-        masks[place] = coverage(rle, low_res_size)
+        masks[place] = coverage(rle, low_res_size, flip=flip)
     return masks  # (n, 4E, 4E)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -10,12 +10,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from distill.datasets.embeddings import EmbeddingCache
+from distill.datasets.rle import rle_area
 from distill.datasets.sa1b import boxes_of, decode_image, decode_masks, parse_annotations
 from distill.datasets.shards import Member, ShardIndex
+from distill.datasets.views import HFLIP, IDENTITY, flip_boxes, view_of
+from distill.drawing import draw_instances
 from distill.errors import DataError, DistillError
 from distill.geometry import HW, boxes_to_prompt_frame, letterbox, valid_masks
 from distill.sam import LOW_RES_PER_CELL, PROMPT_PIXELS_PER_CELL
 
+FLIPPED_SHARE = 0.5
 MAX_REPLACEMENTS = 100  # photos that are tried in place of a batch in which none can be decoded
 
 
@@ -65,24 +69,32 @@ class PhotoBatches(Dataset[LoadedBatch]):
         embedding_size: int,
         seed: int,
         max_instances: int = 0,
+        instance_odds: Literal["uniform", "area"] = "uniform",
+        instance_draw: Literal["distinct", "repeat", "replacement"] = "distinct",
         teacher_image_size: int | None = None,
         cache: EmbeddingCache | None = None,
+        hflip: bool = False,
     ) -> None:
         """
         Args:
             image_size: S, the longest side of the student's input in pixels.
             embedding_size: E, the teacher's grid; it sets the prompt frame and the low-res masks.
             max_instances: masks drawn per photo; 0: batches without masks.
+            instance_odds, instance_draw: which masks these are (DataConfig).
             teacher_image_size: T; batches hold the teacher's input too, for an online teacher.
             cache: batches hold the teacher's embeddings.
+            hflip: photos are flipped left to right, with their masks and boxes, every second time by chance.
         """
         self.index = index
         self.image_size = image_size
         self.embedding_size = embedding_size
         self.seed = seed
         self.max_instances = max_instances
+        self.instance_odds = instance_odds
+        self.instance_draw = instance_draw
         self.teacher_image_size = teacher_image_size
         self.cache = cache
+        self.hflip = hflip
 
     def __getitem__(self, request: Request) -> LoadedBatch:
         bad: list[BadPhoto] = []
@@ -115,24 +127,26 @@ class PhotoBatches(Dataset[LoadedBatch]):
         try:
             image = decode_image(image_bytes, self.index.origin(member))
             rng = np.random.default_rng([self.seed, epoch, position])
-            masks, boxes = self._instances(member, annotation_bytes, image.shape[:2], rng)
+            view = HFLIP if self.hflip and rng.random() < FLIPPED_SHARE else IDENTITY
+            masks, boxes = self._instances(member, annotation_bytes, image.shape[:2], rng, flip=view == HFLIP)
         except DataError as error:
             bad.append(BadPhoto(member.key, str(error)))
             return None
+        image = view_of(image, view)
         return _Sample(
             key=member.key,
             hw=image.shape[:2],
             pixels=letterbox(image, self.image_size),
-            teacher_embedding=None if self.cache is None else self.cache.read(member.key, member.shard),
+            teacher_embedding=None if self.cache is None else self.cache.read(member.key, member.shard, view=view),
             teacher_pixels=None if self.teacher_image_size is None else letterbox(image, self.teacher_image_size),
             masks=masks,
             boxes_xyxy=boxes,
         )
 
     def _instances(
-        self, member: Member, annotation_bytes: bytes | None, hw: HW, rng: np.random.Generator
+        self, member: Member, annotation_bytes: bytes | None, hw: HW, rng: np.random.Generator, *, flip: bool
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Masks (n, 4E, 4E) and boxes (n, 4), prompt frame, of up to `max_instances` drawn without replacement."""
+        """Masks (n, 4E, 4E) and boxes (n, 4), prompt frame, of the instances that are drawn."""
         if not self.max_instances:
             return None, None
         low_res_size = LOW_RES_PER_CELL * self.embedding_size
@@ -142,12 +156,18 @@ class PhotoBatches(Dataset[LoadedBatch]):
         annotations = parse_annotations(annotation_bytes, origin)
         if annotations.hw != hw:
             raise DataError(f"{origin}: the photo is {hw} (height, width) but its annotations say {annotations.hw}")
-        num_drawn = min(self.max_instances, len(annotations.rows))
-        drawn: list[int] = sorted(rng.permutation(len(annotations.rows))[:num_drawn].tolist())
-        masks = decode_masks(annotations.rows, drawn, low_res_size, hw)  # (n, 4E, 4E)
-        boxes = boxes_to_prompt_frame(
-            boxes_of(annotations.rows, drawn), hw, PROMPT_PIXELS_PER_CELL * self.embedding_size
+        drawn = draw_instances(
+            np.array([rle_area(row["segmentation"]) for row in annotations.rows], np.float64),
+            self.max_instances,
+            odds=self.instance_odds,
+            draw=self.instance_draw,
+            rng=rng,
         )
+        once, place = np.unique(drawn, return_inverse=True)  # an instance that is drawn twice is decoded once
+        masks = decode_masks(annotations.rows, once.tolist(), low_res_size, hw, flip=flip)[place]  # (n, 4E, 4E)
+        boxes = boxes_of(annotations.rows, drawn.tolist())  # (n, 4)
+        boxes = flip_boxes(boxes, hw[1]) if flip else boxes
+        boxes = boxes_to_prompt_frame(boxes, hw, PROMPT_PIXELS_PER_CELL * self.embedding_size)
         return torch.from_numpy(masks), torch.from_numpy(boxes).float()
 
     def _collate(self, samples: list[_Sample]) -> dict[str, Any]:
@@ -162,9 +182,10 @@ class PhotoBatches(Dataset[LoadedBatch]):
         }
         masks = [sample.masks for sample in samples if sample.masks is not None]
         if masks:
-            counts = torch.tensor([len(masks_of_photo) for masks_of_photo in masks])
+            counts = [len(masks_of_photo) for masks_of_photo in masks]
             fields["masks"] = torch.cat(masks)  # (N, 4E, 4E)
-            fields["mask_image_index"] = torch.repeat_interleave(torch.arange(len(samples)), counts)  # (N,)
+            fields["mask_counts"] = counts
+            fields["mask_image_index"] = torch.arange(len(samples)).repeat_interleave(torch.tensor(counts))  # (N,)
             fields["boxes_xyxy"] = torch.cat([s.boxes_xyxy for s in samples if s.boxes_xyxy is not None])  # (N, 4)
         return fields
 

@@ -62,12 +62,8 @@ def write_sealed(path: Path, content: dict[str, Any]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def read_sealed(path: Path) -> dict[str, Any]:
-    """Read a sealed JSON; a file that differs from what was written in a single bit raises DamagedFileError.
-
-    Raises FileNotFoundError when there is none: only the caller knows what that means.
-    """
-    data = path.read_bytes()
+def unseal(data: bytes, origin: str) -> dict[str, Any]:
+    """The content of a sealed JSON; one that differs from what was written in a single bit raises DamagedFileError."""
     try:
         content = json.loads(data)
         del content[SEAL]
@@ -76,7 +72,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
         damaged = True
     if damaged:
         raise DamagedFileError(
-            f"{path}: damaged, it is not as it was written; delete it and run the same 'distill cache build' again: "
+            f"{origin}: damaged, it is not as it was written; delete it and run the same 'distill cache build' again: "
             "shards that are whole are kept"
         )
     assert isinstance(content, dict)

@@ -76,10 +76,10 @@ def spot_check(
 
 def _compare(pool: TeacherPool, cache: EmbeddingCache, member: Member) -> SpotSample:
     photo = pool.load(member)
-    if photo.pixels is None or photo.original_hw is None:
+    if photo.original_hw is None:
         return SpotSample(member.key, member.shard, 0.0, 1.0, photo.reason)
     rows, cols = valid_grid_hw(photo.original_hw, pool.teacher.embedding_size)
-    live = pool.embed([photo.pixels])[0].cpu()[:, :rows, :cols]  # (C, rows, cols)
+    live = pool.embed([photo.pixels[0]])[0].cpu()[:, :rows, :cols]  # (C, rows, cols)
     stored = cache.read(member.key, member.shard)[:, :rows, :cols]
     return SpotSample(
         key=member.key,

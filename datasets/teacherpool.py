@@ -23,6 +23,7 @@ from distill.config import CacheConfig
 from distill.datasets.codecs import encode_embedding
 from distill.datasets.sa1b import decode_image
 from distill.datasets.shards import Member, ShardIndex
+from distill.datasets.views import view_of
 from distill.errors import DataError
 from distill.geometry import HW, letterbox
 from distill.teacher import Teacher
@@ -37,20 +38,20 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Photo:
-    """A sample as the teacher reads it: pixels (3, S, S) and original_hw; or both None, and what is wrong with it."""
+    """A sample as the teacher reads it: pixels (3, S, S) of each view, and original_hw; or neither, and a reason."""
 
     key: str
-    pixels: Tensor | None
+    pixels: tuple[Tensor, ...]
     original_hw: HW | None
     reason: str = ""
 
 
 @dataclass(frozen=True)
 class EncodedSample:
-    """A sample as it is stored; `blob` is None where the photo could not be decoded, for the `reason`."""
+    """A sample as it is stored, an entry for each view; none where the photo could not be decoded, for the `reason`."""
 
     key: str
-    blob: bytes | None
+    blobs: tuple[bytes, ...]
     reason: str = ""
 
 
@@ -58,7 +59,7 @@ class TeacherPool:
     """Runs the teacher over samples in threads; a context manager.
 
     Args:
-        teacher: on the device that it shall run on. config: precision, batch_size, codec.
+        teacher: on the device that it shall run on. config: precision, batch_size, codec, views.
     """
 
     def __init__(self, teacher: Teacher, index: ShardIndex, config: CacheConfig) -> None:
@@ -113,8 +114,9 @@ class TeacherPool:
         try:
             image = decode_image(data, self.index.origin(member))
         except DataError as error:
-            return Photo(member.key, None, None, str(error))
-        return Photo(member.key, letterbox(image, self.teacher.image_size), (image.shape[0], image.shape[1]))
+            return Photo(member.key, (), None, str(error))
+        pixels = tuple(letterbox(view_of(image, view), self.teacher.image_size) for view in self.config.views)
+        return Photo(member.key, pixels, (image.shape[0], image.shape[1]))
 
     def embed(self, pixels: list[Tensor]) -> Tensor:
         """The teacher's embeddings of B inputs (3, S, S): float32 (B, C, E, E), on the teacher's device."""
@@ -125,12 +127,16 @@ class TeacherPool:
 
     def _encode_chunk(self, members: list[Member]) -> list[EncodedSample]:
         photos = [self.load(member) for member in members]
-        pixels = [photo.pixels for photo in photos if photo.pixels is not None]
-        embeddings = iter(self.embed(pixels).cpu() if pixels else ())  # (C, E, E) each
+        sound = [photo.pixels for photo in photos if photo.pixels]
+        of_views = (self.embed(list(pixels)).cpu() for pixels in zip(*sound, strict=True))  # (B, C, E, E) each
+        embeddings = zip(*of_views, strict=True)  # of each photo, (C, E, E) of each view
         return [self._encode_photo(photo, embeddings) for photo in photos]
 
-    def _encode_photo(self, photo: Photo, embeddings: Iterator[Tensor]) -> EncodedSample:
-        if photo.original_hw is None:
-            return EncodedSample(photo.key, None, photo.reason)
-        blob = encode_embedding(next(embeddings), photo.original_hw, self.config.codec, key=photo.key)
-        return EncodedSample(photo.key, blob)
+    def _encode_photo(self, photo: Photo, embeddings: Iterator[tuple[Tensor, ...]]) -> EncodedSample:
+        hw = photo.original_hw
+        if hw is None:
+            return EncodedSample(photo.key, (), photo.reason)
+        views = zip(self.config.views, next(embeddings), strict=True)
+        codec = self.config.codec
+        blobs = tuple(encode_embedding(item, hw, codec, key=photo.key, view=view) for view, item in views)
+        return EncodedSample(photo.key, blobs)

@@ -19,7 +19,7 @@ from torch import Tensor
 from distill.datasets.codecs import (
     CODECS,
     HEADER_LENGTH_BYTES,
-    INT8_BAND_VALUES,
+    band_of,
     decode_embedding,
     dequantize,
     encode_embedding,
@@ -130,13 +130,16 @@ def _step(embedding: Tensor, share: float) -> float:
 
 def _banded_bound(embedding: Tensor, bits: int, *, packed: bool) -> tuple[float, Tensor]:
     """Values of `bits` bits with int8's bands: their bytes when packed, or the entropy of each channel."""
-    band_rows = max(1, INT8_BAND_VALUES // embedding.shape[2])
-    tensors = quantize(embedding, band_rows, (1 << bits) - 1)
-    values = tensors["values"]  # (C, E, E)
+    flat = embedding.flatten(1)  # (C, N)
+    band = band_of(flat.shape[1])
+    tensors = quantize(flat, band, (1 << bits) - 1)
+    values = tensors["values"]
     decoded = values.float()
-    dequantize(decoded, tensors["scale"], tensors["offset"], band_rows)
+    dequantize(decoded, tensors["scale"], tensors["offset"], band)
     num_bytes = values.numel() * bits / BITS_PER_BYTE if packed else _entropy_bytes(values)
-    return num_bytes + 8 * tensors["scale"].numel(), decoded  # a scale and an offset, four bytes each
+    return num_bytes + 8 * tensors["scale"].numel(), decoded.view_as(
+        embedding
+    )  # a scale and an offset, four bytes each
 
 
 def _one_step_bound(embedding: Tensor, share: float) -> tuple[float, Tensor]:

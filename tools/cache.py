@@ -48,7 +48,7 @@ examples:
   distill cache verify cache
   distill cache verify cache --spot 16 --recipe my_cache.yaml data.images=sa1b
 
-Codec, precision and directory of a spot check are the cache's own, whatever the recipe says.
+Codec, precision, views and directory of a spot check are the cache's own, whatever the recipe says.
 """
 REPAIR_EPILOG = """\
 example:
@@ -83,11 +83,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     looking = add_command(
         actions, "stats", "what a cache holds and what its codec costs", "example:\n  distill cache stats cache"
     )
-    looking.add_argument("directory", metavar="DIR", help="the directory of a cache")
+    looking.add_argument(
+        "directory", metavar="DIR", help="a cache: its directory, or its address (s3://, hf://, https://)"
+    )
     looking.set_defaults(run=stats)
 
     verifying = add_command(actions, "verify", "compare every byte with what was written", VERIFY_EPILOG)
-    verifying.add_argument("directory", metavar="DIR", help="the directory of a cache")
+    verifying.add_argument("directory", metavar="DIR", help="a cache: its directory, or its address")
     verifying.add_argument("overrides", metavar="key=value", nargs="*", help="options that win over --recipe's")
     verifying.add_argument("--spot", type=_count, metavar="N", help="run the teacher again on N random samples")
     verifying.add_argument("--recipe", metavar="RECIPE", help="of the cache: which teacher, and where the photos are")
@@ -177,17 +179,16 @@ def _job(recipe: CacheRecipe, stale_seconds: float | None = None) -> CacheJob:
 
 def stats(arguments: argparse.Namespace) -> int:
     """Print what a cache holds."""
-    from pathlib import Path
-
     from rich.console import Console
     from rich.table import Table
 
     from distill.datasets.cachefiles import Manifest, finished_sidecar
+    from distill.datasets.places import place_of
 
-    directory = Path(arguments.directory)
-    manifest = Manifest.read(directory)
+    place = place_of(arguments.directory)
+    manifest = Manifest.read(place)
     digest = manifest.fingerprint.digest
-    found = [sidecar for shard in manifest.shards if (sidecar := finished_sidecar(directory, shard, digest))]
+    found = [sidecar for shard in manifest.shards if (sidecar := finished_sidecar(place, shard, digest))]
     samples, num_bytes = sum(sidecar.samples for sidecar in found), sum(sidecar.bytes for sidecar in found)
     bad = [key for sidecar in found for key in sidecar.bad]
     rows = {name: _shown(value) for name, value in vars(manifest.fingerprint).items()}
@@ -208,14 +209,13 @@ def stats(arguments: argparse.Namespace) -> int:
 
 def verify(arguments: argparse.Namespace) -> int:
     """Compare every byte; name what is damaged, missing or foreign. Raises CacheError when there is any."""
-    from pathlib import Path
-
     from distill.datasets.cachefiles import Manifest
     from distill.datasets.cacheverify import verify_cache
+    from distill.datasets.places import is_remote
 
     if (arguments.spot is None) != (arguments.recipe is None) or (arguments.overrides and not arguments.recipe):
         raise DistillError("distill cache verify: --spot N and --recipe RECIPE go together, key=value only with them")
-    directory = Path(arguments.directory)
+    directory = arguments.directory
     manifest = Manifest.read(directory)
     recipe = _recipe_of(manifest, arguments) if arguments.spot else None
     num_shards = len(manifest.shards)
@@ -224,13 +224,13 @@ def verify(arguments: argparse.Namespace) -> int:
     for problem in problems:
         print(f"{problem.file}: {problem.what}")
     if problems:
-        raise CacheError(
-            f"{directory}: {len(problems)} of its files are not as they were written; "
-            f"'distill cache repair RECIPE cache.dir={directory}' writes just those anew"
-        )
+        mend = f"'distill cache repair RECIPE cache.dir={directory}' writes just those anew"
+        if is_remote(directory):
+            mend = "copy those again from where the cache was built, or 'distill cache repair' it there first"
+        raise CacheError(f"{directory}: {len(problems)} of its files are not as they were written; {mend}")
     print(f"{directory}: {num_shards} shards, every byte as it was written")
     if recipe is not None:
-        _spot_check(recipe, arguments.spot)
+        _spot_check(directory, recipe, arguments.spot)
     return 0
 
 
@@ -261,23 +261,26 @@ def repair(arguments: argparse.Namespace) -> int:
 def _recipe_of(manifest: Manifest, arguments: argparse.Namespace) -> CacheRecipe:
     """The recipe of a spot check, its cache that of the manifest."""
     fingerprint = manifest.fingerprint
-    own = [f"cache.dir={arguments.directory}", f"cache.codec={fingerprint.codec}"]
-    return _recipe(arguments.recipe, [*arguments.overrides, *own, f"cache.precision={fingerprint.precision}"])
+    own = {"codec": fingerprint.codec, "precision": fingerprint.precision, "views": f"[{','.join(fingerprint.views)}]"}
+    options = [f"cache.{name}={value}" for name, value in own.items()]
+    return _recipe(arguments.recipe, [*arguments.overrides, f"cache.dir={arguments.directory}", *options])
 
 
-def _spot_check(recipe: CacheRecipe, num_samples: int) -> None:
+def _spot_check(directory: str, recipe: CacheRecipe, num_samples: int) -> None:
     import random
 
-    from distill.datasets.embeddings import EmbeddingCache
+    from distill.datasets.embeddings import EmbeddingCache, fingerprint_of
+    from distill.datasets.shards import ShardIndex
     from distill.datasets.spotcheck import spot_check
     from distill.datasets.teacherpool import TeacherPool
+    from distill.teacher import load_teacher
 
-    job = _job(recipe)
-    job.teacher.to(one_device())
-    cache = EmbeddingCache.open(job.directory, job.fingerprint)
-    with TeacherPool(job.teacher, job.index, job.config) as pool, progress_bar("samples", num_samples) as advance:
+    index = ShardIndex.open(recipe.data.images)
+    teacher = load_teacher(recipe.teacher).to(one_device())
+    cache = EmbeddingCache.open(directory, fingerprint_of(teacher, index, recipe.cache))
+    with TeacherPool(teacher, index, recipe.cache) as pool, progress_bar("samples", num_samples) as advance:
         found = spot_check(pool, cache, num_samples, rng=random.Random(), advance=advance)
-    _report_spots(found, str(job.directory))
+    _report_spots(found, directory)
 
 
 def _report_spots(found: SpotCheck, directory: str) -> None:

@@ -27,13 +27,12 @@ UNIT = 1024
 
 def plan(arguments: argparse.Namespace) -> int:
     """Measure and print."""
-    from pathlib import Path
-
     from distill.recipe import load_recipe
 
     recipe = load_recipe(arguments.recipe, arguments.overrides, kinds=("cache",))
-    assert isinstance(recipe, CacheRecipe) and recipe.cache.dir is not None
+    assert isinstance(recipe, CacheRecipe)
 
+    from distill.datasets.cachejob import directory_of
     from distill.datasets.cacheplan import make_plan
     from distill.datasets.codecs import CODECS
     from distill.datasets.fidelity import measure_fidelity
@@ -41,11 +40,12 @@ def plan(arguments: argparse.Namespace) -> int:
     from distill.datasets.teacherpool import TeacherPool
     from distill.teacher import load_teacher
 
+    directory = directory_of(recipe.cache)
     index = ShardIndex.open(recipe.data.images)
     teacher = load_teacher(recipe.teacher).to(one_device())
     with TeacherPool(teacher, index, recipe.cache) as pool:
         fidelities = measure_fidelity(pool, CODECS)
-        found = make_plan(pool, Path(recipe.cache.dir), fidelities=fidelities, num_devices=arguments.devices)
+        found = make_plan(pool, directory, fidelities=fidelities, num_devices=arguments.devices)
     if arguments.json:
         print(json.dumps(dataclasses.asdict(found), indent=1))
     else:

@@ -1,17 +1,23 @@
-"""Photographs, COCO-format sets and shards, made small and real."""
+"""Photographs, COCO-format sets and shards, made small and real, and places that are not of this machine."""
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+import re
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
 
+from distill.datasets import places
 from distill.datasets.rle import encode_mask
 from distill.datasets.sa1b import annotation_row, sample_annotation
 from distill.datasets.shards import ShardWriter
@@ -82,3 +88,77 @@ def coco_files(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
         return directory, file
 
     return make
+
+
+class RangeHandler(SimpleHTTPRequestHandler):
+    """Serves a directory with byte ranges; the server counts what it sent, and fails as often as it is told to."""
+
+    def do_GET(self) -> None:
+        self.server.num_requests += 1
+        if self.server.num_failures:
+            self.server.num_failures -= 1
+            self.send_error(503)
+            return
+        match = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        path = Path(self.translate_path(self.path))
+        if match is None or not path.is_file() or not self.server.has_ranges:
+            super().do_GET()
+            return
+        first, last = int(match[1]), min(int(match[2]), path.stat().st_size - 1)
+        with path.open("rb") as file:
+            file.seek(first)
+            content = file.read(last - first + 1)
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {first}-{last}/{path.stat().st_size}")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.server.num_bytes += len(content)
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ThreadingHTTPServer]:
+    """Serves tmp_path / "served"; `server.url` is its address."""
+    directory = tmp_path / "served"
+    directory.mkdir()
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(RangeHandler, directory=str(directory))) as served:
+        served.daemon_threads = True
+        served.num_bytes = served.num_requests = served.num_failures = 0
+        served.has_ranges = True
+        served.url = f"http://127.0.0.1:{served.server_port}"
+        thread = threading.Thread(target=served.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield served
+        served.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where indices of remote shards are kept: a place of the test's own. Remote reads are tried again at once."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(places, "FIRST_PAUSE", 0.01)
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def memory() -> Iterator[str]:
+    """An address in fsspec's memory file system, empty."""
+    filesystem = fsspec.filesystem("memory")
+    yield "memory://bucket/sa1b"
+    filesystem.store.clear()
+    filesystem.pseudo_dirs[:] = [""]
+
+
+@pytest.fixture
+def upload() -> Callable[[Path, str], None]:
+    """upload(directory, url): its files, in fsspec's memory file system."""
+
+    def copy(directory: Path, url: str) -> None:
+        for path in directory.iterdir():
+            fsspec.filesystem("memory").pipe_file(f"{url}/{path.name}", path.read_bytes())
+
+    return copy

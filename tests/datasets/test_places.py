@@ -5,12 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
-import re
 import tarfile
-import threading
-from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
@@ -24,71 +19,9 @@ from distill.datasets.shards import INDEX_NAME, ShardIndex
 from distill.errors import DataError
 
 
-class RangeHandler(SimpleHTTPRequestHandler):
-    """Serves a directory with byte ranges; the server counts what it sent, and fails as often as it is told to."""
-
-    def do_GET(self) -> None:
-        self.server.num_requests += 1
-        if self.server.num_failures:
-            self.server.num_failures -= 1
-            self.send_error(503)
-            return
-        match = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        path = Path(self.translate_path(self.path))
-        if match is None or not path.is_file() or not self.server.has_ranges:
-            super().do_GET()
-            return
-        first, last = int(match[1]), min(int(match[2]), path.stat().st_size - 1)
-        with path.open("rb") as file:
-            file.seek(first)
-            content = file.read(last - first + 1)
-        self.send_response(206)
-        self.send_header("Content-Range", f"bytes {first}-{last}/{path.stat().st_size}")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.server.num_bytes += len(content)
-        self.wfile.write(content)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[ThreadingHTTPServer]:
-    """Serves tmp_path / "served"; `server.url` is its address."""
-    directory = tmp_path / "served"
-    directory.mkdir()
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(RangeHandler, directory=str(directory))) as served:
-        served.daemon_threads = True
-        served.num_bytes = served.num_requests = served.num_failures = 0
-        served.has_ranges = True
-        served.url = f"http://127.0.0.1:{served.server_port}"
-        thread = threading.Thread(target=served.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield served
-        served.shutdown()
-        thread.join()
-
-
 @pytest.fixture(autouse=True)
-def cache_home(tmp_path: Path, monkeypatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(places, "FIRST_PAUSE", 0.01)
-    return tmp_path / "home"
-
-
-@pytest.fixture
-def memory() -> Iterator[str]:
-    """An address in fsspec's memory file system, empty."""
-    filesystem = fsspec.filesystem("memory")
-    yield "memory://bucket/sa1b"
-    filesystem.store.clear()
-    filesystem.pseudo_dirs[:] = [""]
-
-
-def upload(directory: Path, url: str) -> None:
-    for path in directory.iterdir():
-        fsspec.filesystem("memory").pipe_file(f"{url}/{path.name}", path.read_bytes())
+def in_a_home_of_its_own(cache_home: Path) -> None:
+    """Every test here keeps its indices to itself."""
 
 
 def shuffled_tar(path: Path, jpeg, num_samples: int, *, photo_hw: tuple[int, int] = (30, 40)) -> None:
@@ -114,7 +47,7 @@ def samples(index: ShardIndex) -> list[tuple[str, bytes, bytes | None]]:
     return [(member.key, index.read_image_bytes(member), index.read_annotation(member)) for member in members]
 
 
-def test_remote_shards_are_the_local_ones(tmp_path: Path, make_shards, memory: str) -> None:
+def test_remote_shards_are_the_local_ones(tmp_path: Path, make_shards, memory: str, upload) -> None:
     directory = make_shards(tmp_path / "out", 9)
     (directory / INDEX_NAME).unlink()
     upload(directory, memory)
@@ -124,7 +57,9 @@ def test_remote_shards_are_the_local_ones(tmp_path: Path, make_shards, memory: s
     assert remote.origin(remote.member(0)) == "memory://bucket/sa1b/sa_000000.tar: sample 'photo_000'"
 
 
-def test_the_index_is_kept_here_and_saved_there(tmp_path: Path, make_shards, memory: str, cache_home: Path) -> None:
+def test_the_index_is_kept_here_and_saved_there(
+    tmp_path: Path, make_shards, memory: str, cache_home: Path, upload
+) -> None:
     directory = make_shards(tmp_path / "out", 9)
     (directory / INDEX_NAME).unlink()
     upload(directory, memory)
@@ -188,7 +123,7 @@ def test_a_dropped_request_is_tried_again(server, tmp_path: Path, jpeg) -> None:
         index.read_image_bytes(index.member(0))
 
 
-def test_a_remote_shard_that_is_gone_or_another_is_named(tmp_path: Path, make_shards, memory: str) -> None:
+def test_a_remote_shard_that_is_gone_or_another_is_named(tmp_path: Path, make_shards, memory: str, upload) -> None:
     upload(make_shards(tmp_path / "out", 4, samples_per_shard=2), memory)
     index = ShardIndex.open(memory)
     filesystem = fsspec.filesystem("memory")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.datasets.sealed import disk_errors, read_sealed, write_sealed
+from distill.datasets.sealed import disk_errors, unseal, write_sealed
 from distill.errors import CacheError
 
 CONTENT = {"name": "a", "values": [1, 2.5, None, "é"], "nested": {"b": [["k", 1]]}}
@@ -16,7 +16,7 @@ CONTENT = {"name": "a", "values": [1, 2.5, None, "é"], "nested": {"b": [["k", 1
 def test_round_trip(tmp_path: Path):
     path = tmp_path / "a.json"
     write_sealed(path, CONTENT)
-    assert read_sealed(path) == CONTENT
+    assert unseal(path.read_bytes(), str(path)) == CONTENT
     assert [item.name for item in tmp_path.iterdir()] == ["a.json"]
 
 
@@ -29,14 +29,13 @@ def test_every_flipped_bit_is_found(tmp_path: Path):
         flipped[bit // 8] ^= 1 << bit % 8
         path.write_bytes(flipped)
         with pytest.raises(CacheError, match="damaged"):
-            read_sealed(path)
+            unseal(path.read_bytes(), str(path))
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"{}", b"null", b'{"seal": null}'])
-def test_other_json_is_damaged(tmp_path: Path, data: bytes):
-    (tmp_path / "a.json").write_bytes(data)
+def test_other_json_is_damaged(data: bytes):
     with pytest.raises(CacheError, match="damaged"):
-        read_sealed(tmp_path / "a.json")
+        unseal(data, "a.json")
 
 
 def test_disk_errors_name_the_mend(tmp_path: Path):

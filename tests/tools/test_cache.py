@@ -189,7 +189,7 @@ def test_killed_and_restarted(teacher_file, photo_shards, tmp_path):
         time.sleep(0.002)
     job.send_signal(signal.SIGKILL)
     assert job.wait() == -signal.SIGKILL
-    finished = [Sidecar.read(path) for path in cache.glob("sa_*.json")]
+    finished = [Sidecar.read(cache, path.with_suffix(".tar").name) for path in cache.glob("sa_*.json")]
     assert 0 < len(finished) < 40
     assert cli.main(["cache", "build", *recipe, f"cache.dir={cache}"]) == 0
     assert contents(cache) == contents(tmp_path / "undisturbed")

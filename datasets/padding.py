@@ -1,0 +1,58 @@
+"""The padding of an embedding in few numbers. Losses never see it, but a mask decoder does.
+
+Padding is smooth: it depends on how far the photo's edge is, and on where along the edge. A mean for each line along
+the edge and a coarse mean across them tell most of it. Mean IoU of masks with those from the whole embedding, 224
+prompts on 31 photos, a small trained teacher of a grid of 32 (worst photo in brackets), and what is stored of a
+landscape's padding beside int8's bytes for its photo:
+
+    zeros                            0.970 (0.828)     0
+    one mean vector                  0.991 (0.954)     0.1 %
+    a mean for each line             0.995 (0.980)     1.4 %
+    lines, and 4 means across them   0.998 (0.989)     2.0 %    this file
+    lines, and 32 means across them  0.999 (0.990)     6.0 %
+    every second line                0.999 (0.997)    27   %
+    all of it, in int8               1.000            45   %
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distill.geometry import HW
+
+POOLED_CELLS = 8  # along the edge, to one mean across the lines
+
+
+def summarize_padding(embedding: Tensor, valid_hw: HW) -> Tensor:
+    """The padding (R lines of E cells, along the photo's edge) of (C, E, E) as its means: (C, R + E / 8).
+
+    Args:
+        valid_hw: rows and columns of the block at the top left that is no padding; one of them is E.
+    Returns:
+        The mean of each line, nearest first, then those of stretches of POOLED_CELLS cells of all lines together;
+        (C, 0) where there is no padding.
+    """
+    lines = _lines(embedding, valid_hw)  # (C, R, E)
+    if not lines.shape[1]:
+        return lines.new_zeros(lines.shape[0], 0)
+    num_stretches = -(-lines.shape[2] // POOLED_CELLS)
+    return torch.cat([lines.mean(2), F.adaptive_avg_pool1d(lines.mean(1), num_stretches)], 1)
+
+
+def restore_padding(embedding: Tensor, summary: Tensor, valid_hw: HW) -> None:
+    """Fill the padding of (C, E, E), in place, with what `summarize_padding` says of it."""
+    lines = _lines(embedding, valid_hw)  # (C, R, E), a view
+    num_lines, length = lines.shape[1:]
+    if not num_lines:
+        return
+    along, across = summary[:, :num_lines], summary[:, num_lines:]
+    profile = F.interpolate(across[None], size=length, mode="linear", align_corners=False)[0]  # (C, E)
+    lines.copy_(along[:, :, None] + (profile - profile.mean(1, keepdim=True))[:, None])
+
+
+def _lines(embedding: Tensor, valid_hw: HW) -> Tensor:
+    """The padding of (C, E, E) as lines along the photo's edge, nearest first: a view (C, R, E)."""
+    rows, cols = valid_hw
+    return embedding[:, rows:] if cols == embedding.shape[2] else embedding[:, :, cols:].transpose(1, 2)

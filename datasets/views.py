@@ -1,0 +1,36 @@
+"""Views of a photo: what of it the teacher saw. Each view has an embedding of its own.
+
+The embedding of a flipped photo is not the flipped embedding: encoders are not symmetric, and the padding stays at the
+right. So a cache holds one for each view, and a student may see only the views that its cache holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from distill.errors import CacheError, did_you_mean
+
+IDENTITY, HFLIP = "identity", "hflip"
+VIEWS = (IDENTITY, HFLIP)
+
+
+def check_views(views: Sequence[str]) -> None:
+    """Raise CacheError on views that no cache can hold."""
+    for view in views:
+        if view not in VIEWS:
+            raise CacheError(f"cache.views: unknown view '{view}'. {did_you_mean(view, VIEWS)}")
+    if list(views[:1]) != [IDENTITY] or len(set(views)) < len(views):
+        raise CacheError(f"cache.views: {list(views)} must begin with '{IDENTITY}' and hold each view once")
+
+
+def view_of(image: np.ndarray, view: str) -> np.ndarray:
+    """A view of a photo (H, W, 3)."""
+    return np.ascontiguousarray(image[:, ::-1]) if view == HFLIP else image
+
+
+def flip_boxes(boxes_xyxy: np.ndarray, width: int) -> np.ndarray:
+    """Boxes (n, 4), XYXY in pixels of a photo of that width, in the flipped photo."""
+    x0, y0, x1, y1 = boxes_xyxy.T  # (n,) each
+    return np.stack([width - x1, y0, width - x0, y1], 1)
