@@ -1,12 +1,18 @@
 """SAM's mask decoder for many prompts over few images: segment-anything's answers and weights, with less work.
 
-segment-anything copies the embedding for every prompt and works on the copies. Here, while all prompts of an image
-still see the same image tokens, these are projected and attended to once; later the projections of one input are one
-matrix product, and the position term joins after it, where it is narrower and the same for all prompts. The upscaling
-stays in token order to the end, where only the logits are put in their places.
+segment-anything copies the embedding for every prompt, projects the copies, and keeps every step for the backward pass.
+Here:
+
+- while all prompts of an image still see the same image tokens, these are projected once for all of them;
+- later an image of E x E tokens meets a handful of prompt tokens: the projections of the image side are moved over to
+  that handful (query . W x = (W' query) . x), so that no projected image is ever computed or kept;
+- what is cheap to compute again is not kept for the backward pass: sums, norms and activations, no matrix product;
+- the upscaling stays in token order to the end, where only the logits are put in their places.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -14,120 +20,158 @@ from segment_anything.modeling import MaskDecoder
 from segment_anything.modeling.common import LayerNorm2d
 from segment_anything.modeling.transformer import Attention, TwoWayAttentionBlock
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+class SharedImages:
+    """The image tokens (B, E E, C) before a prompt has changed them, and what the first layer makes of them once.
+
+    Args:
+        values: embeddings with what is the same for all prompts added. positions: (E E, C), the grid's encoding.
+    """
+
+    def __init__(self, values: Tensor, positions: Tensor, decoder: MaskDecoder) -> None:
+        layer = decoder.transformer.layers[0]
+        to_image, to_token = layer.cross_attn_token_to_image, layer.cross_attn_image_to_token
+        placed = values + positions
+        self.values = values
+        self.keys, self.image_values = to_image.k_proj(placed), to_image.v_proj(values)  # (B, E E, D)
+        self.image_queries = to_token.q_proj(placed)  # (B, E E, D)
+
+    def of(self, image_index: Tensor) -> SharedImagesOfPrompts:
+        """Laid out for P prompts by the image (P,) that each asks about."""
+        return SharedImagesOfPrompts(self, image_index)
+
+
+class SharedImagesOfPrompts:
+    """SharedImages in the order of P prompts, which are laid out as (B, N) slots, N the most prompts of an image."""
+
+    def __init__(self, images: SharedImages, image_index: Tensor) -> None:
+        self.image_index = image_index
+        self.values = images.values
+        present, place = image_index.unique(return_inverse=True)
+        # not x[index]: on several threads its gradient is summed in any order, and a resumed run would differ
+        self.keys, self.image_values, self.image_queries = (
+            x.index_select(0, present) for x in (images.keys, images.image_values, images.image_queries)
+        )
+        counts = torch.bincount(place)
+        order = place.argsort(stable=True)
+        first = counts.cumsum(0) - counts
+        self.num_slots = int(counts.max())
+        slot = torch.empty_like(place)
+        slot[order] = torch.arange(len(order), device=order.device) - first[place[order]]
+        self.slots = place * self.num_slots + slot  # (P,) in 0 .. B N
+
+    def answer(self, attention: Attention, queries: Tensor, positions: Tensor) -> Tensor:
+        """Token to image attention (P, T, C) -> (P, T, C)."""
+        rows = self._by_image(attention.q_proj(queries))
+        answers = _attend(attention, rows, self.keys, self.image_values)  # (B, N T, C)
+        return self._by_prompt(answers.unflatten(1, (self.num_slots, -1)))
+
+    def changed_by(self, attention: Attention, keys: Tensor, values: Tensor, positions: Tensor) -> Tensor:
+        """The tokens plus image to token attention: keys, values (P, T, C) -> (P, E E, C)."""
+        rows = _split_heads(attention, self._by_image(attention.k_proj(keys)))  # (B, heads, N T, D / heads)
+        queries = _split_heads(attention, self.image_queries)  # (B, heads, E E, D / heads)
+        scores = (rows @ queries.transpose(2, 3)).unflatten(2, (self.num_slots, -1))  # (B, heads, N, T, E E)
+        scores = self._by_prompt(scores.transpose(1, 2))  # (P, heads, T, E E)
+        return _add_attended(attention, self.values.index_select(0, self.image_index), scores, values)
+
+    def _by_image(self, per_prompt: Tensor) -> Tensor:
+        """(P, T, D) -> (B, N T, D): all prompts of an image in one row, empty slots zero."""
+        num_images = len(self.keys)
+        rows = per_prompt.new_zeros(num_images * self.num_slots, *per_prompt.shape[1:])
+        return rows.index_copy(0, self.slots, per_prompt).unflatten(0, (num_images, -1)).flatten(1, 2)
+
+    def _by_prompt(self, slots: Tensor) -> Tensor:
+        """(B, N, ...) -> (P, ...)."""
+        return slots.flatten(0, 1).index_select(0, self.slots)
+
+
+class ImagesOfPrompts:
+    """The image tokens (P, E E, C) of each prompt, with the methods of SharedImagesOfPrompts."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+
+    def answer(self, attention: Attention, queries: Tensor, positions: Tensor) -> Tensor:
+        """Token to image attention (P, T, C) -> (P, T, C). A key's bias is the same for all keys: without effect."""
+        heads, num_tokens = attention.num_heads, queries.shape[1]
+        absorbed = _absorb(attention, attention.q_proj(queries), attention.k_proj)  # (P, heads T, C)
+        scores = _recompute(_placed_scores, self.values, positions, absorbed)  # (P, heads T, E E)
+        weights = (scores / _head_dim(attention) ** 0.5).softmax(-1)
+        mixed = (weights @ self.values).unflatten(1, (heads, num_tokens))  # (P, heads, T, C)
+        weight = attention.v_proj.weight.unflatten(0, (heads, -1))  # (heads, D / heads, C)
+        answers = torch.einsum("phtc,hdc->pthd", mixed, weight).flatten(2) + attention.v_proj.bias
+        projected: Tensor = attention.out_proj(answers)
+        return projected
+
+    def changed_by(self, attention: Attention, keys: Tensor, values: Tensor, positions: Tensor) -> Tensor:
+        """The tokens plus image to token attention: keys, values (P, T, C) -> (P, E E, C)."""
+        projected = attention.k_proj(keys)  # (P, T, D)
+        absorbed = _absorb(attention, projected, attention.q_proj)  # (P, heads T, C)
+        bias = attention.q_proj.bias.unflatten(0, (attention.num_heads, -1))  # (heads, D / heads)
+        shift = torch.einsum("phtd,hd->pht", _split_heads(attention, projected), bias)[..., None]
+        scores = _recompute(_placed_scores, self.values, positions, absorbed).unflatten(1, shift.shape[1:3]) + shift
+        return _add_attended(attention, self.values, scores, values)
 
 
 def decode_prompts(
-    decoder: MaskDecoder, embeddings: Tensor, positions: Tensor, sparse: Tensor, dense: Tensor, image_index: Tensor
+    decoder: MaskDecoder, images: SharedImages | Tensor, positions: Tensor, sparse: Tensor, image_index: Tensor
 ) -> tuple[Tensor, Tensor]:
     """All four masks of every prompt.
 
     Args:
-        decoder: whose weights answer. embeddings: (B, C, E, E). positions: (1, C, E, E), the grid's encoding.
+        decoder: whose weights answer.
+        images: those that the prompts share; or the tokens (P, E E, C) of each prompt, where masks were added to them.
+        positions: (E E, C), the grid's encoding.
         sparse: (P, T, C) prompt tokens. image_index: (P,) the image of each prompt.
-        dense: (1, C, E, E), the same for all prompts, or (P, C, E, E).
     Returns:
         mask logits (P, 4, 4E, 4E): token 0 (single), then the three of the multimask output; predicted IoU (P, 4).
     """
-    grid = embeddings.shape[-1]
     output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])  # (5, C)
     tokens = torch.cat([output_tokens.expand(len(sparse), -1, -1), sparse], 1)  # (P, 5 + T, C)
-    if len(dense) == 1:
-        image = ImageTokens(_flatten(embeddings + dense), image_index)
-    else:
-        # not embeddings[index]: on several threads its gradient is summed in any order, and a resumed run would differ
-        image = ImageTokens(_flatten(embeddings.index_select(0, image_index) + dense), None)
-    queries, keys = _two_way(decoder, tokens, image, _flatten(positions)[0])
+    laid_out = images.of(image_index) if isinstance(images, SharedImages) else ImagesOfPrompts(images)
+    queries, image_tokens = _two_way(decoder, tokens, laid_out, positions)
     filters = torch.stack(
         [mlp(queries[:, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], 1
     )  # (P, 4, C/8)
-    return _upscale(decoder.output_upscaling, keys, filters, grid), decoder.iou_prediction_head(queries[:, 0])
+    return _upscale(decoder.output_upscaling, image_tokens, filters), decoder.iou_prediction_head(queries[:, 0])
 
 
-def _flatten(maps: Tensor) -> Tensor:
-    return maps.flatten(2).transpose(1, 2)  # (B, C, E, E) -> (B, E E, C)
+def flatten_grid(maps: Tensor) -> Tensor:
+    """(B, C, E, E) -> tokens (B, E E, C)."""
+    return maps.flatten(2).transpose(1, 2)
 
 
-class ImageTokens:
-    """The image side: one row of tokens per prompt, or one per image as long as its prompts have not changed it.
-
-    values: (P, E E, C) with image_index None, else (B, E E, C) shared by the prompts that name the image.
-    """
-
-    def __init__(self, values: Tensor, image_index: Tensor | None) -> None:
-        self.values = values
-        self.image_index = image_index
-        if image_index is not None:
-            # prompts are laid out as (B, N) slots, N the most prompts of an image, so that they attend in one call
-            counts = torch.bincount(image_index, minlength=len(values))
-            order = image_index.argsort(stable=True)
-            first = counts.cumsum(0) - counts
-            self.num_slots = int(counts.max())
-            slot = torch.empty_like(image_index)
-            slot[order] = torch.arange(len(order), device=order.device) - first[image_index[order]]
-            self.slots = image_index * self.num_slots + slot  # (P,) in 0 .. B N
-
-    def group(self, per_prompt: Tensor) -> Tensor:
-        """(P, L, D) -> (B, N, L, D), empty slots zero."""
-        slots = per_prompt.new_zeros(len(self.values) * self.num_slots, *per_prompt.shape[1:])
-        slots = slots.index_copy(0, self.slots, per_prompt)
-        return slots.unflatten(0, (len(self.values), self.num_slots))
-
-    def ungroup(self, grouped: Tensor) -> Tensor:
-        """(B, N, L, D) -> (P, L, D)."""
-        return grouped.flatten(0, 1).index_select(0, self.slots)
-
-
-def _two_way(decoder: MaskDecoder, tokens: Tensor, image: ImageTokens, positions: Tensor) -> tuple[Tensor, Tensor]:
+def _two_way(
+    decoder: MaskDecoder, tokens: Tensor, images: SharedImagesOfPrompts | ImagesOfPrompts, positions: Tensor
+) -> tuple[Tensor, Tensor]:
     """TwoWayTransformer: (P, 5 + T, C) tokens and the image's -> tokens (P, 5 + T, C), image tokens (P, E E, C)."""
     transformer = decoder.transformer
     queries = tokens
     for layer in transformer.layers:
-        queries, image = _two_way_layer(layer, queries, tokens, image, positions)
-    final = transformer.final_attn_token_to_image
-    keys, values = _project(image.values, positions, (final.k_proj, True), (final.v_proj, False))
-    queries = queries + _attend(final, final.q_proj(queries + tokens), keys, values)
-    return transformer.norm_final_attn(queries), image.values
+        queries, images = _two_way_layer(layer, queries, tokens, images, positions)
+    assert isinstance(images, ImagesOfPrompts)
+    queries = queries + images.answer(transformer.final_attn_token_to_image, queries + tokens, positions)
+    return transformer.norm_final_attn(queries), images.values
 
 
 def _two_way_layer(
-    layer: TwoWayAttentionBlock, queries: Tensor, tokens: Tensor, image: ImageTokens, positions: Tensor
-) -> tuple[Tensor, ImageTokens]:
+    layer: TwoWayAttentionBlock,
+    queries: Tensor,
+    tokens: Tensor,
+    images: SharedImagesOfPrompts | ImagesOfPrompts,
+    positions: Tensor,
+) -> tuple[Tensor, ImagesOfPrompts]:
     if layer.skip_first_layer_pe:
         queries = _self_attend(layer.self_attn, queries, queries)
     else:
         queries = queries + _self_attend(layer.self_attn, queries + tokens, queries)
     queries = layer.norm1(queries)
-
-    to_image, to_token = layer.cross_attn_token_to_image, layer.cross_attn_image_to_token
-    keys, values, image_queries = _project(
-        image.values, positions, (to_image.k_proj, True), (to_image.v_proj, False), (to_token.q_proj, True)
-    )
-    token_queries = to_image.q_proj(queries + tokens)
-    if image.image_index is None:
-        seen = _attend(to_image, token_queries, keys, values)
-    else:
-        grouped = image.group(token_queries)  # (B, N, L, D)
-        seen = _attend(to_image, grouped.flatten(1, 2), keys, values)  # all prompts of an image in one row
-        seen = image.ungroup(seen.unflatten(1, grouped.shape[1:3]))
-    queries = layer.norm2(queries + seen)
+    queries = layer.norm2(queries + images.answer(layer.cross_attn_token_to_image, queries + tokens, positions))
     queries = layer.norm3(queries + layer.mlp(queries))
-
-    token_keys, token_values = to_token.k_proj(queries + tokens), to_token.v_proj(queries)
-    before = image.values
-    if image.image_index is not None:
-        image_queries = image_queries.index_select(0, image.image_index)
-        before = before.index_select(0, image.image_index)
-    return queries, ImageTokens(layer.norm4(before + _attend(to_token, image_queries, token_keys, token_values)), None)
-
-
-def _project(inputs: Tensor, positions: Tensor, *projections: tuple[nn.Linear, bool]) -> tuple[Tensor, ...]:
-    """Several projections of (B, E E, C) in one product; those marked True see inputs + positions (E E, C)."""
-    weight = torch.cat([linear.weight for linear, _ in projections])
-    shift = torch.cat(
-        [linear(positions) if placed else linear.bias.expand(len(positions), -1) for linear, placed in projections], 1
-    )
-    projected = F.linear(inputs, weight) + shift
-    return projected.split([linear.out_features for linear, _ in projections], -1)
+    changed = images.changed_by(layer.cross_attn_image_to_token, queries + tokens, queries, positions)
+    return queries, ImagesOfPrompts(layer.norm4(changed))
 
 
 def _self_attend(attention: Attention, queries_and_keys: Tensor, values: Tensor) -> Tensor:
@@ -137,16 +181,45 @@ def _self_attend(attention: Attention, queries_and_keys: Tensor, values: Tensor)
 
 def _attend(attention: Attention, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Multi-head attention of projected inputs (B, L, D) and the projection of its output."""
-    queries, keys, values = (
-        x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for x in (queries, keys, values)
-    )
+    queries, keys, values = (_split_heads(attention, x) for x in (queries, keys, values))
     # one side is a handful of tokens, so the weights are small; a fused kernel would only slow the backward down
-    weights = (queries @ keys.transpose(2, 3) / queries.shape[-1] ** 0.5).softmax(-1)  # (B, heads, L, M)
+    weights = (queries @ keys.transpose(2, 3) / _head_dim(attention) ** 0.5).softmax(-1)  # (B, heads, L, M)
     mixed: Tensor = attention.out_proj((weights @ values).transpose(1, 2).flatten(2))
     return mixed
 
 
-def _upscale(upscaling: nn.Sequential, tokens: Tensor, filters: Tensor, grid: int) -> Tensor:
+def _head_dim(attention: Attention) -> int:
+    return int(attention.internal_dim) // int(attention.num_heads)
+
+
+def _split_heads(attention: Attention, x: Tensor) -> Tensor:
+    return x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)  # (B, L, D) -> (B, heads, L, D / heads)
+
+
+def _absorb(attention: Attention, projected: Tensor, other: nn.Linear) -> Tensor:
+    """Tokens (P, T, D) of one side, back through the projection of the other: (P, heads T, C).
+
+    Their products with the other side's inputs are their products with its projections, but for `other`'s bias.
+    """
+    weight = other.weight.unflatten(0, (attention.num_heads, -1))  # (heads, D / heads, C)
+    return (_split_heads(attention, projected) @ weight).flatten(1, 2)
+
+
+def _placed_scores(values: Tensor, positions: Tensor, absorbed: Tensor) -> Tensor:
+    return absorbed @ (values + positions).transpose(1, 2)  # (P, L, C) and (P, E E, C) -> (P, L, E E)
+
+
+def _add_attended(attention: Attention, before: Tensor, scores: Tensor, values: Tensor) -> Tensor:
+    """Image tokens (P, E E, C) plus what they take from T tokens: scores (P, heads, T, E E), values (P, T, C)."""
+    weights = (scores / _head_dim(attention) ** 0.5).softmax(2).flatten(1, 2)  # (P, heads T, E E)
+    projected = _split_heads(attention, attention.v_proj(values))  # (P, heads, T, D / heads)
+    weight = attention.out_proj.weight.unflatten(1, (attention.num_heads, -1))  # (C, heads, D / heads)
+    taken = torch.einsum("phtd,chd->phtc", projected, weight).flatten(1, 2)  # (P, heads T, C)
+    # the weights of a head add up to one, so every head gives its share of the bias
+    return torch.baddbmm(before, weights.transpose(1, 2), taken + attention.out_proj.bias / attention.num_heads)
+
+
+def _upscale(upscaling: nn.Sequential, tokens: Tensor, filters: Tensor) -> Tensor:
     """Image tokens (P, E E, C) through two stride-2 upsamplings, dotted with filters (P, K, C/8) -> (P, K, 4E, 4E).
 
     A transposed convolution whose kernel is its stride maps each cell to its own 2 x 2 block: a matrix product.
@@ -154,12 +227,19 @@ def _upscale(upscaling: nn.Sequential, tokens: Tensor, filters: Tensor, grid: in
     first, norm, activation, second, last_activation = upscaling
     assert isinstance(first, nn.ConvTranspose2d) and isinstance(second, nn.ConvTranspose2d)
     assert isinstance(norm, LayerNorm2d)
-    cells = _to_blocks(first, tokens)  # (P, E E, 4, C/4)
-    cells = activation(F.layer_norm(cells, cells.shape[-1:], norm.weight, norm.bias, norm.eps))
-    cells = last_activation(_to_blocks(second, cells))  # (P, E E, 4, 4, C/8)
-    logits = filters @ cells.flatten(1, 3).transpose(1, 2)  # (P, K, E E 16)
+
+    def to_finer_blocks(cells: Tensor) -> Tensor:
+        normed = F.layer_norm(cells, cells.shape[-1:], norm.weight, norm.bias, norm.eps)
+        return _to_blocks(second, activation(normed))  # (P, E E, 4, 4, C/8)
+
+    def to_logits(cells: Tensor, filters: Tensor) -> Tensor:
+        return last_activation(cells).flatten(1, 3) @ filters.transpose(1, 2)  # (P, E E 16, K)
+
+    cells = _recompute(to_finer_blocks, _to_blocks(first, tokens))
+    logits = _recompute(to_logits, cells, filters)
     # rows: grid, first block, second block; columns the same
-    logits = logits.unflatten(2, (grid, grid, 2, 2, 2, 2)).permute(0, 1, 2, 4, 6, 3, 5, 7)
+    grid = int(tokens.shape[1] ** 0.5)
+    logits = logits.unflatten(1, (grid, grid, 2, 2, 2, 2)).permute(0, 7, 1, 3, 5, 2, 4, 6)
     return logits.reshape(*filters.shape[:2], 4 * grid, 4 * grid)
 
 
@@ -168,3 +248,14 @@ def _to_blocks(conv: nn.ConvTranspose2d, cells: Tensor) -> Tensor:
     weight = conv.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (C, C', 2, 2) -> (4 C', C)
     assert conv.bias is not None
     return F.linear(cells, weight, conv.bias.repeat(4)).unflatten(-1, (4, conv.out_channels))
+
+
+def _recompute(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """function(*tensors), whose last step is a matrix product: what precedes that is done again in the backward pass.
+
+    The product is not: recomputing stops once its inputs are there.
+    """
+    if not torch.is_grad_enabled():
+        return function(*tensors)
+    result: Tensor = checkpoint(function, *tensors, use_reentrant=False, preserve_rng_state=False)
+    return result

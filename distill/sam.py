@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
 from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from distill.decoder import decode_prompts
+from distill.decoder import SharedImages, decode_prompts, flatten_grid
 from distill.errors import DistillError, did_you_mean
 from distill.prompts import Prompts, paint_prompts
 from distill.students import STUDENTS, build_encoder, check_student_name
@@ -110,14 +112,47 @@ class PromptableModel(nn.Module):
         tokens = slice(1, None) if multimask else slice(0, 1)
         return logits[:, tokens], iou_predictions[:, tokens]
 
-    def decode_all(self, embeddings: Tensor, prompts: Prompts) -> tuple[Tensor, Tensor]:
-        """As `decode`, with all four masks: token 0 (single), then the three of the multimask output."""
+    def decode_all(
+        self, embeddings: Tensor, prompts: Prompts, *, prompts_per_chunk: int = 0, checkpointing: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """As `decode`, with all four masks: token 0 (single), then the three of the multimask output.
+
+        Args:
+            prompts_per_chunk: how many prompts go through the decoder together; 0: all.
+            checkpointing: what a chunk computes on the way is not kept, but computed again in the backward pass.
+        """
+        positions = flatten_grid(self.prompt_encoder.get_dense_pe())[0]  # (E E, C)
+        images: SharedImages | Tensor = embeddings
+        if not self._has_masks(prompts):
+            no_mask = self.prompt_encoder.no_mask_embed.weight[..., None, None]  # (1, C, 1, 1)
+            images = SharedImages(flatten_grid(embeddings + no_mask), positions, self.mask_decoder)
+        answers = []
+        for chunk in _chunks(prompts, prompts_per_chunk):
+            if checkpointing and torch.is_grad_enabled():
+                kept: tuple[Tensor, Tensor] = checkpoint(
+                    self._decode_chunk, images, chunk, positions, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                kept = self._decode_chunk(images, chunk, positions)
+            answers.append(kept)
+        logits, iou_predictions = zip(*answers, strict=True)
+        return torch.cat(logits), torch.cat(iou_predictions)
+
+    def _decode_chunk(
+        self, images: SharedImages | Tensor, prompts: Prompts, positions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Images: what the prompts share, or the embeddings (B, C, E, E) that the masks of the prompts are added to."""
         sparse, dense = self._encode_prompts(prompts)
-        positions = self.prompt_encoder.get_dense_pe()  # (1, C, E, E)
-        return decode_prompts(self.mask_decoder, embeddings, positions, sparse, dense, prompts.image_index)
+        if isinstance(images, Tensor):
+            # not images[index]: on several threads its gradient is summed in any order, and a resumed run would differ
+            images = flatten_grid(images.index_select(0, prompts.image_index) + dense)
+        return decode_prompts(self.mask_decoder, images, positions, sparse, prompts.image_index)
+
+    def _has_masks(self, prompts: Prompts) -> bool:
+        return self.spec.paint_prompts or prompts.mask_logits is not None
 
     def _encode_prompts(self, prompts: Prompts) -> tuple[Tensor, Tensor]:
-        """Prompt tokens (P, T, C), and what is added to the embedding: (P, C, E, E), or (1, C, E, E) without masks."""
+        """Prompt tokens (P, T, C), and what is added to the embedding (P, C, E, E)."""
         points = None
         if prompts.points_xy is not None:
             points = (prompts.points_xy, prompts.point_labels)
@@ -128,7 +163,16 @@ class PromptableModel(nn.Module):
         sparse, dense = self.prompt_encoder(points=points, boxes=prompts.boxes_xyxy, masks=masks)
         if len(sparse) != len(prompts):  # a prompt of masks alone: segment_anything returns a batch of one
             sparse = sparse.expand(len(prompts), -1, -1)
-        return sparse, dense[:1] if masks is None else dense
+        return sparse, dense
+
+
+def _chunks(prompts: Prompts, size: int) -> list[Prompts]:
+    """At most `size` prompts each, in their order; 0: all in one."""
+    if not 0 < size < len(prompts):
+        return [prompts]
+    parts = {name: None if values is None else values.split(size) for name, values in vars(prompts).items()}
+    num_chunks = -(-len(prompts) // size)
+    return [Prompts(**{name: part and part[i] for name, part in parts.items()}) for i in range(num_chunks)]
 
 
 def set_norm_eps(model: nn.Module, eps: float) -> None:

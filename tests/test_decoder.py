@@ -64,11 +64,42 @@ def published_answer(model: PromptableModel, embeddings: Tensor, prompts: Prompt
 @pytest.mark.parametrize("kind", ["box", "point", "mask", "box+point", "box+mask", "point+mask", "box+point+mask"])
 @pytest.mark.parametrize("image_index", IMAGE_INDICES, ids=str)
 def test_answers_and_gradients_are_those_of_segment_anything(kind: str, image_index: list[int]) -> None:
+    assert_equal(kind, image_index)
+
+
+@pytest.mark.parametrize("kind", ["box", "box+point+mask"])
+@pytest.mark.parametrize("prompts_per_chunk", [0, 1, 3, 7])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_chunks_and_checkpointing_change_nothing(kind: str, prompts_per_chunk: int, checkpointing: bool) -> None:
+    assert_equal(kind, IMAGE_INDICES[1], prompts_per_chunk=prompts_per_chunk, checkpointing=checkpointing)
+
+
+@pytest.mark.parametrize("kind", ["box", "point+mask"])
+def test_checkpointing_keeps_fewer_bytes(kind: str) -> None:
+    model = build()
+    prompts = draw(kind, torch.arange(8) % 2, model.prompt_size)
+    embeddings = torch.randn(2, 64, 16, 16, requires_grad=True)
+
+    def kept_bytes(**options: int) -> int:
+        storages: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model.decode_all(embeddings, prompts, **options)
+        return sum(storages.values())
+
+    assert kept_bytes(prompts_per_chunk=2, checkpointing=True) < 0.2 * kept_bytes()
+
+
+def assert_equal(kind: str, image_index: list[int], **options: int) -> None:
     model = build()
     prompts = draw(kind, torch.tensor(image_index), model.prompt_size)
     embeddings = torch.randn(3, 64, 16, 16)
     results = []
-    for answer in (model.decode_all, lambda e, p: published_answer(model, e, p)):
+    for answer in (lambda e, p: model.decode_all(e, p, **options), lambda e, p: published_answer(model, e, p)):
         model.zero_grad()
         leaf = embeddings.clone().requires_grad_()
         logits, iou = answer(leaf, prompts)
@@ -80,8 +111,11 @@ def test_answers_and_gradients_are_those_of_segment_anything(kind: str, image_in
     torch.testing.assert_close(ours[0], theirs[0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(ours[1], theirs[1], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(ours[2], theirs[2], rtol=1e-4, atol=1e-6)
-    assert ours[3].keys() == theirs[3].keys()
+    assert ours[3].keys() <= theirs[3].keys()
     for name, gradient in theirs[3].items():
+        if name not in ours[3]:  # a bias of keys is the same for all of them: the gradient is zero but for rounding
+            assert name.endswith("token_to_image.k_proj.bias") and gradient.abs().max() < 1e-6
+            continue
         torch.testing.assert_close(ours[3][name], gradient, rtol=1e-4, atol=1e-4 * max(1, gradient.abs().max().item()))
 
 
