@@ -1,13 +1,17 @@
-"""timm backbones as students: levels, the cut at a stride, detail finer than the grid."""
+"""timm backbones as students: names, levels, necks, sizes, pixel statistics, the cut at a stride, fine detail."""
 
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
 
 from distill.errors import DistillError
+from distill.geometry import PIXEL_MEAN, PIXEL_STD
 from distill.students import build_encoder
+from distill.students.layers import SamNeck
 from distill.students.neck import PyramidNeck
+from distill.students.timm import TimmEncoder, parse_name
 
 SIZES = {"image_size": 64, "embedding_dim": 16, "embedding_size": 8}
 
@@ -47,3 +51,98 @@ def test_detail_inside_a_cell_reaches_the_embedding() -> None:
     with torch.no_grad():
         difference = (neck([left]) - neck([1 - left])).abs().max()
     assert difference > 0.01
+
+
+def build(name: str, **sizes: int) -> TimmEncoder:
+    encoder = build_encoder(f"timm/{name}", **{**SIZES, **sizes})
+    assert isinstance(encoder, TimmEncoder)
+    return encoder
+
+
+@pytest.mark.parametrize(
+    ("name", "image_size", "embedding_size", "levels"),
+    [
+        ("resnet10t", 64, 8, [2, 4, 8, 16, 32]),
+        ("resnet10t", 64, 4, [4, 8, 16, 32]),
+        ("resnet10t", 64, 2, [8, 16, 32]),
+        ("resnet10t@8-16", 64, 8, [8, 16]),
+        ("resnet10t+sam", 64, 8, [8]),
+        ("resnet10t+sam", 64, 4, [16]),
+        ("resnet10t+sam", 64, 2, [32]),
+        ("resnet10t@32+sam", 64, 4, [32]),
+        ("convnext_atto+sam", 96, 6, [16]),
+        ("vit_tiny_patch16_224", 96, 6, [16, 16, 16]),
+        ("vit_tiny_patch16_224+sam", 96, 6, [16]),
+        ("swin_tiny_patch4_window7_224@16+sam", 96, 6, [16]),  # channels last, windows that do not divide the map
+    ],
+)
+def test_levels_and_necks(name: str, image_size: int, embedding_size: int, levels: list[int]) -> None:
+    encoder = build(name, image_size=image_size, embedding_size=embedding_size).train()
+    assert encoder.backbone.feature_info.reduction() == levels
+    assert isinstance(encoder.neck, SamNeck if name.endswith("+sam") else PyramidNeck)
+    embedding = encoder(torch.randn(2, 3, image_size, image_size))
+    assert embedding.shape == (2, 16, embedding_size, embedding_size)
+    (embedding * torch.randn_like(embedding)).sum().backward()
+    assert [name for name, p in encoder.named_parameters() if p.grad is None] == []
+
+
+def test_a_vit_has_a_position_for_every_patch() -> None:
+    small, large = (build("vit_tiny_patch16_224", image_size=size, embedding_size=4) for size in (64, 96))
+    assert small.backbone.model.pos_embed.shape[1] == 1 + 4**2
+    assert large.backbone.model.pos_embed.shape[1] == 1 + 6**2
+
+
+def test_a_tag_maps_pixels_to_the_statistics_of_its_weights() -> None:
+    name = "tf_efficientnet_lite0"
+    config = timm.get_pretrained_cfg(f"{name}.in1k")
+    tagged, plain = build(f"{name}.in1k").eval(), build(name).eval()
+    assert list(tagged.state_dict()) == list(plain.state_dict())
+    plain.load_state_dict(tagged.state_dict())
+    photo = 255 * torch.rand(1, 3, 64, 64)
+
+    def normalised(mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+        return (photo - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+
+    theirs = normalised(tuple(255 * m for m in config.mean), tuple(255 * s for s in config.std))
+    ours = normalised(PIXEL_MEAN, PIXEL_STD)
+    with torch.no_grad():
+        torch.testing.assert_close(tagged(ours), plain(theirs), rtol=1e-4, atol=1e-4)
+        assert (tagged(ours) - plain(ours)).abs().max() > 0.01
+
+
+def test_a_tag_of_weights_with_sams_statistics_changes_nothing() -> None:
+    assert build("resnet10t.c3_in1k").pixel_scale is None
+
+
+def test_a_name_without_options_is_what_it_was() -> None:
+    """Stored models are built again from their name: without a tag pixels are not mapped, whatever the weights were."""
+    assert build("tf_efficientnet_lite0").pixel_scale is None
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("timm/resnet18@3-16", "'@3' is no stride; give one of @4, @8"),
+        ("timm/resnet18+fpn", r"'\+fpn' is no neck; give \+sam"),
+        ("timm/resnet18@16@8", "give timm/NAME, timm/NAME@16"),
+        ("timm/resnet18.a9_in1k", "timm has no weights 'a9_in1k' of resnet18. Did you mean 'a3_in1k'"),
+        ("timm/resnet81", "timm has no model 'resnet81'. Did you mean 'resnet18'"),
+    ],
+)
+def test_bad_names(name: str, message: str) -> None:
+    with pytest.raises(DistillError, match=message):
+        parse_name(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "message"),
+    [
+        ("vit_tiny_patch16_224", {"image_size": 100, "embedding_size": 8}, "not a multiple of 16.*image_size=96"),
+        ("vit_tiny_patch16_224@8", {}, r"strides \[16, 16, 16\], of which 2 to 8 count, cannot reach a 8 x 8 grid"),
+        ("vit_tiny_patch16_224", {"embedding_size": 32}, "cannot reach a 32 x 32 grid from 64 pixels.*near 512"),
+        ("inception_v3", {"image_size": 16}, "timm/inception_v3 cannot read 16 x 16 pixels: "),
+    ],
+)
+def test_backbones_that_cannot_reach_the_grid(name: str, sizes: dict[str, int], message: str) -> None:
+    with pytest.raises(DistillError, match=message):
+        build(name, **sizes)

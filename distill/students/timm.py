@@ -203,7 +203,7 @@ def load_pretrained(encoder: TimmEncoder, weights: Mapping[str, Tensor] | None, 
             f"{source}: timm's weights of {name} were not trained on pixels normalised as SAM's; name the weights, so "
             f"that pixels are mapped: student.name=timm/{timm.list_pretrained(name + '.*')[0]}"
         )
-    overlay = {"state_dict": dict(weights)} if weights is not None else None
+    overlay = None if weights is None else {"state_dict": dict(weights), "num_classes": _num_classes(name, weights)}
     try:
         classifier = timm.create_model(
             name, pretrained=True, pretrained_cfg_overlay=overlay, **_size_options(name, encoder.image_size)
@@ -216,6 +216,13 @@ def load_pretrained(encoder: TimmEncoder, weights: Mapping[str, Tensor] | None, 
     if absent := [own for own, tensor in found.items() if tensor is None]:
         raise CheckpointError(f"{source}: no tensor for {len(absent)} of the backbone's: {', '.join(absent[:10])}")
     encoder.backbone.load_state_dict(found)
+
+
+def _num_classes(backbone: str, weights: Mapping[str, Tensor]) -> int:
+    """The width of the head in a classifier's file, which need not be that of timm's own weights."""
+    config = timm.get_pretrained_cfg(backbone)
+    head = weights.get(f"{config.classifier}.weight")
+    return int(config.num_classes if head is None else len(head))
 
 
 def _classifier_name(name: str) -> str:
