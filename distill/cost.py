@@ -87,4 +87,4 @@ def device_name(device: torch.device) -> str:
     """The name of a GPU, else of the processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type}: {platform.processor() or platform.machine()}"
+    return f"{device.type} ({platform.processor() or platform.machine()})"

@@ -31,6 +31,8 @@ COMMANDS = (
     "convert",
     "export",
     "predict",
+    "card",
+    "push",
     "quickstart",
 )
 

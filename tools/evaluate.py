@@ -77,13 +77,17 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def evaluate(arguments: argparse.Namespace) -> int:
     """Check everything, then ask, then write the metrics."""
     from distill.recipe import load_recipe
+    from distill.tools.card import refresh_card
+    from distill.tools.compare_read import read_evaluation
 
     recipe = load_recipe(arguments.recipe, arguments.overrides, kinds=EVALUATIONS)
     ranks, device = start_ranks(arguments.devices, arguments.device)
     job = Job(arguments.model, arguments.name, device, ranks)
     metrics = job.run_sets(recipe) if isinstance(recipe, EvaluateSetsRecipe) else job.run(recipe)  # type: ignore[arg-type]
     if ranks.global_rank == 0:
-        _report(metrics, Path(recipe.run) / METRICS_FILE)  # type: ignore[union-attr]
+        run = Path(recipe.run)  # type: ignore[union-attr]
+        _report(metrics, run / METRICS_FILE)
+        refresh_card(arguments.model, [read_evaluation(run)])
     return 0
 
 

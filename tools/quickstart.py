@@ -32,7 +32,7 @@ TRAIN_PHOTOS, HELD_OUT_PHOTOS = 320, 40
 TRAIN_SEED, HELD_OUT_SEED = 1, 2
 SAMPLES_PER_SHARD = 40
 PROTOCOLS = {"box": "eval/coco_box", "point": "eval/coco_point"}
-GALLERY_PHOTOS = 8
+GALLERY_ROWS = 16
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -165,7 +165,8 @@ class Chain:
     def summarize(self) -> dict[str, Any]:
         """Write summary.json and the report."""
         from distill.checkpoint import load_model
-        from distill.tools.quickstart_report import encoder_gmacs, write_report
+        from distill.tools.quickstart_report import write_report
+        from distill.tools.students import encoder_macs
 
         summary: dict[str, Any] = {}
         for name, source in self.models.items():
@@ -175,10 +176,12 @@ class Chain:
                 for prompt in PROTOCOLS
             }
             num_params = sum(parameter.numel() for parameter in model.parameters())
-            summary[name] = {**scores, "params": num_params, "encoder_gmacs": encoder_gmacs(model)}
+            gmacs = round(encoder_macs(model.spec) / 1e9, 3)
+            summary[name] = {**scores, "params": num_params, "encoder_gmacs": gmacs}
         summary["seconds"] = json.loads((self.out / SECONDS_FILE).read_text())
         (self.out / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n")
-        write_report(self.out, summary, self.models, self.out / REPORT_FILE, num_photos=GALLERY_PHOTOS)
+        evaluations = {name: [self._evaluation(name, prompt) for prompt in PROTOCOLS] for name in self.models}
+        write_report(summary, self.models, evaluations, self.out / REPORT_FILE, num_rows=GALLERY_ROWS)
         return summary
 
     def _untrained(self) -> PromptableModel:

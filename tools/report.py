@@ -1,54 +1,96 @@
-"""A self-contained HTML page of a run: tables, curves as inline SVG and a gallery of masks. No outside link."""
+"""Building blocks of self-contained HTML pages: sections, tables and plots as inline SVG. No outside link."""
 
 from __future__ import annotations
 
-import base64
 import html
 import io
 import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw
 
-PANEL_WIDTH = 200  # pixels of a gallery panel
-MASK_COLOUR = np.array([30, 120, 255], np.float32)
-MASK_OPACITY = 0.55
-BOX_COLOUR = (255, 196, 0)
+# Okabe and Ito's colours, which people with any colour vision tell apart, without their yellow: too pale on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
+MARKERS = "os^DvPX"
+INK, FAINT = "#1c2733", "#d8dee6"
+PLOT_WIDTH = 6.0  # inches: two stand side by side
+MAX_POINTS = 250  # of a curve: a page of long runs stays small
+NUMBER = re.compile(r"[-+\[]*\d[^a-z]*(<small>.*)?$")
 NO_METADATA = dict.fromkeys(
     ("Creator", "Date", "Format", "Type")
 )  # the page links to nothing, matplotlib's page included
+PLOT_STYLE = {
+    "svg.fonttype": "none",  # text stays text
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": "#8a94a0",
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.6,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1100px; padding: 0 1rem; color: #1c2733; }
-table { border-collapse: collapse; margin: 1rem 0; }
-th, td { padding: .35rem .9rem; border-bottom: 1px solid #d8dee6; text-align: right; }
-th:first-child, td:first-child { text-align: left; }
-figure { margin: 1rem 0; } svg { max-width: 100%; height: auto; }
-.gallery { display: grid; gap: 6px; } .gallery img { width: 100%; display: block; }
-.gallery div { font-size: 12px; color: #4a5868; }
+:root { color-scheme: light; }
+body { font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
+  margin: 2rem auto 4rem; max-width: 1180px; padding: 0 1.25rem; color: #1c2733; background: #fff; }
+h1 { font-size: 1.7rem; margin: 0 0 .25rem; } h2 { font-size: 1.2rem; margin: 2.4rem 0 .5rem; }
+h3 { font-size: 1rem; margin: 1.2rem 0 .25rem; } p { max-width: 75ch; } .quiet { color: #4a5868; }
+nav { margin: .75rem 0; } nav a { color: #005a8c; margin-right: 1rem; text-decoration: none; }
+.notes { background: #fff6e0; border-left: 4px solid #e69f00; padding: .5rem 1rem; margin: 1rem 0; }
+.notes ul { margin: 0; padding-left: 1.1rem; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; margin: .75rem 0; font-variant-numeric: tabular-nums; }
+th, td { padding: .35rem .8rem; border-bottom: 1px solid #d8dee6; text-align: right; vertical-align: top; }
+th { font-weight: 600; vertical-align: bottom; border-bottom: 2px solid #8a94a0; line-height: 1.25; }
+th:first-child, td:first-child { padding-left: 0; white-space: nowrap; }
+.words { text-align: left; }
+td small { display: block; color: #4a5868; white-space: nowrap; }
+.dot { display: inline-block; width: .75em; height: .75em; border-radius: 50%; margin-right: .5em; }
+.plots { display: flex; flex-wrap: wrap; gap: 1rem; } figure { margin: .5rem 0; } svg { max-width: 100%; height: auto; }
 """
+
+
+class Markup(str):
+    """HTML that is put into a page as it is; other text is escaped."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a plot: (steps, values)."""
+    """One line of a plot: steps and values, with its colour, or the next one."""
 
     title: str
     steps: list[int]
     values: list[float]
+    colour: str | None = None
 
 
-@dataclass(frozen=True)
-class GalleryRow:
-    """A photo, uint8 (H, W, 3), a box in its pixels, and masks, bool (H, W), by title in the order of the columns."""
+def colour_of(index: int) -> str:
+    """The colour of the index-th model on every plot."""
+    return COLOURS[index % len(COLOURS)]
 
-    photo: np.ndarray
-    box_xyxy: tuple[float, float, float, float]
-    masks: dict[str, np.ndarray]
-    notes: dict[str, str]
+
+def marker_of(index: int) -> str:
+    """Its marker: no two of the first 49 models share both."""
+    return MARKERS[(index + index // len(COLOURS)) % len(MARKERS)]
+
+
+def dot(colour: str, text: str) -> Markup:
+    """A text with its colour in front."""
+    return Markup(f'<i class="dot" style="background:{colour}"></i>{html.escape(text)}')
 
 
 def read_curves(metrics_file: Path, names: list[str]) -> list[Curve]:
@@ -67,68 +109,89 @@ def read_curves(metrics_file: Path, names: list[str]) -> list[Curve]:
     return curves
 
 
-def plot(curves: list[Curve], title: str, ylabel: str) -> str:
-    """Curves over the training steps as one inline SVG."""
-    with matplotlib.rc_context({"svg.fonttype": "none", "font.family": "sans-serif"}):
-        figure = Figure(figsize=(5.2, 3.0), layout="constrained")
-        axes = figure.subplots()
+def plot(curves: Sequence[Curve], title: str, ylabel: str) -> Markup:
+    """Curves over the training steps; long ones as the means of equal pieces."""
+    with axes(PLOT_WIDTH, 3.2) as (figure, ax):
         for curve in curves:
-            axes.plot(curve.steps, curve.values, label=curve.title, linewidth=1.6)
-        axes.set_title(title, fontsize=11)
-        axes.set_xlabel("step")
-        axes.set_ylabel(ylabel)
-        axes.grid(alpha=0.3)
+            steps, values = _thinned(curve)
+            marker = "o" if len(steps) < 12 else None
+            ax.plot(steps, values, label=curve.title, linewidth=1.6, color=curve.colour, marker=marker, markersize=3.5)
+        ax.set(title=title, xlabel="step", ylabel=ylabel)
         if len(curves) > 1:
-            axes.legend(fontsize=8)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata=NO_METADATA)
+            ax.legend(fontsize=8, frameon=False)
+        return to_svg(figure)
+
+
+@contextmanager
+def axes(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
+    """A figure in the page's style, in inches; what is drawn belongs inside the context."""
+    with matplotlib.rc_context(PLOT_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure, figure.subplots()
+
+
+def to_svg(figure: Figure) -> Markup:
+    """A figure as inline SVG."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata=NO_METADATA)
     svg = buffer.getvalue()
-    return f"<figure>{svg[svg.index('<svg') :]}</figure>"
+    return Markup(f"<figure>{svg[svg.index('<svg') :]}</figure>")
 
 
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """An HTML table; cells are text, not markup."""
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+def plots(figures: Sequence[str]) -> Markup:
+    """Figures side by side, as many as fit."""
+    return Markup(f'<div class="plots">{"".join(figures)}</div>')
 
 
-def gallery(rows: list[GalleryRow]) -> str:
-    """One line per photo: the prompt, then each mask over the photo with its note below."""
-    columns = 1 + len(rows[0].masks)
-    cells = []
-    for row in rows:
-        cells.append(f"<div>{_image(_prompt_panel(row))}prompt</div>")
-        for title, mask in row.masks.items():
-            note = html.escape(f"{title} {row.notes.get(title, '')}".strip())
-            cells.append(f"<div>{_image(_mask_panel(row.photo, mask))}{note}</div>")
-    return f'<div class="gallery" style="grid-template-columns: repeat({columns}, 1fr)">{"".join(cells)}</div>'
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
+    """A table; cells are text, unless they are Markup. Columns without a number are aligned left."""
+    kinds = [' class="words"' if not any(NUMBER.match(row[i]) for row in rows) else "" for i in range(len(header))]
+
+    def line(tag: str, cells: Sequence[str]) -> str:
+        return "".join(f"<{tag}{kind}>{_escaped(cell)}</{tag}>" for kind, cell in zip(kinds, cells, strict=True))
+
+    head = line("th", header)
+    body = "".join(f"<tr>{line('td', row)}</tr>" for row in rows)
+    content = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
+    return Markup(f'<div class="scroll"><table>{content}</table></div>')
 
 
-def page(title: str, sections: list[tuple[str, str]]) -> str:
-    """A whole page: sections are (heading, HTML)."""
-    body = "".join(f"<h2>{html.escape(heading)}</h2>{content}" for heading, content in sections)
+def notes(lines: Sequence[str]) -> Markup:
+    """What a reader must know, in a box of its own; nothing without a line."""
+    items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+    return Markup(f'<div class="notes"><ul>{items}</ul></div>' if items else "")
+
+
+def page(title: str, sections: Sequence[tuple[str, str]], *, lead: str = "", style: str = "") -> str:
+    """A whole page.
+
+    Args:
+        sections: headings (text) and their HTML. lead: HTML below the title. style: further CSS.
+    """
+    links = "".join(f'<a href="#{_anchor(heading)}">{html.escape(heading)}</a>' for heading, _ in sections)
+    body = "".join(
+        f'<section id="{_anchor(heading)}"><h2>{html.escape(heading)}</h2>{content}</section>'
+        for heading, content in sections
+    )
     escaped = html.escape(title)
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escaped}</title>'
-        f"<style>{STYLE}</style></head><body><h1>{escaped}</h1>{body}</body></html>\n"
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escaped}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<link rel="icon" href="data:,"><style>{STYLE}{style}</style></head>'
+        f"<body><h1>{escaped}</h1>{lead}<nav>{links}</nav>{body}</body></html>\n"
     )
 
 
-def _prompt_panel(row: GalleryRow) -> Image.Image:
-    panel = Image.fromarray(row.photo)
-    ImageDraw.Draw(panel).rectangle(row.box_xyxy, outline=BOX_COLOUR, width=max(2, row.photo.shape[1] // 150))
-    return panel
+def _escaped(cell: str) -> str:
+    return cell if isinstance(cell, Markup) else html.escape(cell)
 
 
-def _mask_panel(photo: np.ndarray, mask: np.ndarray) -> Image.Image:
-    shown = photo.astype(np.float32)
-    shown[mask] = (1 - MASK_OPACITY) * shown[mask] + MASK_OPACITY * MASK_COLOUR
-    return Image.fromarray(shown.astype(np.uint8))
+def _anchor(heading: str) -> str:
+    return re.sub(r"\W+", "-", heading.lower()).strip("-")
 
 
-def _image(panel: Image.Image) -> str:
-    height = max(1, round(panel.height * PANEL_WIDTH / panel.width))
-    buffer = io.BytesIO()
-    panel.resize((PANEL_WIDTH, height), Image.Resampling.BILINEAR).save(buffer, "JPEG", quality=85)
-    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+def _thinned(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values, at most MAX_POINTS of each."""
+    pieces = min(len(curve.steps), MAX_POINTS)
+    steps, values = (np.array_split(np.asarray(v, np.float64), pieces) for v in (curve.steps, curve.values))
+    return np.array([piece.mean() for piece in steps]), np.array([piece.mean() for piece in values])

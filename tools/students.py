@@ -8,10 +8,14 @@ import json
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 from distill.errors import DistillError, did_you_mean
 from distill.students import STUDENTS, TIMM_PREFIX, build_encoder, check_student_name, plugins
 from distill.tools.arguments import add_command
+
+if TYPE_CHECKING:
+    from distill.sam import ModelSpec
 
 MILLION, BILLION = 1e6, 1e9
 OWN_DECODER = "its encoder only; its own decoder is not supported"
@@ -128,6 +132,12 @@ def count_encoder(
         encoder(torch.empty(1, 3, size, size))
     num_parameters = sum(parameter.numel() for parameter in encoder.parameters())
     return num_parameters, (counter.get_total_flops() - built) // 2
+
+
+def encoder_macs(spec: ModelSpec) -> int:
+    """Multiply-adds of a model's encoder on one image."""
+    sizes = {"image_size": spec.image_size, "embedding_dim": spec.embedding_dim, "embedding_size": spec.embedding_size}
+    return count_encoder(spec.encoder, **sizes)[1]
 
 
 def _print_table(rows: list[Row]) -> None:
