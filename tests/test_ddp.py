@@ -31,7 +31,21 @@ def test_feature_stage_on_two_ranks(tmp_path):
     assert two["losses"] == pytest.approx(one["losses"], rel=1e-5)
     assert set(one["scores"]) == {"val/cosine", "val/box_miou", "val/point_miou"}
     assert two["scores"] == pytest.approx(one["scores"], abs=1e-4)
-    for name, value in one["weights"].items():
-        torch.testing.assert_close(
-            two["weights"][name], value, rtol=1e-4, atol=2e-5, msg=lambda text, n=name: f"{n}: {text}"
-        )
+    assert_close_weights(one["weights"], two["weights"])
+
+
+@pytest.mark.slow
+def test_mask_stage_on_two_ranks(tmp_path):
+    """What is drawn for a photo does not depend on the ranks, and unequal numbers of prompts are weighted as one."""
+    one = run_script("ddp_mask_run.py", 1, tmp_path / "one.pt")
+    two = run_script("ddp_mask_run.py", 2, tmp_path / "two.pt")
+    assert len(one["losses"]) == 3
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
+    assert_close_weights(one["weights"], two["weights"])
+
+
+def assert_close_weights(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:
+    for name, value in one.items():
+        if name.endswith("k_proj.bias"):
+            continue  # adds the same to all scores of a query: its gradient is rounding, of which Adam makes a step
+        torch.testing.assert_close(two[name], value, rtol=1e-4, atol=2e-5, msg=lambda text, n=name: f"{n}: {text}")
