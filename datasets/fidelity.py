@@ -102,17 +102,17 @@ def _measure(pool: TeacherPool, member: Member, photo: Photo, codecs: Sequence[s
     float32 = next(iter(decoded.values())).clone()
     float32[:, :rows, :cols] = exact
     prompts, kind = _prompts(pool, member, hw)
-    reference = _masks(teacher, embedding, prompts, hw)
+    reference = low_res_masks(teacher, embedding, prompts, hw)
     on_codecs = {}
     for codec, item in decoded.items():
         stored = item[:, :rows, :cols]
         on_codecs[codec] = _CodecOnPhoto(
             relative_l2=float((stored - exact).norm() / exact.norm().clamp_min(torch.finfo(torch.float32).tiny)),
             cosine=float(F.cosine_similarity(stored, exact, dim=0).mean()),
-            ious=_iou(_masks(teacher, item, prompts, hw), reference),
+            ious=mask_iou(low_res_masks(teacher, item, prompts, hw), reference),
             bytes=len(photo.pixels) * (TAR_BLOCK + len(blobs[codec]) + -len(blobs[codec]) % TAR_BLOCK),  # all views
         )
-    return _MeasuredPhoto(kind, _iou(_masks(teacher, float32, prompts, hw), reference), on_codecs)
+    return _MeasuredPhoto(kind, mask_iou(low_res_masks(teacher, float32, prompts, hw), reference), on_codecs)
 
 
 def _prompts(pool: TeacherPool, member: Member, original_hw: HW) -> tuple[Prompts, str]:
@@ -125,15 +125,20 @@ def _prompts(pool: TeacherPool, member: Member, original_hw: HW) -> tuple[Prompt
             of_photo = boxes_of(rows, range(min(len(rows), MAX_BOXES)))  # (P, 4)
             boxes = torch.from_numpy(boxes_to_prompt_frame(of_photo, original_hw, prompt_size)).float()
             return Prompts(torch.zeros(len(boxes), dtype=torch.long), boxes_xyxy=boxes), "box"
-    centres = (np.arange(POINTS_PER_SIDE) + 0.5) / POINTS_PER_SIDE
+    return point_grid(original_hw, prompt_size, POINTS_PER_SIDE), "point"
+
+
+def point_grid(original_hw: HW, prompt_size: int, points_per_side: int) -> Prompts:
+    """Single clicks at the centres of a grid over a photo, in the prompt frame."""
+    centres = (np.arange(points_per_side) + 0.5) / points_per_side
     x, y = np.meshgrid(centres * original_hw[1], centres * original_hw[0])
     points = points_to_prompt_frame(np.stack([x.ravel(), y.ravel()], -1), original_hw, prompt_size)  # (P, 2)
     labels = torch.full((len(points), 1), POSITIVE)
     index = torch.zeros(len(points), dtype=torch.long)
-    return Prompts(index, points_xy=torch.from_numpy(points).float()[:, None], point_labels=labels), "point"
+    return Prompts(index, points_xy=torch.from_numpy(points).float()[:, None], point_labels=labels)
 
 
-def _masks(teacher: Teacher, embedding: Tensor, prompts: Prompts, original_hw: HW) -> Tensor:
+def low_res_masks(teacher: Teacher, embedding: Tensor, prompts: Prompts, original_hw: HW) -> Tensor:
     """Low-res masks, bool (P, h, w), cut to the photo."""
     device = next(teacher.model.parameters()).device
     on_device = {name: value.to(device) for name, value in vars(prompts).items() if value is not None}
@@ -142,7 +147,7 @@ def _masks(teacher: Teacher, embedding: Tensor, prompts: Prompts, original_hw: H
     return logits[:, 0, :height, :width].cpu() > 0
 
 
-def _iou(masks: Tensor, reference: Tensor) -> Tensor:
+def mask_iou(masks: Tensor, reference: Tensor) -> Tensor:
     """IoU (P,) of bool masks (P, h, w); two empty masks agree."""
     union = (masks | reference).sum((1, 2))
     return torch.where(union > 0, (masks & reference).sum((1, 2)) / union.clamp_min(1), 1.0)

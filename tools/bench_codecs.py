@@ -6,6 +6,8 @@ values by channel, below which no coder of single values (Huffman, zstd's, ANS) 
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import lzma
 import zlib
 from collections.abc import Callable
@@ -32,6 +34,7 @@ FEWER_BITS = (7, 6, 5, 4)
 # so these have relative errors of int8's size and of the 1.5 % that are allowed.
 STEP_SHARES = (0.028, 0.05)
 FASTEST, HUFFMAN_ONLY = 1, zlib.Z_HUFFMAN_ONLY
+FAST_ZLIB = partial(zlib.compress, level=FASTEST)
 
 
 @dataclass(frozen=True)
@@ -56,9 +59,34 @@ def trials() -> list[Trial]:
     found = [_codec(name) for name in CODECS]
     for name in ("fp16", "int8"):
         found.append(_compressed(name, "zlib, Huffman", _huffman, lambda data: zlib.decompress(data, -zlib.MAX_WBITS)))
-        found.append(_compressed(name, "zlib", lambda data: zlib.compress(data, FASTEST), zlib.decompress))
+        found.append(_compressed(name, "zlib", FAST_ZLIB, zlib.decompress))
     found.append(_compressed("int8", "lzma", lambda data: lzma.compress(data, preset=0), lzma.decompress))
-    return [*found, *(_one_step(share) for share in STEP_SHARES)]
+    found += [_one_step(share) for share in STEP_SHARES]
+    return found + _with_zstd() + _with_blosc2()
+
+
+def _with_zstd() -> list[Trial]:
+    """With the package zstandard, which only this needs; none without it."""
+    if importlib.util.find_spec("zstandard") is None:
+        return []
+    zstandard = importlib.import_module("zstandard")
+    compress, decompress = zstandard.ZstdCompressor(level=FASTEST).compress, zstandard.ZstdDecompressor().decompress
+    of_int8 = _compressed("int8", "zstd", compress, decompress)
+    return [of_int8, *(_one_step(share, "zstd", compress, decompress) for share in STEP_SHARES)]
+
+
+def _with_blosc2() -> list[Trial]:
+    """With the package blosc2, which only this needs; none without it."""
+    if importlib.util.find_spec("blosc2") is None:
+        return []
+    blosc2 = importlib.import_module("blosc2")
+    options = {"typesize": 1, "clevel": FASTEST, "filters": [blosc2.Filter.BITSHUFFLE], "nthreads": 1}
+    return [
+        _compressed(
+            "int8", f"blosc2, {codec.name}", partial(blosc2.compress2, codec=codec, **options), blosc2.decompress2
+        )
+        for codec in (blosc2.Codec.LZ4, blosc2.Codec.ZSTD)
+    ]
 
 
 def bounds() -> list[Bound]:
@@ -106,22 +134,27 @@ def _huffman(data: bytes) -> bytes:
     return coder.compress(data) + coder.flush()
 
 
-def _one_step(share: float) -> Trial:
+def _one_step(
+    share: float,
+    coder: str = "zlib",
+    compress: Callable[[bytes], bytes] = FAST_ZLIB,
+    decompress: Callable[[bytes], bytes] = zlib.decompress,
+) -> Trial:
     """Whole multiples of one step: wide channels take more bits than narrow ones, and a coder makes use of it."""
 
     def encode(embedding: Tensor) -> bytes:
         step = _step(embedding, share)
         values = (embedding / step).round().clamp(-(1 << 15), (1 << 15) - 1).to(torch.int16).numpy()
         planes = values.view(np.uint8).reshape(-1, 2).T.tobytes()
-        return np.array([step, *embedding.shape], "<f4").tobytes() + zlib.compress(planes, FASTEST)
+        return np.array([step, *embedding.shape], "<f4").tobytes() + compress(planes)
 
     def decode(data: bytes) -> Tensor:
         step, *shape = np.frombuffer(data[:16], "<f4").tolist()
-        planes = np.frombuffer(zlib.decompress(data[16:]), np.uint8).reshape(2, -1)
+        planes = np.frombuffer(decompress(data[16:]), np.uint8).reshape(2, -1)
         values = np.ascontiguousarray(planes.T).view(np.int16).reshape([int(side) for side in shape])
         return torch.from_numpy(values).float() * step
 
-    return Trial(f"one step of {share} rms + zlib", encode, decode)
+    return Trial(f"one step of {share} rms + {coder}", encode, decode)
 
 
 def _step(embedding: Tensor, share: float) -> float:

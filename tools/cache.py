@@ -312,7 +312,7 @@ def describe_fidelity(fidelity: Fidelity) -> str:
     """One line about what the codec costs."""
     return (
         f"relative L2 {fidelity.relative_l2:.3%}, cosine {fidelity.cosine:.6f}, mask IoU {fidelity.mask_iou:.4f} "
-        f"(exact values, padding left out: {fidelity.mask_iou_float32:.4f}; "
+        f"(exact values, the padding as stored: {fidelity.mask_iou_float32:.4f}; "
         f"{fidelity.num_prompts} {fidelity.prompts} prompts on {fidelity.num_images} photos)"
     )
 

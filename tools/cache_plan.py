@@ -98,7 +98,7 @@ def _print(found: CachePlan) -> None:
     fidelity = found.chosen.fidelity
     print(
         f"measured on {fidelity.num_images} photos, {fidelity.num_prompts} {fidelity.prompts} prompts; "
-        f"exact values, padding left out: mask IoU {fidelity.mask_iou_float32:.4f}"
+        f"exact values, the padding as stored: mask IoU {fidelity.mask_iou_float32:.4f}"
     )
     print(
         f"{found.device}: {speeds.build:,.2f} photos/s through the job, {speeds.teacher:,.2f} through the teacher "

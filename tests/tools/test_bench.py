@@ -110,4 +110,8 @@ def test_bench_cache_runs_through(teacher_file: Path, photo_shards, monkeypatch,
     by_name = {row["name"]: row for row in found["codecs"]}
     assert by_name["fp16"]["relative_l2"] < by_name["int8"]["relative_l2"] < 0.015
     assert [row["source"] for row in found["steps"]] == ["online", "cache"]
-    assert len(bench_cache.tables(found)) == 3
+    assert by_name["int8"]["mask_iou"] > 0.9
+    ious = [row["mask_iou"] for row in found["padding"]]
+    assert [row["share"] for row in found["padding"]] == sorted(row["share"] for row in found["padding"])
+    assert ious[-1] == max(ious) and ious[0] < ious[3]
+    assert len(bench_cache.tables(found)) == 4
