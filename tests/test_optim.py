@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from distill.config import OptimConfig
-from distill.optim import build_optimizer, build_schedule, freeze_parts, lr_share
+from distill.optim import batch_norms_to_eval, build_optimizer, build_schedule, freeze_parts, lr_share
 from distill.sam import ModelSpec, PromptableModel, build_from_spec
 
 
@@ -52,3 +52,13 @@ def test_schedule_moves_all_groups(model: PromptableModel) -> None:
     optimizer.step()
     schedule.step()
     assert {round(group["lr"], 6) for group in optimizer.param_groups} == {1.0, 0.1}
+
+
+def test_frozen_batch_norms_are_frozen_when_ranks_share_statistics(model: PromptableModel) -> None:
+    """trainer.sync_batchnorm puts other modules in place of batch norms."""
+    synced = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model).train()
+    norms = [module for module in synced.modules() if isinstance(module, torch.nn.SyncBatchNorm)]
+    batch_norms_to_eval(synced, OptimConfig())
+    assert norms and all(norm.training for norm in norms)
+    batch_norms_to_eval(synced, OptimConfig(batch_norm="frozen"))
+    assert not any(norm.training for norm in norms) and synced.mask_decoder.training

@@ -131,7 +131,12 @@ def test_the_teachers_input_is_there_where_it_is_needed(shards: Path) -> None:
     data.setup("fit")
     batch = first(data.train_dataloader())
     assert batch.teacher_pixels is None and batch.masks is not None
+    assert batch.instance_counts() == batch.mask_image_index.bincount(minlength=len(batch.keys)).tolist()
     assert data.val_dataloader() == []
+    data = make_data(shards, masks=True, teacher_image_size=48, online_teacher=True)
+    data.setup("fit")
+    batch = first(data.train_dataloader())
+    assert batch.teacher_pixels.shape[-1] == 48 and batch.masks is not None
 
 
 def test_shards_without_masks_are_refused_where_masks_are_needed(tmp_path: Path, jpeg) -> None:

@@ -65,10 +65,34 @@ def test_draws_are_uniform(tmp_path: Path, make_shards) -> None:
     assert len(counts) == 6 and all(70 <= count <= 130 for count in counts.values())  # 100 each
 
 
+def test_a_photo_with_fewer_masks_than_are_asked_for(tmp_path: Path, make_shards) -> None:
+    """Three masks: all of them once, or again until eight are drawn."""
+    directory = make_shards(tmp_path / "out", 2)
+    once = batches(directory, max_instances=8)[Request(0, [0, 1])].fields
+    assert once["mask_counts"] == [3, 3] and once["mask_image_index"].tolist() == [0, 0, 0, 1, 1, 1]
+    filled = batches(directory, max_instances=8, instance_draw="repeat")[Request(0, [0, 1])].fields
+    assert filled["mask_counts"] == [8, 8] and filled["masks"].shape[0] == 16
+    for mask, box in zip(filled["masks"], filled["boxes_xyxy"], strict=True):
+        place = (once["boxes_xyxy"] == box).all(1).nonzero()[0, 0]
+        assert torch.equal(mask, once["masks"][place])
+
+
+def test_draws_by_area(tmp_path: Path, make_shards) -> None:
+    """All masks of a photo have the same width here, so their heights are in proportion to their areas."""
+    directory = make_shards(tmp_path / "out", 1)
+    photos = batches(directory, max_instances=2, instance_odds="area", instance_draw="replacement")
+    both = torch.cat([photos[Request(epoch, [0])].fields["boxes_xyxy"] for epoch in range(400)])
+    boxes = batches(directory, max_instances=3)[Request(0, [0])].fields["boxes_xyxy"]
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    for box, share in zip(boxes, areas / areas.sum(), strict=True):
+        assert abs((both == box).all(1).float().mean() - share) < 0.06
+
+
 def test_photos_without_instances_have_no_masks(tmp_path: Path, make_shards) -> None:
     photos = batches(make_shards(tmp_path / "out", 2, num_masks=0), max_instances=4)
     fields = photos[Request(0, [0, 1])].fields
     assert fields["masks"].shape == (0, 4 * E, 4 * E) and fields["boxes_xyxy"].shape == (0, 4)
+    assert fields["mask_counts"] == [0, 0]
     assert batches(photos.index.directory)[Request(0, [0])].fields.get("masks") is None
 
 
