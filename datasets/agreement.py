@@ -27,7 +27,7 @@ from distill.datasets.workers import Task, Workers
 from distill.errors import DistillError
 from distill.geometry import HW, valid_mask
 from distill.intervals import mean_interval
-from distill.metrics import EmbeddingCosine
+from distill.metrics import image_cosines
 from distill.prompts import POSITIVE
 
 TEACHER_POLICY: Policy = "best"  # a point is ambiguous
@@ -113,7 +113,5 @@ def embedding_cosine(view: ModelView, teacher: ModelView) -> float | None:
     """Mean cosine over the photo's valid positions; None when the embeddings have other channels."""
     if view.embedding.shape[1] != teacher.embedding.shape[1]:
         return None
-    metric = EmbeddingCosine()
     valid = valid_mask(teacher.hw, teacher.embedding.shape[-1])[None]  # (1, E, E)
-    metric.update(view.embedding.float().cpu(), teacher.embedding.float().cpu(), valid)
-    return float(metric.compute())
+    return image_cosines(view.embedding.float(), teacher.embedding.float(), valid.to(teacher.embedding.device)).item()

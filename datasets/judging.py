@@ -160,6 +160,6 @@ def _code(candidate: Candidate, hw: HW) -> RLE:
 
 
 def _reach(shares: Tensor) -> tuple[int, int]:
-    """The first pixel that any of the logits reaches, and the one after the last."""
+    """The first pixel that any of the logits reaches, and the one after the last; 0, 0 where all lie on padding."""
     reached = shares.any(1).nonzero()
-    return int(reached[0]), int(reached[-1]) + 1
+    return (int(reached[0]), int(reached[-1]) + 1) if len(reached) else (0, 0)

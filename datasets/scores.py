@@ -25,7 +25,7 @@ Metrics = dict[str, Union[float, int, None]]
 
 
 def summarize(scores: Sequence[InstanceScore]) -> Metrics:
-    """What instances with a truth score on average.
+    """What instances with a truth score on average; of several ranks, one has the scores of all.
 
     Returns:
         `miou` and `boundary_iou` in 0..1, each also `_large`, `_medium` and `_small` (None for a group without an
@@ -33,7 +33,8 @@ def summarize(scores: Sequence[InstanceScore]) -> Metrics:
         and `num_images` (those with an instance).
     """
     areas, iou, boundary, predicted = _columns(scores)
-    mask_iou, boundary_iou, calibration = MaskIoU(), MeanBySize("boundary_iou"), Calibration()
+    mask_iou, calibration = MaskIoU(sync_on_compute=False), Calibration(sync_on_compute=False)
+    boundary_iou = MeanBySize("boundary_iou", sync_on_compute=False)
     for metric in (mask_iou, boundary_iou):
         metric.set_dtype(torch.float64)
     mask_iou.update(iou, areas)

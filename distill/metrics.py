@@ -31,6 +31,7 @@ SIZES = ("", "_large", "_medium", "_small")  # what a metric's name ends in; all
 class MeanBySize(Metric):
     """Mean of a score over instances: all, large, medium and small ones.
 
+    sync_on_compute: over all ranks; false where one of them holds all instances already.
     `compute` gives NAME, NAME_large, NAME_medium, NAME_small, NaN for a group without an instance.
     """
 
@@ -39,8 +40,8 @@ class MeanBySize(Metric):
     sums: Tensor
     counts: Tensor
 
-    def __init__(self, name: str) -> None:
-        super().__init__()
+    def __init__(self, name: str, *, sync_on_compute: bool = True) -> None:
+        super().__init__(sync_on_compute=sync_on_compute)
         self.name = name
         self.add_state("sums", torch.zeros(len(SIZES)), dist_reduce_fx="sum")
         self.add_state("counts", torch.zeros(len(SIZES)), dist_reduce_fx="sum")
@@ -64,8 +65,8 @@ class MeanBySize(Metric):
 class MaskIoU(MeanBySize):
     """Mean IoU over instances: `miou` and by size, as MeanBySize gives them, and `num_instances`."""
 
-    def __init__(self) -> None:
-        super().__init__("miou")
+    def __init__(self, *, sync_on_compute: bool = True) -> None:
+        super().__init__("miou", sync_on_compute=sync_on_compute)
 
     def compute(self) -> dict[str, Tensor]:
         return {**super().compute(), "num_instances": self.counts[0].long()}
@@ -81,8 +82,8 @@ class Calibration(Metric):
     full_state_update = False
     sums: Tensor
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, *, sync_on_compute: bool = True) -> None:
+        super().__init__(sync_on_compute=sync_on_compute)
         self.add_state("sums", torch.zeros(7, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, predicted: Tensor, iou: Tensor) -> None:
@@ -135,12 +136,16 @@ class EmbeddingCosine(Metric):
         Args:
             student: (B, C, e, e), resized to the teacher's grid. teacher: (B, C, E, E). valid: (B, E, E) bool.
         """
-        cosine = cosine_map(resize_to_grid(student.float(), teacher.shape[-1]), teacher)  # (B, E, E)
-        counts = valid.flatten(1).sum(1)  # (B,)
-        sums = cosine.masked_fill(~valid, 0.0).flatten(1).sum(1)  # (B,)
-        seen = counts > 0
-        self.total += (sums[seen] / counts[seen]).sum()
+        cosines = image_cosines(student, teacher, valid)
+        seen = ~cosines.isnan()
+        self.total += cosines[seen].sum()
         self.num_images += seen.sum()
 
     def compute(self) -> Tensor:
         return self.total / self.num_images
+
+
+def image_cosines(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
+    """The mean cosine similarity of each image's valid positions, see EmbeddingCosine: (B,), NaN without any."""
+    cosine = cosine_map(resize_to_grid(student.float(), teacher.shape[-1]), teacher)  # (B, E, E)
+    return cosine.masked_fill(~valid, 0.0).flatten(1).sum(1) / valid.flatten(1).sum(1)

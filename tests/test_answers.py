@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from distill.answers import answer, take
+from distill.answers import answer, answer_candidates, take
 from distill.prompts import Prompts
 from distill.sam import ModelSpec, PromptableModel, build_from_spec
 
@@ -39,6 +39,15 @@ def test_policies(model, embeddings, prompts):
     torch.testing.assert_close(best_score, scores[:, 1:].amax(1))
     for i in range(5):
         torch.testing.assert_close(best[i], logits[i, 1 + scores[i, 1:].argmax()])
+
+
+def test_candidates_leave_the_oracle_a_choice(model, embeddings, prompts):
+    with torch.no_grad():
+        logits, scores = model.decode_all(embeddings, prompts)
+    three, three_scores = answer_candidates(model, embeddings, prompts, policy="oracle", prompt_batch_size=2)
+    torch.testing.assert_close((three, three_scores), (logits[:, 1:], scores[:, 1:]), rtol=1e-4, atol=1e-4)
+    one, _ = answer_candidates(model, embeddings, prompts, policy="best")
+    assert one.shape == (5, 1, 32, 32)
 
 
 def test_batches_do_not_change_the_answers(model, embeddings, prompts):

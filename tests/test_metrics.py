@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from distill.metrics import EmbeddingCosine, MaskIoU, mask_iou
+from distill.metrics import Calibration, EmbeddingCosine, MaskIoU, MeanBySize, mask_iou
 
 
 def test_mask_iou_by_hand():
@@ -58,3 +58,28 @@ def test_cosine_resizes_the_student():
     metric = EmbeddingCosine()
     metric.update(torch.full((1, 3, 2, 2), 5.0), torch.ones(1, 3, 4, 4), torch.ones(1, 4, 4, dtype=torch.bool))
     assert metric.compute().item() == pytest.approx(1)
+
+
+def test_calibration_is_pearsons_and_the_mean_error():
+    predicted, iou = torch.rand(50), torch.rand(50)
+    metric = Calibration()
+    for rows in (slice(0, 20), slice(20, 50)):
+        metric.update(predicted[rows], iou[rows])
+    found = metric.compute()
+    assert found["iou_correlation"].item() == pytest.approx(torch.corrcoef(torch.stack([predicted, iou]))[0, 1].item())
+    assert found["iou_error"].item() == pytest.approx((predicted - iou).abs().mean().item())
+
+
+def test_calibration_of_a_model_that_always_says_the_same():
+    metric = Calibration()
+    metric.update(torch.full((3,), 0.7), torch.tensor([0.1, 0.5, 0.9]))
+    assert metric.compute()["iou_correlation"].isnan()
+    assert metric.compute()["iou_error"].item() == pytest.approx((0.6 + 0.2 + 0.2) / 3)
+
+
+def test_any_score_by_size():
+    metric = MeanBySize("boundary_iou")
+    metric.update(torch.tensor([0.2, 0.4]), torch.tensor([1e5, 10.0]))
+    found = {name: value.item() for name, value in metric.compute().items()}
+    assert found["boundary_iou"] == pytest.approx(0.3) and found["boundary_iou_large"] == pytest.approx(0.2)
+    assert found["boundary_iou_medium"] != found["boundary_iou_medium"]  # NaN

@@ -12,21 +12,16 @@ import torch
 from PIL import Image
 
 from distill.config import EvaluatePromptConfig
+from distill.datasets.asking import InstanceScore, Protocol
 from distill.datasets.coco import CocoSet
-from distill.datasets.evaluation import (
-    Clicker,
-    InstanceScore,
-    Protocol,
-    evaluate_model,
-    evaluate_photo,
-    photos_to_ask,
-    summarize,
-)
+from distill.datasets.evaluation import PromptEvaluation, ask_all, evaluate_model, evaluate_photo, photos_to_ask
 from distill.datasets.rle import decode_mask, encode_mask
-from distill.errors import DataError
+from distill.datasets.scores import score_intervals, summarize
+from distill.datasets.subjects import ModelSubject, baseline
+from distill.datasets.workers import Workers
+from distill.errors import DataError, DistillError
 from distill.geometry import boxes_to_prompt_frame, letterbox, masks_to_original
-from distill.metrics import MaskIoU, mask_iou
-from distill.prompts import NEGATIVE, POSITIVE, Prompts
+from distill.prompts import POSITIVE, Prompts
 from distill.sam import ModelSpec, PromptableModel, build_from_spec
 
 SPEC = ModelSpec("efficientvit_sam_t", 64, embedding_dim=32, embedding_size=8, decoder_mlp_dim=64, norm_eps=1e-6)
@@ -119,16 +114,37 @@ def test_one_click_asks_once(model, coco_set):
             assert score.prompt["labels"] == [POSITIVE]
 
 
-def test_a_content_person_clicks_no_more():
-    truth = rectangle((20, 20), (2, 2, 9, 9))
-    clicker = Clicker(truth)
-    assert clicker.click()
-    clicker.predicted = truth | rectangle((20, 20), (12, 12, 17, 17))
-    assert clicker.click()
-    assert clicker.points_xy == [[5.5, 5.5], [14.5, 14.5]]
-    assert clicker.labels == [POSITIVE, NEGATIVE]
-    clicker.predicted = truth
-    assert not clicker.click()
+def test_a_content_person_clicks_no_more(coco_set):
+    """The oracle is right at once: of five clicks one is made."""
+    five = Protocol(EvaluatePromptConfig("point", num_clicks=5))
+    for photo in photos_to_ask(coco_set):
+        for score in evaluate_photo(baseline("oracle"), photo, five):
+            assert score.prompt["labels"] == [POSITIVE]
+            assert (score.iou, score.boundary_iou, score.predicted_iou) == (1, 1, 1)
+
+
+def test_an_oracle_chooses_by_the_true_iou(model, coco_set):
+    """Never below the model's own choice, nor below token 1, 2 or 3 alone."""
+    box = EvaluatePromptConfig("box")
+    for photo in photos_to_ask(coco_set):
+        own = evaluate_photo(model, photo, Protocol(box, "best"))
+        best = evaluate_photo(model, photo, Protocol(box, "oracle"))
+        assert all(one.iou >= other.iou for one, other in zip(best, own, strict=True))
+        assert any(one.predicted_iou != other.predicted_iou for one, other in zip(best, own, strict=True))
+
+
+def test_a_fused_encoder_changes_nothing_that_counts(model, coco_set):
+    for photo in photos_to_ask(coco_set):
+        plain = evaluate_photo(ModelSubject(model), photo, BOX)
+        fused = evaluate_photo(ModelSubject(model, fuse_norms=True), photo, BOX)
+        for one, other in zip(plain, fused, strict=True):
+            assert one.iou == pytest.approx(other.iou, abs=1e-3)
+            assert one.predicted_iou == pytest.approx(other.predicted_iou, abs=1e-4)
+
+
+def test_filling_boxes_needs_boxes(coco_set):
+    with pytest.raises(DistillError, match="answers boxes alone"):
+        evaluate_photo(baseline("fill-box"), photos_to_ask(coco_set)[0], CLICKS)
 
 
 def test_the_whole_set(model, coco_set):
@@ -143,7 +159,7 @@ def test_the_whole_set(model, coco_set):
 
 
 def test_finished_photos_are_not_asked_again(model, coco_set):
-    finished = [InstanceScore("tall", 13, 2400, 0.25, 0.5, {})]
+    finished = [InstanceScore("tall", 13, 2400, 0.25, 0.5, {}, boundary_iou=0.125)]
     calls: list[list[InstanceScore]] = []
     metrics = evaluate_model(model, coco_set, BOX, finished=finished, on_photo=calls.append)
     assert [scores[0].image for scores in calls] == ["wide"]
@@ -159,17 +175,50 @@ def test_a_set_without_instances_is_refused(tmp_path):
         photos_to_ask(write_set(tmp_path, {"photo": (20, 20)}, []))
 
 
+def test_intervals_hold_the_means(model, coco_set):
+    scores = [score for photo in photos_to_ask(coco_set) for score in evaluate_photo(model, photo, BOX)]
+    metrics, intervals = summarize(scores), score_intervals(scores)
+    assert {"miou", "boundary_iou", "iou_error", "iou_correlation", "miou_small"} <= set(intervals)
+    assert "miou_large" not in intervals
+    for name in ("miou", "boundary_iou", "iou_error"):
+        assert intervals[name].low <= metrics[name] <= intervals[name].high
+    assert score_intervals(scores[:1]) == {}
+
+
+def test_polygons_and_codes_of_one_mask_score_the_same(model, tmp_path):
+    """Both forms in one file; boxes that reach beyond the photo; a crowd region, which nobody asks about."""
+    hw = (60, 80)
+    coco_set = write_set(tmp_path, {"photo": hw}, [("photo", rectangle(hw, (10, 10, 40, 60)))])
+    content = json.loads((tmp_path / "set.json").read_text())
+    (code,) = content["annotations"]
+    code["bbox"] = [10, 10, 30, 500]  # beyond the lower border
+    polygon = {**code, "id": 11, "bbox": [10, 10, 30, 50], "segmentation": [[10, 10, 40, 10, 40, 60, 10, 60]]}
+    crowd = {**code, "id": 12, "iscrowd": 1, "segmentation": {"size": list(hw), "counts": [0, 4800]}}
+    content["annotations"] = [code, polygon, {**code, "id": 13, "bbox": [90, 10, 5, 5]}, crowd]
+    (tmp_path / "set.json").write_text(json.dumps(content))
+    coco_set = CocoSet(tmp_path, tmp_path / "set.json")
+    scores = evaluate_photo(model, photos_to_ask(coco_set)[0], BOX)
+    assert [score.annotation_id for score in scores] == [10, 11, 13]
+    assert {tuple(score.prompt["box_xyxy"]) for score in scores} == {(10, 10, 40, 60)}
+    assert scores[0].iou == pytest.approx(scores[1].iou, abs=1e-4)
+    assert coco_set.num_crowd == 1
+
+
+def evaluate_baseline(name: str, prompt: EvaluatePromptConfig) -> dict:
+    coco_set = CocoSet(COCO_MINI / "val", COCO_MINI / "instances_val.json")
+    evaluation = PromptEvaluation(coco_set, Protocol(prompt))
+    with Workers(0) as workers:
+        found = list(ask_all(evaluation, baseline(name), evaluation.photos, workers))
+    return evaluation.summarize(found).metrics
+
+
 @pytest.mark.skipif(not COCO_MINI.is_dir(), reason="DISTILL_DATA names no directory with coco_mini")
-def test_filling_boxes_on_coco_mini():
-    """The baseline that knows nothing of the photo; also that an oracle scores 1."""
-    baseline, oracle = MaskIoU(), MaskIoU()
-    for photo in CocoSet(COCO_MINI / "val", COCO_MINI / "instances_val.json"):
-        for instance in photo.instances:
-            truth = torch.from_numpy(decode_mask(instance.rle)).bool()
-            x1, y1, x2, y2 = (round(side) for side in instance.bbox_xyxy)
-            filled = torch.from_numpy(rectangle(photo.hw, (x1, y1, x2, y2)))
-            area = torch.tensor([instance.area])
-            baseline.update(mask_iou(filled, truth)[None], area)
-            oracle.update(mask_iou(truth, truth)[None], area)
-    assert baseline.compute()["miou"].item() == pytest.approx(0.566, abs=0.0005)
-    assert oracle.compute()["miou"].item() == 1
+def test_baselines_on_coco_mini():
+    """Filling boxes knows nothing of the photo; an oracle scores 1 in all."""
+    filled = evaluate_baseline("fill-box", EvaluatePromptConfig("box"))
+    assert filled["miou"] == pytest.approx(0.566, abs=0.0005)
+    assert (filled["num_instances"], filled["num_images"], filled["num_crowd"]) == (706, 99, 5)
+    oracle = evaluate_baseline("oracle", EvaluatePromptConfig("box"))
+    scores = {name: value for name, value in oracle.items() if "iou" in name and not name.startswith("iou_")}
+    assert len(scores) == 8 and set(scores.values()) == {1.0}
+    assert oracle["iou_error"] == 0 and oracle["iou_correlation"] is None  # nothing varies
