@@ -296,9 +296,10 @@ def test_a_missing_teacher_is_said(prompts) -> None:  # type: ignore[no-untyped-
         tiny_stage(prompts=prompts, targets=IMITATE)
 
 
-def test_photos_without_embeddings_are_refused() -> None:
+@pytest.mark.parametrize("options", [{"targets": IMITATE}, {"loss": MaskLossConfig(feature_weight=1.0)}])
+def test_photos_without_embeddings_are_refused(options) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(DistillError, match="distill cache build"):
-        tiny_stage(tiny_teacher(), targets=IMITATE).compute_terms(square_batch())
+        tiny_stage(tiny_teacher(), **options).compute_terms(square_batch())
 
 
 def test_a_teacher_of_another_grid_is_refused() -> None:

@@ -102,7 +102,7 @@ class MaskStage(Stage):
         if not (self.imitates or self.prompt_config.teacher_instances or self.loss_config.feature_weight):
             return batch
         embeddings = teacher_embeddings(batch, self.teacher)
-        if embeddings is None and (self.imitates or self.prompt_config.teacher_instances):
+        if embeddings is None:
             raise DistillError(
                 "the mask stage asks the teacher, but got photos without its embeddings: build them with "
                 "`distill cache build RECIPE` and set cache.dir, or set teacher.source=online"
