@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distill.errors import RunError
-from distill.tools.arguments import add_command
+from distill.tools.arguments import add_command, usable_device
 
 if TYPE_CHECKING:
     from distill.tools.compare_join import Comparison
@@ -75,6 +75,7 @@ def compare(arguments: argparse.Namespace) -> int:
     from distill.tools.compare_read import read_entries
 
     out: Path = arguments.out
+    usable_device(arguments.device)
     entries, notes = read_entries(arguments.sources, arguments.evaluations)
     bench = read_bench(arguments.bench) if arguments.bench else None
     build_comparison(entries, reference=arguments.reference)  # what cannot stand side by side fails before it costs

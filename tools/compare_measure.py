@@ -13,6 +13,7 @@ from distill.config import EvaluateRecipe
 from distill.errors import RunError
 from distill.recipe import load_recipe
 from distill.run import environment
+from distill.tools.arguments import usable_device
 from distill.tools.compare_join import read_bench
 from distill.tools.compare_read import EVALUATION_METRICS, MODEL_FILE, Entry, read_evaluation
 from distill.tools.quickstart import run_command
@@ -59,8 +60,6 @@ def measure(entries: Sequence[Entry], out: Path, device: str | None) -> dict[str
     Returns:
         a document as `distill bench models` writes it; None without a model whose weights are here.
     """
-    import torch
-
     from distill.tools.bench_models import bench_models
 
     present = {entry.name or entry.source: entry.sha256 for entry in entries if entry.source is not None}
@@ -75,7 +74,7 @@ def measure(entries: Sequence[Entry], out: Path, device: str | None) -> dict[str
         [name for name in present if name is not None],
         batch_size=1,
         precisions=("fp32",),
-        device=torch.device(device) if device else None,
+        device=usable_device(device),
         seconds=BENCH_SECONDS,
     )
     for row in found["models"]:

@@ -20,7 +20,7 @@ from distill.tools.compare_table import (
     size_columns,
     training_columns,
 )
-from distill.tools.gallery import GalleryRow, gallery
+from distill.tools.gallery import gallery, gallery_line
 from distill.tools.report import Markup, colour_of, dot, notes, page, plots, table
 
 GALLERY_ROWS = 30  # for each protocol; a row takes about 20 kB
@@ -126,20 +126,21 @@ def _training(comparison: Comparison) -> str:
 
 def _gallery(comparison: Comparison, images: Path | None, annotations: Path | None, num_rows: int) -> str:
     """The gallery of the protocols with truths; empty, with a note, where something that it needs is missing."""
-    rows: list[GalleryRow] = []
+    lines: list[Markup] = []
     groups, models = [], dict[str, None]()
     for protocol in comparison.protocols:
         found = comparison.evaluations(protocol)
         if found[0][1].headline != "miou" or not found[0][1].instances.keys:
             continue
         try:
-            rows += gallery_rows(comparison, protocol, num_rows=num_rows, images=images, annotations=annotations)
+            rows = gallery_rows(comparison, protocol, num_rows=num_rows, images=images, annotations=annotations)
+            lines += [gallery_line(row) for row in rows]
         except DistillError as error:
             comparison.notes.append(f"no gallery of {protocol.title}: {error}")
             continue
         groups.append(protocol.title)
         models.update(dict.fromkeys(entry.label for entry, _ in found))
-    return gallery(rows, list(models), groups) if rows else ""
+    return gallery(lines, list(models), groups) if lines else ""
 
 
 def _measured(comparison: Comparison) -> str:
@@ -162,13 +163,13 @@ def _measured(comparison: Comparison) -> str:
 
 
 def _summary(comparison: Comparison) -> str:
-    counts = {
-        evaluation.metrics.get("num_images")
+    counts = [
+        evaluation.metrics.get("num_images") or 0
         for entry in comparison.entries
         for evaluation in entry.evaluations.values()
-    }
+    ]
     num_models = len(comparison.entries)
-    photos = f" on {max(counts):,} photos" if counts and None not in counts else ""
+    photos = f" on {max(counts):,} photos" if any(counts) else ""
     words = ", ".join(protocol.title for protocol in comparison.protocols)
     return f"{num_models} model{'s' if num_models != 1 else ''}{photos}{': ' + words if words else ''}."
 

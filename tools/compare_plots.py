@@ -12,7 +12,19 @@ from distill.run import METRICS_FILE
 from distill.tools.compare_join import Comparison, differences
 from distill.tools.compare_read import Entry, Protocol, Training
 from distill.tools.compare_table import METRIC_WORDS, Column
-from distill.tools.report import INK, PLOT_WIDTH, Curve, Markup, axes, colour_of, marker_of, plot, read_curves, to_svg
+from distill.tools.report import (
+    COLOURS,
+    INK,
+    PLOT_WIDTH,
+    Curve,
+    Markup,
+    axes,
+    colour_of,
+    marker_of,
+    plot,
+    read_curves,
+    to_svg,
+)
 
 SIZES = {"miou": ("miou_large", "miou_medium", "miou_small"), "ap": ("ap_large", "ap_medium", "ap_small")}
 SIZES["ar_1000"] = ("ar_large", "ar_medium", "ar_small")
@@ -29,9 +41,9 @@ STAGES = {"feature": "Feature stage", "mask": "Mask stage"}
 
 
 class Point(NamedTuple):
-    """One model on a plot of quality against cost; index gives its colour, interval the 95 % of its quality."""
+    """One model on a plot of quality against cost; number gives its colour, interval the 95 % of its quality."""
 
-    index: int
+    number: int
     label: str
     cost: float
     quality: float
@@ -76,8 +88,11 @@ def size_plot(comparison: Comparison, protocol: Protocol) -> Markup | None:
             values = [evaluation.metrics.get(key) for key in keys]
             heights = np.array([np.nan if value is None else value for value in values], np.float64)
             places = np.arange(len(keys)) + (k - (len(found) - 1) / 2) * width
-            colour = colour_of(comparison.entries.index(entry))
-            ax.bar(places, heights, 0.9 * width, color=colour, label=entry.label)
+            number = comparison.entries.index(entry)
+            hatch = "///" if number >= len(COLOURS) else None  # where colours come again
+            ax.bar(
+                places, heights, 0.9 * width, color=colour_of(number), label=entry.label, hatch=hatch, edgecolor="white"
+            )
             for place, key in zip(places, keys, strict=True):
                 if (interval := evaluation.interval(key)) is not None:
                     ax.plot([place, place], interval, color=INK, linewidth=1.2)
@@ -133,7 +148,7 @@ def _quality_plot(points: Sequence[Point], xlabel: str, ylabel: str) -> Markup:
         ax.plot([p.cost for p in front], [p.quality for p in front], color="#8a94a0", linewidth=1.2, zorder=1)
         for point in points:
             faded = 1.0 if point in front else 0.55
-            marker, colour = marker_of(point.index), colour_of(point.index)
+            marker, colour = marker_of(point.number), colour_of(point.number)
             if point.interval is not None:
                 ax.plot([point.cost, point.cost], point.interval, color=colour, linewidth=1.2, alpha=0.6 * faded)
             ax.plot(point.cost, point.quality, marker, color=colour, markersize=8, alpha=faded)

@@ -300,16 +300,14 @@ def _recipe(path: Path) -> dict[str, Any]:
 
 
 def _make_labels_unique(entries: list[Entry]) -> None:
-    """Equal names get the folder above in front; raises RunError when the user gave one twice."""
-    for entry in entries:
-        same = [other for other in entries if other.label == entry.label]
-        if len(same) == 1:
-            continue
-        for other in same:
-            path = Path(other.source or next(iter(other.evaluations.values())).metrics["model"])
-            path = path.parent if path.name == STUDENT_FILE else path
-            other.label = f"{path.parent.name}/{other.label}" if path.parent.name else str(path)
+    """Equal names get the folder above in front. Raises RunError where that does not tell them apart."""
+    given = [entry.label for entry in entries]
+    for entry, label in zip(entries, given, strict=True):
+        if given.count(label) > 1:
+            path = Path(entry.source or next(iter(entry.evaluations.values())).metrics["model"])
+            folder = path.parent.parent if path.name == STUDENT_FILE else path.parent
+            entry.label = f"{folder.name}/{label}"
     labels = [entry.label for entry in entries]
-    for label in labels:
+    for label, name in zip(labels, given, strict=True):
         if labels.count(label) > 1:
-            raise RunError(f"two models are called '{label}'; give each a name: NAME=PATH")
+            raise RunError(f"two models are called '{name}'; give each a name: NAME=PATH")

@@ -21,8 +21,7 @@ from distill.config import (
     EvaluateSetsRecipe,
     EverythingRecipe,
 )
-from distill.errors import RunError
-from distill.tools.arguments import add_command
+from distill.tools.arguments import add_command, usable_device
 from distill.tools.evaluation_record import METRICS_FILE, RESULTS_FILE, Alone, Ranks, Record, write_metrics
 
 if TYPE_CHECKING:
@@ -264,13 +263,7 @@ def describe_model(source: str) -> dict[str, Any]:
 
 def move_to_device(model: PromptableModel, device: str | torch.device | None) -> PromptableModel:
     """The model on a device, by default a GPU if there is one. Raises RunError when the device is not there."""
-    import torch
-
-    try:
-        return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except (RuntimeError, AssertionError) as error:  # torch raises AssertionError for a backend it was built without
-        reason = str(error).splitlines()[0]
-        raise RunError(f"--device {device}: not usable on this machine ({reason}); try --device cpu") from error
+    return model.to(usable_device(device))
 
 
 def _report(metrics: dict[str, Any], path: Path) -> None:

@@ -6,7 +6,7 @@ import base64
 import html
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +57,8 @@ SCRIPT = """
   };
   const start = new URLSearchParams(location.hash.slice(1));
   for (const field of fields) if (start.has(field.name)) field.value = start.get(field.name);
-  form.addEventListener("input", () => location.replace("#" + new URLSearchParams(apply())));
+  for (const event of ["input", "change"])
+    form.addEventListener(event, () => location.replace("#" + new URLSearchParams(apply())));
   apply();
 })();
 """
@@ -81,9 +82,8 @@ class GalleryRow:
     caption: str
 
 
-def gallery(rows: Iterable[GalleryRow], models: Sequence[str], groups: Sequence[str]) -> Markup:
-    """The filters and the rows; the page needs STYLE."""
-    lines = "".join(map(_line, rows))
+def gallery(lines: Sequence[Markup], models: Sequence[str], groups: Sequence[str]) -> Markup:
+    """The filters and what `gallery_line` made of each row; the page needs STYLE."""
     sizes = [("all sizes", ""), *((size, size) for size in ("large", "medium", "small"))]
     judged = [("the worst of all", ""), *((model, model) for model in models)]
     orders = [("worst first", "worst"), ("best first", "best"), ("farthest behind first", "gap")]
@@ -99,11 +99,12 @@ def gallery(rows: Iterable[GalleryRow], models: Sequence[str], groups: Sequence[
     key = "".join(f'<i style="background:rgb{OVERLAY[value][:3]}"></i>{word}' for value, word in words)
     return Markup(
         f'<form id="filters" autocomplete="off">{fields}<output></output></form><p class="key quiet">Pixels:{key}</p>'
-        f'<div id="instances">{lines}</div><script>{SCRIPT}</script>'
+        f'<div id="instances">{"".join(lines)}</div><script>{SCRIPT}</script>'
     )
 
 
-def _line(row: GalleryRow) -> str:
+def gallery_line(row: GalleryRow) -> Markup:
+    """A row as HTML: photo with prompt, truth, and each model's mask with its IoU. It keeps nothing of the row."""
     window = _window(row.truth)
     crop = _data_uri(_square(row.photo, window), "JPEG")
     photo, truth = _data_uri(_prompt_panel(row), "JPEG"), _overlay(row.truth, row.truth, window)
@@ -116,7 +117,7 @@ def _line(row: GalleryRow) -> str:
         name = html.escape(model)
         panels.append(f'<div class="panel" data-model="{name}">{image}<b>{row.ious[model]:.2f}</b> {name}</div>')
     ious = html.escape(json.dumps({model: round(iou, 4) for model, iou in row.ious.items()}))
-    return (
+    return Markup(
         f'<div class="instance" data-size="{row.size}" data-prompt="{html.escape(row.group)}" data-ious="{ious}" '
         f'style="--crop:url({crop})"><div class="quiet">{html.escape(row.caption)}</div>'
         f'<div class="panels">{"".join(panels)}</div></div>'

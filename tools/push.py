@@ -47,7 +47,7 @@ def push(arguments: argparse.Namespace) -> int:
         return 0
     api = HfApi()
     try:
-        api.create_repo(arguments.repo_id, private=arguments.private, exist_ok=True)
+        api.create_repo(arguments.repo_id, private=arguments.private or None, exist_ok=True)
         operations = [CommitOperationAdd(path.name, path) for path in files]
         commit = api.create_commit(arguments.repo_id, operations, commit_message=arguments.message)
     except (HTTPError, OSError) as error:  # refused, not logged in, or no network

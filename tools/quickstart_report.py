@@ -7,7 +7,7 @@ from typing import Any
 
 from distill.tools.compare_join import build_comparison
 from distill.tools.compare_page import render
-from distill.tools.compare_read import read_evaluation, read_model
+from distill.tools.compare_read import Entry, read_evaluation, read_model
 from distill.tools.report import table
 
 SHOWN = {
@@ -27,7 +27,7 @@ def write_report(
         summary: the content of summary.json. models: what `load_model` reads, by name in the summary.
         evaluations: the directories of each model's. num_rows: instances that the gallery shows of each prompt.
     """
-    entries = []
+    entries: list[Entry] = []
     for name, source in models.items():
         entry = read_model(source, SHOWN[name], entries)
         for directory in evaluations[name]:

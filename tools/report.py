@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -26,7 +27,7 @@ NUMBER = re.compile(r"[-+\[]*\d[^a-z]*(<small>.*)?$")
 NO_METADATA = dict.fromkeys(
     ("Creator", "Date", "Format", "Type")
 )  # the page links to nothing, matplotlib's page included
-PLOT_STYLE = {
+PLOT_STYLE: Any = {  # matplotlib's keys
     "svg.fonttype": "none",  # text stays text
     "font.family": "sans-serif",
     "font.size": 10,
@@ -54,11 +55,11 @@ nav { margin: .75rem 0; } nav a { color: #005a8c; margin-right: 1rem; text-decor
 .notes { background: #fff6e0; border-left: 4px solid #e69f00; padding: .5rem 1rem; margin: 1rem 0; }
 .notes ul { margin: 0; padding-left: 1.1rem; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; margin: .75rem 0; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .8rem; border-bottom: 1px solid #d8dee6; text-align: right; vertical-align: top; }
+th, td { padding: .35rem .55rem; border-bottom: 1px solid #d8dee6; text-align: right; vertical-align: top; }
 th { font-weight: 600; vertical-align: bottom; border-bottom: 2px solid #8a94a0; line-height: 1.25; }
 th:first-child, td:first-child { padding-left: 0; white-space: nowrap; }
 .words { text-align: left; }
-td small { display: block; color: #4a5868; white-space: nowrap; }
+td small { display: block; color: #4a5868; font-size: 12px; white-space: nowrap; }
 .dot { display: inline-block; width: .75em; height: .75em; border-radius: 50%; margin-right: .5em; }
 .plots { display: flex; flex-wrap: wrap; gap: 1rem; } figure { margin: .5rem 0; } svg { max-width: 100%; height: auto; }
 """

@@ -251,6 +251,7 @@ def test_arguments_that_do_not_fit(compared, tmp_path, capsys):
     mask = compared.place / "runs/mask"
     assert "belong together" in refused(capsys, mask, "--images", tmp_path, "--out", tmp_path / "out")
     assert "exclude each other" in refused(capsys, mask, "--bench", "b", "--no-bench", "--out", tmp_path / "out")
+    assert "try --device cpu" in refused(capsys, mask, "--device", "cuda:99", "--out", tmp_path / "out")
     (tmp_path / "thesis.txt").write_text("mine")
     assert "holds something else (thesis.txt)" in refused(capsys, mask, "--out", tmp_path)
     assert "this is a file" in refused(capsys, mask, "--out", tmp_path / "thesis.txt")

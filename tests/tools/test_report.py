@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from distill.tools.gallery import EXTRA, MISSED, OVERLAY, RIGHT, GalleryRow, gallery
+from distill.tools.gallery import EXTRA, MISSED, OVERLAY, RIGHT, GalleryRow, gallery, gallery_line
 from distill.tools.report import (
     COLOURS,
     MAX_POINTS,
@@ -72,7 +72,7 @@ def test_the_gallery_shows_prompt_truth_and_what_each_mask_got_wrong() -> None:
     truth[:, :20] = True
     mask[:, 10:30] = True
     row = GalleryRow(photo, {"box_xyxy": [0, 0, 20, 30]}, truth, {"a<b": mask}, {"a<b": 1 / 3}, "box", "small", "photo")
-    html = gallery([row, row], ["a<b"], ["box"])
+    html = gallery([gallery_line(row)] * 2, ["a<b"], ["box"])
     assert html.count("<img") == 6 and html.count("<b>0.33</b> a&lt;b") == 2
     png = base64.b64decode(re.findall(r"data:image/png;base64,([^\"]+)", html)[1])
     pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGBA"))
@@ -87,7 +87,6 @@ def test_clicks_are_drawn_where_they_were() -> None:
     truth = np.ones((40, 40), bool)
     prompt = {"points_xy": [[10.0, 20.0], [30.0, 20.0]], "labels": [1, 0]}
     row = GalleryRow(photo, prompt, truth, {"m": truth}, {"m": 1.0}, "click", "small", "photo")
-    html = gallery([row], ["m"], ["click"])
-    jpegs = re.findall(r"data:image/jpeg;base64,([^\")]+)", html)
+    jpegs = re.findall(r"data:image/jpeg;base64,([^\")]+)", gallery_line(row))
     panel = max((np.asarray(Image.open(io.BytesIO(base64.b64decode(data))), int) for data in jpegs), key=np.ptp)
     assert panel[100, 50].argmax() == 1 and panel[100, 150].argmax() == 0  # green on the object, red off it
