@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from distill.config import (
     EVALUATIONS,
     AgreementRecipe,
@@ -215,6 +213,8 @@ def set_recipe(recipe: EvaluateSetsRecipe, name: str, options: dict[str, Any]) -
 
 def mean_of_sets(found: dict[str, tuple[EvaluateRecipe, dict[str, Any]]]) -> Summary:
     """The mean AP of finished evaluations of sets, and its interval: photos are resampled within each set."""
+    import numpy as np
+
     from distill.datasets.evaluation import Summary, open_set
     from distill.datasets.precision import average_precision
     from distill.intervals import percentile_interval
