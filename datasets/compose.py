@@ -158,24 +158,33 @@ def _paste_once(rng: np.random.Generator, scene: Scene, cutout: Cutout) -> Scene
     return Scene(pixels, np.concatenate([scene.masks & ~placed, placed[None]]))
 
 
-def drop_hidden(scene: Scene, full_areas: np.ndarray) -> Scene:
+def drop_hidden(scene: Scene, full_areas: np.ndarray, *, min_area: int = MIN_AREA) -> Scene:
     """Leave out instances of which little is still seen; `full_areas` (N,) are their areas before anything hid them."""
     areas = scene.masks.sum((1, 2))
-    keep = (areas >= MIN_AREA) & (areas >= MIN_VISIBLE_SHARE * full_areas)
+    keep = (areas >= min_area) & (areas >= MIN_VISIBLE_SHARE * full_areas)
     return Scene(scene.pixels, scene.masks[keep])
 
 
-def compose(rng: np.random.Generator, background: Scene, cutouts: list[Cutout], *, min_contrast: float = 0.0) -> Scene:
+def compose(
+    rng: np.random.Generator,
+    background: Scene,
+    cutouts: list[Cutout],
+    *,
+    min_contrast: float = 0.0,
+    min_area: int = MIN_AREA,
+) -> Scene:
     """Paste the cut-outs onto a background in their order, each where it stands out, and leave out what they hid."""
     scene = background
     full_areas = list(background.masks.sum((1, 2)))
     for cutout in cutouts:
         scene = paste(rng, scene, cutout, min_contrast=min_contrast)
         full_areas.append(scene.masks[-1].sum())
-    return drop_hidden(scene, np.asarray(full_areas))
+    return drop_hidden(scene, np.asarray(full_areas), min_area=min_area)
 
 
-def random_crop(rng: np.random.Generator, scene: Scene, *, long_side: int, min_share: float) -> Scene:
+def random_crop(
+    rng: np.random.Generator, scene: Scene, *, long_side: int, min_share: float, min_area: int = MIN_AREA
+) -> Scene:
     """A random window of a scene (each side at least `min_share` of the photo's), flipped at random, resized."""
     height, width = scene.pixels.shape[:2]
     h, w = (int(side * rng.uniform(min_share, 1.0)) for side in (height, width))
@@ -189,4 +198,4 @@ def random_crop(rng: np.random.Generator, scene: Scene, *, long_side: int, min_s
     resized = np.stack(masks) if masks else np.zeros((0, shape[1], shape[0]), bool)
     if rng.random() < 0.5:
         pixels, resized = pixels[:, ::-1], resized[:, :, ::-1]
-    return drop_hidden(Scene(vary_light(rng, pixels), resized), full_areas)
+    return drop_hidden(Scene(vary_light(rng, pixels), resized), full_areas, min_area=min_area)

@@ -18,24 +18,24 @@ from distill.datasets.compose import Scene, compose, cut_shape, random_crop, var
 from distill.datasets.rle import encode_mask, rle_area, rle_box_xyxy
 
 LONG_SIDE = 320  # pixels
-SHAPES_PER_PHOTO = (2, 5)  # from, below
+SHAPES_PER_PHOTO = (2, 4)  # from, below
 SHAPE_SIZE = (110, 220)  # pixels, longest side
-MIN_CONTRAST = 60.0  # RGB levels; a shape that nobody can see teaches nothing in minutes
+MIN_CONTRAST = 80.0  # RGB levels; a shape that nobody can see teaches nothing in minutes
 MIN_CROP_SHARE = 0.5
 JPEG_QUALITY = 92
 CATEGORY = {"id": 1, "name": "cut-out"}
 
 
 def compose_scene(rng: np.random.Generator, photographs: list[np.ndarray]) -> Scene:
-    """One scene: a window of a photograph with two to four shapes, at least one of them visible."""
+    """A window of a photograph with two or three shapes of other photographs, at least one of them visible."""
     while True:
-        photo = photographs[rng.integers(len(photographs))]
-        background = random_crop(rng, without_instances(photo), long_side=LONG_SIDE, min_share=MIN_CROP_SHARE)
+        first, *others = rng.permutation(len(photographs))
+        background = without_instances(photographs[first])
+        background = random_crop(rng, background, long_side=LONG_SIDE, min_share=MIN_CROP_SHARE)
         cutouts = []
-        for _ in range(rng.integers(*SHAPES_PER_PHOTO)):
+        for other in others[: rng.integers(*SHAPES_PER_PHOTO)]:
             size = int(rng.integers(*SHAPE_SIZE))
-            cutout = cut_shape(rng, photographs[rng.integers(len(photographs))], size)
-            cutouts.append(vary_cutout(rng, cutout, size))
+            cutouts.append(vary_cutout(rng, cut_shape(rng, photographs[other], size), size))
         scene = compose(rng, background, cutouts, min_contrast=MIN_CONTRAST)
         if len(scene.masks):
             return scene

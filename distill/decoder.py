@@ -38,15 +38,12 @@ class SharedImages:
         self.keys, self.image_values = to_image.k_proj(placed), to_image.v_proj(values)  # (B, E E, D)
         self.image_queries = to_token.q_proj(placed)  # (B, E E, D)
 
-    def of(self, image_index: Tensor) -> SharedImagesOfPrompts:
-        """Laid out for P prompts by the image (P,) that each asks about."""
-        return SharedImagesOfPrompts(self, image_index)
-
 
 class SharedImagesOfPrompts:
     """SharedImages in the order of P prompts, which are laid out as (B, N) slots, N the most prompts of an image."""
 
-    def __init__(self, images: SharedImages, image_index: Tensor) -> None:
+    def __init__(self, images: SharedImages, image_index: Tensor, *, lean: bool) -> None:
+        self.lean = lean
         self.image_index = image_index
         self.values = images.values
         present, place = image_index.unique(return_inverse=True)
@@ -90,14 +87,15 @@ class SharedImagesOfPrompts:
 class ImagesOfPrompts:
     """The image tokens (P, E E, C) of each prompt, with the methods of SharedImagesOfPrompts."""
 
-    def __init__(self, values: Tensor) -> None:
+    def __init__(self, values: Tensor, *, lean: bool) -> None:
         self.values = values
+        self.lean = lean
 
     def answer(self, attention: Attention, queries: Tensor, positions: Tensor) -> Tensor:
         """Token to image attention (P, T, C) -> (P, T, C). A key's bias is the same for all keys: without effect."""
         heads, num_tokens = attention.num_heads, queries.shape[1]
         absorbed = _absorb(attention, attention.q_proj(queries), attention.k_proj)  # (P, heads T, C)
-        scores = _recompute(_placed_scores, self.values, positions, absorbed)  # (P, heads T, E E)
+        scores = _run(_placed_scores, self.values, positions, absorbed, lean=self.lean)  # (P, heads T, E E)
         weights = (scores / _head_dim(attention) ** 0.5).softmax(-1)
         mixed = (weights @ self.values).unflatten(1, (heads, num_tokens))  # (P, heads, T, C)
         weight = attention.v_proj.weight.unflatten(0, (heads, -1))  # (heads, D / heads, C)
@@ -111,12 +109,18 @@ class ImagesOfPrompts:
         absorbed = _absorb(attention, projected, attention.q_proj)  # (P, heads T, C)
         bias = attention.q_proj.bias.unflatten(0, (attention.num_heads, -1))  # (heads, D / heads)
         shift = torch.einsum("phtd,hd->pht", _split_heads(attention, projected), bias)[..., None]
-        scores = _recompute(_placed_scores, self.values, positions, absorbed).unflatten(1, shift.shape[1:3]) + shift
-        return _add_attended(attention, self.values, scores, values)
+        scores = _run(_placed_scores, self.values, positions, absorbed, lean=self.lean)  # (P, heads T, E E)
+        return _add_attended(attention, self.values, scores.unflatten(1, shift.shape[1:3]) + shift, values)
 
 
 def decode_prompts(
-    decoder: MaskDecoder, images: SharedImages | Tensor, positions: Tensor, sparse: Tensor, image_index: Tensor
+    decoder: MaskDecoder,
+    images: SharedImages | Tensor,
+    positions: Tensor,
+    sparse: Tensor,
+    image_index: Tensor,
+    *,
+    lean: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """All four masks of every prompt.
 
@@ -125,17 +129,24 @@ def decode_prompts(
         images: those that the prompts share; or the tokens (P, E E, C) of each prompt, where masks were added to them.
         positions: (E E, C), the grid's encoding.
         sparse: (P, T, C) prompt tokens. image_index: (P,) the image of each prompt.
+        lean: what is cheap is computed again in the backward pass; false where a checkpoint computes all again anyway.
     Returns:
         mask logits (P, 4, 4E, 4E): token 0 (single), then the three of the multimask output; predicted IoU (P, 4).
     """
     output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])  # (5, C)
     tokens = torch.cat([output_tokens.expand(len(sparse), -1, -1), sparse], 1)  # (P, 5 + T, C)
-    laid_out = images.of(image_index) if isinstance(images, SharedImages) else ImagesOfPrompts(images)
+    laid_out: SharedImagesOfPrompts | ImagesOfPrompts
+    if isinstance(images, SharedImages):
+        laid_out = SharedImagesOfPrompts(images, image_index, lean=lean)
+    else:
+        laid_out = ImagesOfPrompts(images, lean=lean)
     queries, image_tokens = _two_way(decoder, tokens, laid_out, positions)
     filters = torch.stack(
         [mlp(queries[:, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], 1
     )  # (P, 4, C/8)
-    return _upscale(decoder.output_upscaling, image_tokens, filters), decoder.iou_prediction_head(queries[:, 0])
+    return _upscale(decoder.output_upscaling, image_tokens, filters, lean=lean), decoder.iou_prediction_head(
+        queries[:, 0]
+    )
 
 
 def flatten_grid(maps: Tensor) -> Tensor:
@@ -171,7 +182,7 @@ def _two_way_layer(
     queries = layer.norm2(queries + images.answer(layer.cross_attn_token_to_image, queries + tokens, positions))
     queries = layer.norm3(queries + layer.mlp(queries))
     changed = images.changed_by(layer.cross_attn_image_to_token, queries + tokens, queries, positions)
-    return queries, ImagesOfPrompts(layer.norm4(changed))
+    return queries, ImagesOfPrompts(layer.norm4(changed), lean=images.lean)
 
 
 def _self_attend(attention: Attention, queries_and_keys: Tensor, values: Tensor) -> Tensor:
@@ -216,10 +227,11 @@ def _add_attended(attention: Attention, before: Tensor, scores: Tensor, values: 
     weight = attention.out_proj.weight.unflatten(1, (attention.num_heads, -1))  # (C, heads, D / heads)
     taken = torch.einsum("phtd,chd->phtc", projected, weight).flatten(1, 2)  # (P, heads T, C)
     # the weights of a head add up to one, so every head gives its share of the bias
-    return torch.baddbmm(before, weights.transpose(1, 2), taken + attention.out_proj.bias / attention.num_heads)
+    taken = taken + attention.out_proj.bias / attention.num_heads
+    return before + weights.transpose(1, 2) @ taken  # no baddbmm: under autocast it would round `before` too
 
 
-def _upscale(upscaling: nn.Sequential, tokens: Tensor, filters: Tensor) -> Tensor:
+def _upscale(upscaling: nn.Sequential, tokens: Tensor, filters: Tensor, *, lean: bool) -> Tensor:
     """Image tokens (P, E E, C) through two stride-2 upsamplings, dotted with filters (P, K, C/8) -> (P, K, 4E, 4E).
 
     A transposed convolution whose kernel is its stride maps each cell to its own 2 x 2 block: a matrix product.
@@ -235,8 +247,8 @@ def _upscale(upscaling: nn.Sequential, tokens: Tensor, filters: Tensor) -> Tenso
     def to_logits(cells: Tensor, filters: Tensor) -> Tensor:
         return last_activation(cells).flatten(1, 3) @ filters.transpose(1, 2)  # (P, E E 16, K)
 
-    cells = _recompute(to_finer_blocks, _to_blocks(first, tokens))
-    logits = _recompute(to_logits, cells, filters)
+    cells = _run(to_finer_blocks, _to_blocks(first, tokens), lean=lean)
+    logits = _run(to_logits, cells, filters, lean=lean)
     # rows: grid, first block, second block; columns the same
     grid = int(tokens.shape[1] ** 0.5)
     logits = logits.unflatten(1, (grid, grid, 2, 2, 2, 2)).permute(0, 7, 1, 3, 5, 2, 4, 6)
@@ -250,12 +262,12 @@ def _to_blocks(conv: nn.ConvTranspose2d, cells: Tensor) -> Tensor:
     return F.linear(cells, weight, conv.bias.repeat(4)).unflatten(-1, (4, conv.out_channels))
 
 
-def _recompute(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """function(*tensors), whose last step is a matrix product: what precedes that is done again in the backward pass.
+def _run(function: Callable[..., Tensor], *tensors: Tensor, lean: bool) -> Tensor:
+    """function(*tensors), whose last step is a matrix product: `lean` does what precedes it again in the backward pass.
 
-    The product is not: recomputing stops once its inputs are there.
+    The product is not done again: recomputing stops once its inputs are there.
     """
-    if not torch.is_grad_enabled():
+    if not lean or not torch.is_grad_enabled():
         return function(*tensors)
     result: Tensor = checkpoint(function, *tensors, use_reentrant=False, preserve_rng_state=False)
     return result

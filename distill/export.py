@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from segment_anything.utils.onnx import SamOnnxModel
 from torch import Tensor, nn
 
@@ -80,6 +81,18 @@ class OnnxDecoder(SamOnnxModel):
             image_embeddings, point_coords, point_labels, mask_input, has_mask_input, orig_im_size
         )
         return masks, iou_predictions, low_res
+
+    def mask_postprocessing(self, masks: Tensor, orig_im_size: Tensor) -> Tensor:
+        """Logits (1, 4, 4E, 4E) at the photo's own resolution.
+
+        segment-anything's form turns the size of the traced photo into a constant with today's torch.
+        """
+        side = self.prompt_size
+        masks = F.interpolate(masks, (side, side), mode="bilinear", align_corners=False)
+        height, width = self.resize_longest_image_size(orig_im_size, side).unbind()
+        masks = masks[..., :height, :width]
+        height, width = orig_im_size.to(torch.int64).unbind()
+        return F.interpolate(masks, (height, width), mode="bilinear", align_corners=False)  # type: ignore[arg-type]
 
     def _paint(self, point_coords: Tensor, point_labels: Tensor) -> Tensor:
         """The points and the box among them as mask logits (1, 1, 4E, 4E)."""

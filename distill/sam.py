@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
@@ -126,27 +127,25 @@ class PromptableModel(nn.Module):
         if not self._has_masks(prompts):
             no_mask = self.prompt_encoder.no_mask_embed.weight[..., None, None]  # (1, C, 1, 1)
             images = SharedImages(flatten_grid(embeddings + no_mask), positions, self.mask_decoder)
+        checkpointing = checkpointing and torch.is_grad_enabled()
         answers = []
         for chunk in _chunks(prompts, prompts_per_chunk):
-            if checkpointing and torch.is_grad_enabled():
-                kept: tuple[Tensor, Tensor] = checkpoint(
-                    self._decode_chunk, images, chunk, positions, use_reentrant=False, preserve_rng_state=False
-                )
-            else:
-                kept = self._decode_chunk(images, chunk, positions)
-            answers.append(kept)
+            decode = partial(self._decode_chunk, images, chunk, positions, lean=not checkpointing)
+            answers.append(
+                checkpoint(decode, use_reentrant=False, preserve_rng_state=False) if checkpointing else decode()
+            )
         logits, iou_predictions = zip(*answers, strict=True)
         return torch.cat(logits), torch.cat(iou_predictions)
 
     def _decode_chunk(
-        self, images: SharedImages | Tensor, prompts: Prompts, positions: Tensor
+        self, images: SharedImages | Tensor, prompts: Prompts, positions: Tensor, *, lean: bool
     ) -> tuple[Tensor, Tensor]:
         """Images: what the prompts share, or the embeddings (B, C, E, E) that the masks of the prompts are added to."""
         sparse, dense = self._encode_prompts(prompts)
         if isinstance(images, Tensor):
             # not images[index]: on several threads its gradient is summed in any order, and a resumed run would differ
             images = flatten_grid(images.index_select(0, prompts.image_index) + dense)
-        return decode_prompts(self.mask_decoder, images, positions, sparse, prompts.image_index)
+        return decode_prompts(self.mask_decoder, images, positions, sparse, prompts.image_index, lean=lean)
 
     def _has_masks(self, prompts: Prompts) -> bool:
         return self.spec.paint_prompts or prompts.mask_logits is not None

@@ -75,6 +75,20 @@ def test_chunks_and_checkpointing_change_nothing(kind: str, prompts_per_chunk: i
 
 
 @pytest.mark.parametrize("kind", ["box", "point+mask"])
+def test_low_precision_costs_no_more_than_segment_anythings(kind: str) -> None:
+    model = build()
+    prompts = draw(kind, torch.tensor(IMAGE_INDICES[1]), model.prompt_size)
+    embeddings = torch.randn(3, 64, 16, 16)
+    errors = []
+    with torch.no_grad():
+        exact, _ = published_answer(model, embeddings, prompts)
+        for answer in (model.decode_all, lambda e, p: published_answer(model, e, p)):
+            with torch.autocast("cpu", torch.bfloat16):
+                errors.append((answer(embeddings, prompts)[0] - exact).square().mean().item())
+    assert 0 < errors[0] < 1.5 * errors[1]
+
+
+@pytest.mark.parametrize("kind", ["box", "point+mask"])
 def test_checkpointing_keeps_fewer_bytes(kind: str) -> None:
     model = build()
     prompts = draw(kind, torch.arange(8) % 2, model.prompt_size)

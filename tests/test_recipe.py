@@ -189,6 +189,7 @@ def test_interpolation(write):
         ("teacher.name=runs/none", "no such file or run directory: 'runs/none'"),
         ("teacher.checkpoint=none.pth", "no such file: 'none.pth'"),
         ("student.init_from=none", "no such file or run directory"),
+        ("student.pretrained=timm", "student.pretrained: is for students named timm/NAME"),
         ("data.val_images=none", "data.val_images: no such directory"),
         ("data.images=.", "no .tar in '.'"),
     ],
@@ -247,7 +248,7 @@ def test_resolved_yaml_reads_back(write, tmp_path):
 
 BLANKS = {
     "feature": ["run=r", "data.images=i", "cache.dir=c"],
-    "mask": ["run=r", "data.images=i", "student.init_from=f"],
+    "mask": ["run=r", "data.images=i", "student.init_from=f", "cache.dir=c"],
     "cache": ["data.images=i", "cache.dir=c"],
     "evaluate": ["run=r", "data.images=i", "data.annotations=a"],
     "evaluate_sets": ["run=r", "sets={one: {images: i, annotations: a, detections: d}}"],
@@ -262,8 +263,12 @@ LISTED = {"eval/in_the_wild": "my_sets.yaml"}  # a copy that lists sets is what 
 def test_the_published_recipes_are_there():
     sizes = ("l0", "l1", "l2", "xl0", "xl1")
     published = {f"efficientvit_sam/{size}_{stage}" for size in sizes for stage in ("feature", "mask")}
+    published |= {f"efficient_sam/{size}_{stage}" for size in ("vitt", "vits") for stage in ("feature", "mask")}
+    published |= {f"{name}/feature" for name in ("mobile_sam", "edge_sam", "repvit_sam", "nano_sam", "distill")}
+    published |= {"edge_sam/prompt_loop", "distill/prompt_loop", "distill/mask"}
     ours = {"quickstart/cache", "quickstart/feature", "quickstart/mask", "eval/coco_box", "eval/coco_point"}
-    assert published | ours <= set(packaged_recipes())
+    presets = {f"{name}_10k" for name in published}
+    assert published | presets | ours <= set(packaged_recipes())
 
 
 @pytest.mark.parametrize("name", packaged_recipes())

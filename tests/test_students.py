@@ -7,17 +7,22 @@ import gc
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
 from torch import nn
 
 from distill.checkpoint import load_model, save_model
+from distill.export import export_encoder
 from distill.fuse import fuse
 from distill.sam import ModelSpec, PromptableModel, build_from_spec
 from distill.students import STUDENTS, TIMM_PREFIX, build_encoder, check_student_name
 
 IMAGE_SIZE, EMBEDDING_DIM, EMBEDDING_SIZE = 128, 16, 8
-TIMM = (f"{TIMM_PREFIX}resnet18", f"{TIMM_PREFIX}mobilenetv3_small_050")
+TIMM = tuple(
+    TIMM_PREFIX + name for name in ("resnet18", "mobilenetv3_small_050@16+sam", "vit_tiny_patch16_224.augreg_in21k")
+)
 # ViT-L and ViT-H are ViT-B's code with other numbers, and take gigabytes.
 NAMES = [*(name for name in STUDENTS if name not in ("sam_vit_l", "sam_vit_h")), *TIMM]
 LARGE = ("efficientvit_sam_xl0", "efficientvit_sam_xl1", "sam_vit_b")
@@ -102,6 +107,15 @@ def test_fused_computes_the_same(model: PromptableModel):
     assert not any(isinstance(part, nn.BatchNorm2d) for part in fused.modules())
     with torch.no_grad():
         torch.testing.assert_close(fused.encode(pixels(2)), model.encode(pixels(2)), rtol=1e-4, atol=1e-4)
+
+
+def test_traced_to_onnx(model: PromptableModel, tmp_path: Path):
+    """Fused, and for another batch than the one that was traced."""
+    exported = export_encoder(model, tmp_path / "encoder.onnx")
+    session = onnxruntime.InferenceSession(exported.path, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"pixels": pixels(2).numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(found, model.encode(pixels(2)).numpy(), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,4 +1,4 @@
-"""`distill bench`: what models, loading and caching cost on this machine, beside what they are compared with."""
+"""`distill bench`: what models, loading, caching and training cost here, beside what they are compared with."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import os
 import platform
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distill.errors import DistillError
 from distill.tools.arguments import add_command
+
+if TYPE_CHECKING:
+    import torch
 
 EPILOG = """\
 examples:
@@ -19,6 +22,8 @@ examples:
   distill bench loader
   distill bench loader --images shards/train --num-workers 8 --json
   distill bench cache --teacher sam_vit_h --checkpoint sam_vit_h_4b8939.pth --json
+  distill bench mask-step --images 2 --masks 64 --json
+  distill bench evaluate
 """
 LOADER_EPILOG = """\
 examples:
@@ -37,6 +42,24 @@ examples:
 Bytes and error of every codec and of what else was tried, on embeddings of the teacher; encoding and decoding on one
 core, in maps of 256 x 64 x 64; and a training step from the cache beside one with the teacher online.
 """
+MASK_STEP_EPILOG = """\
+examples:
+  distill bench mask-step
+  distill bench mask-step --images 2 --masks 64 --json                # the published trainer's: some 18 GB and minutes
+  distill bench mask-step --student quickstart --prompts-per-chunk 0 --no-checkpointing
+
+Forward and backward of the mask stage on the same weights, photos, masks and prompts: by our decoder, with masks
+compared at low resolution; and by the published formulation, with segment-anything's decoder image by image, logits
+enlarged to the input size, points sampled there, and each candidate by itself. Each in a process of its own, in turns.
+"""
+EVALUATE_EPILOG = """\
+examples:
+  distill bench evaluate
+  distill bench evaluate --student runs/l0_mask --prompts 10 --workers 1 --json
+
+Seconds a photo of an evaluation by boxes: the encoder alone, the model alone, and the whole with photos read, masks
+laid out at full resolution, compared and coded. The three take turns in one process; the numbers are medians.
+"""
 MODELS_EPILOG = """\
 examples:
   distill bench models mobile_sam edge_sam efficientvit_sam_l0 --teacher sam_vit_h
@@ -53,9 +76,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = add_command(
         subparsers,
         "bench",
-        "measure models, loading and caching on this machine",
+        "measure models, loading, caching and training on this machine",
         EPILOG,
-        description="Measure models, loading and caching on this machine.",
+        description="Measure models, loading, caching and training on this machine.",
     )
     subjects = parser.add_subparsers(title="subjects", metavar="SUBJECT", required=True)
     _add_models(subjects)
@@ -76,6 +99,37 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     cache.add_argument("--num-photos", type=_positive, default=8, metavar="N", help="default: %(default)s")
     cache.set_defaults(run=run_cache)
+    _add_mask_step(subjects)
+    _add_evaluate(subjects)
+
+
+def _add_evaluate(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _add(subparsers, "evaluate", "an evaluation, and its encoder's share of it", EVALUATE_EPILOG)
+    parser.add_argument(
+        "--student", default="efficientvit_sam_l0", metavar="NAME|PATH", help="a name stands for random weights"
+    )
+    parser.add_argument("--photos", type=_positive, default=16, metavar="N", help="default: %(default)s")
+    parser.add_argument("--prompts", type=_positive, default=10, metavar="N", help="of a photo (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes beside (default: %(default)s)")
+    parser.add_argument("--rounds", type=_positive, default=5, metavar="N", help="default: %(default)s")
+    parser.set_defaults(run=run_evaluate)
+
+
+def _add_mask_step(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    step = _add(subparsers, "mask-step", "a training step of the mask stage, and the published one", MASK_STEP_EPILOG)
+    step.add_argument(
+        "--student", default="efficientvit_sam_l0", metavar="NAME|PATH", help="a name stands for random weights"
+    )
+    step.add_argument("--images", type=_positive, default=1, metavar="N", help="default: %(default)s")
+    step.add_argument("--masks", type=_positive, default=16, metavar="N", help="of an image (default: %(default)s)")
+    step.add_argument("--rounds", type=_positive, default=3, metavar="N", help="processes of each (default: 3)")
+    step.add_argument("--repeats", type=_positive, default=1, metavar="N", help="steps of a process (default: 1)")
+    step.add_argument("--threads", type=_positive, metavar="N", help="default: torch's own choice")
+    step.add_argument(
+        "--prompts-per-chunk", type=int, default=8, metavar="N", help="of our decoder; 0: all (default: %(default)s)"
+    )
+    step.add_argument("--no-checkpointing", action="store_true", help="keep our decoder's activations")
+    step.set_defaults(run=run_mask_step)
 
 
 def _add_models(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -88,7 +142,7 @@ def _add_models(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     models.add_argument("--device", help="cpu, cuda, cuda:1; the default is a GPU if there is one")
     models.add_argument(
-        "--seconds", type=float, default=10.0, metavar="S", help="of each form of a model (default: %(default)s)"
+        "--seconds", type=_seconds, default=10.0, metavar="S", help="of each form of a model (default: %(default)s)"
     )
     models.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
     models.add_argument("--picture", type=Path, metavar="FILE", help="write a picture of size over latency")
@@ -101,7 +155,6 @@ def run_models(arguments: argparse.Namespace) -> int:
         if not path.parent.is_dir():  # known before an hour is spent
             raise DistillError(f"{path}: no such directory: {path.parent}; make it first")
 
-    import torch
     from rich.console import Console
 
     from distill.tools.bench_models import bench_models
@@ -113,7 +166,7 @@ def run_models(arguments: argparse.Namespace) -> int:
         teacher=arguments.teacher,
         batch_size=arguments.batch_size,
         precisions=list(dict.fromkeys(arguments.precision)),
-        device=None if arguments.device is None else torch.device(arguments.device),
+        device=_device(arguments.device),
         seconds=arguments.seconds,
     )
     found = {"benchmark": found["benchmark"], "machine": _machine(), **found}
@@ -129,6 +182,19 @@ def run_models(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _device(name: str | None) -> torch.device:
+    """A device, by default a GPU if there is one. Raises DistillError when it is not there."""
+    import torch
+
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a backend that torch was built without
+        reason = str(error).splitlines()[0]
+        raise DistillError(f"--device {name}: not usable on this machine ({reason}); try --device cpu") from error
+    return device
+
+
 def run_loader(arguments: argparse.Namespace) -> int:
     """Print what the loader does, as tables or JSON."""
     from distill.tools.bench_loader import bench_loader, tables
@@ -138,6 +204,20 @@ def run_loader(arguments: argparse.Namespace) -> int:
         num_photos=arguments.num_photos,
         num_workers=arguments.num_workers,
         batch_size=arguments.batch_size,
+    )
+    return _show(arguments, found, tables(found))
+
+
+def run_evaluate(arguments: argparse.Namespace) -> int:
+    """Print the shares of an evaluation's time, as a table or JSON."""
+    from distill.tools.bench_evaluate import bench_evaluate, tables
+
+    found = bench_evaluate(
+        arguments.student,
+        num_photos=arguments.photos,
+        num_prompts=arguments.prompts,
+        num_workers=arguments.workers,
+        num_rounds=arguments.rounds,
     )
     return _show(arguments, found, tables(found))
 
@@ -153,6 +233,24 @@ def run_cache(arguments: argparse.Namespace) -> int:
         images=arguments.images,
         num_photos=arguments.num_photos,
     )
+    return _show(arguments, found, tables(found))
+
+
+def run_mask_step(arguments: argparse.Namespace) -> int:
+    """Print what a training step takes, as a table or JSON."""
+    from distill.tools.bench_mask_forms import StepSetup
+    from distill.tools.bench_mask_step import bench_mask_step, tables
+
+    setup = StepSetup(
+        arguments.student,
+        images=arguments.images,
+        masks=arguments.masks,
+        repeats=arguments.repeats,
+        threads=arguments.threads or 0,
+        prompts_per_chunk=arguments.prompts_per_chunk,
+        checkpointing=not arguments.no_checkpointing,
+    )
+    found = bench_mask_step(setup, rounds=arguments.rounds)
     return _show(arguments, found, tables(found))
 
 
@@ -193,3 +291,13 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0")
+    return seconds

@@ -93,7 +93,7 @@ def bench_models(
     teacher: str | None = None,
     batch_size: int = 8,
     precisions: Sequence[str] = PRECISIONS,
-    device: torch.device | None = None,
+    device: torch.device = torch.device("cpu"),  # noqa: B008 - a constant
     seconds: float = 10.0,
 ) -> dict[str, Any]:
     """Measure encoders at batch 1 and at `batch_size`, eager and fused, in each precision.
@@ -108,7 +108,6 @@ def bench_models(
         DistillError: a name or a file that is not there, or a model that cannot be fused.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's remarks about GPUs that are not there
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
     sources = {name: _source(name) for name in ([teacher] if teacher else []) + list(names)}
@@ -147,7 +146,7 @@ def _subject(name: str, source: ModelSpec | Path, device: torch.device) -> Subje
     eager = model.image_encoder.eval().requires_grad_(False)
     fused = fuse(eager)
     forms = {False: eager, True: fused} if is_fused(fused) else {False: eager}
-    forms = {key: form.to(device, memory_format=torch.channels_last) for key, form in forms.items()}
+    forms = {key: form.to(device).to(memory_format=torch.channels_last) for key, form in forms.items()}
     return Subject(name, spec, _count(model), _count(eager), macs, forms)
 
 
@@ -257,7 +256,7 @@ def _peak_of_host(function: Callable[[], None]) -> int:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         function()
     held = peak = 0
-    for event in profiler.profiler.kineto_results.events():  # type: ignore[union-attr]
+    for event in profiler.profiler.kineto_results.events():
         if event.name() == "[memory]":
             held += event.nbytes()
             peak = max(peak, held)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MILLION, BILLION = 1e6, 1e9
+NAME_WIDTH = 40  # columns; a longer name, as a path may be, goes on in the next line
 
 Found = Mapping[str, Any]
 
@@ -26,7 +27,7 @@ def _table(found: Found, precision: str) -> Table:
     teacher = found["teacher"]
     device = f"{found['device']}, {found['threads']} threads" if found["device"] == "cpu" else found["device"]
     table = Table(title=f"image encoders, {precision}, {device}: medians, fused where a model can be", box=None)
-    table.add_column("model", no_wrap=True)
+    table.add_column("model", overflow="fold", max_width=NAME_WIDTH)
     headings = ["input", "params\n(M)", "MACs\n(G)", "ms at\nbatch 1", "MB at\nbatch 1", "images\n/s", "at\nbatch"]
     for heading in [*headings, "x eager\nform", *(["x\nteacher"] if teacher else [])]:
         table.add_column(heading, justify="right", no_wrap=True)

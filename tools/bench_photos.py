@@ -23,15 +23,15 @@ MASK_RADII = (15, 450)  # pixels, drawn evenly over their logarithms
 def write_shards(directory: Path, num_photos: int, *, hw: tuple[int, int] = PHOTO_HW, seed: int = 0) -> None:
     """Shards of one photo with NUM_MASKS masks, under as many keys as there shall be photos."""
     rng = np.random.default_rng(seed)
-    image = _photo(rng, hw)
-    rows = [annotation_row(number, _mask(rng, hw), hw) for number in range(NUM_MASKS)]
+    image = draw_photo(rng, hw)
+    rows = [annotation_row(number, draw_mask(rng, hw), hw) for number in range(NUM_MASKS)]
     with ShardWriter(directory, SAMPLES_PER_SHARD) as writer:
         for number in range(num_photos):
             key = f"sa_{number}"
             writer.add(key, image, sample_annotation(key, hw, rows))
 
 
-def _photo(rng: np.random.Generator, hw: tuple[int, int]) -> bytes:
+def draw_photo(rng: np.random.Generator, hw: tuple[int, int]) -> bytes:
     """A JPEG with detail at every scale."""
     pixels = np.zeros((*hw, 3))
     for octave in range(2, 9):
@@ -44,7 +44,7 @@ def _photo(rng: np.random.Generator, hw: tuple[int, int]) -> bytes:
     return buffer.getvalue()
 
 
-def _mask(rng: np.random.Generator, hw: tuple[int, int]) -> RLE:
+def draw_mask(rng: np.random.Generator, hw: tuple[int, int]) -> RLE:
     """A blob with a wavy outline, cut at the photo's edges; its centre lies on the photo."""
     largest = min(MASK_RADII[1], 0.3 * min(hw))
     radius = np.exp(rng.uniform(*np.log([min(MASK_RADII[0], largest), largest])))

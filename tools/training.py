@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import lightning
 import torch
@@ -37,11 +38,13 @@ from distill.run import (
     write_record,
 )
 from distill.sam import PromptableModel
+from distill.stages.base import Stage
 from distill.stages.feature import FeatureStage
 from distill.stages.mask import MaskStage
 from distill.stages.validation import Validator
 from distill.start import build_student
 from distill.teacher import Teacher, load_teacher
+from distill.tools.card import refresh_card
 
 TrainRecipe = FeatureRecipe | MaskRecipe
 
@@ -69,8 +72,8 @@ def run_training(recipe: TrainRecipe) -> Path:
     lightning.seed_everything(recipe.seed, workers=True, verbose=False)
     teacher = load_teacher(recipe.teacher)
     student = build_student(recipe.student, teacher)
-    data = _build_data(recipe, student, teacher)
-    stage = _build_stage(recipe, student, teacher)
+    data = build_data(recipe, student, teacher)
+    stage = build_stage(recipe, student, teacher)
     trainer = _build_trainer(recipe)
     if writes:
         data.prepare_data()
@@ -83,11 +86,12 @@ def run_training(recipe: TrainRecipe) -> Path:
         weights = run / STUDENT_FILE
         if trainer.is_global_zero:
             save_model(student, weights, metadata={"recipe": resolved_yaml(recipe)})
+            refresh_card(str(run))
         logger.info("%d steps; the student is %s", trainer.global_step, weights)
     return weights
 
 
-def _build_data(recipe: TrainRecipe, student: PromptableModel, teacher: Teacher) -> DistillDataModule:
+def build_data(recipe: TrainRecipe, student: PromptableModel, teacher: Teacher) -> DistillDataModule:
     cache = None
     if _needs_cache(recipe):
         assert recipe.cache.dir is not None
@@ -117,7 +121,7 @@ def _asks_teacher(recipe: TrainRecipe) -> bool:
     return isinstance(recipe, FeatureRecipe) or any(attrgetter(option)(recipe) for option in ASKS_TEACHER)
 
 
-def _build_stage(recipe: TrainRecipe, student: PromptableModel, teacher: Teacher) -> lightning.LightningModule:
+def build_stage(recipe: TrainRecipe, student: PromptableModel, teacher: Teacher) -> Stage:
     validator = Validator(recipe.validation, teacher) if recipe.data.val_images is not None else None
     if isinstance(recipe, MaskRecipe):
         return MaskStage(
@@ -146,9 +150,15 @@ def _build_trainer(recipe: TrainRecipe) -> lightning.Trainer:
         "use_distributed_sampler": False,  # the loading plan gives each rank its share
         "check_val_every_n_epoch": None,  # validation goes by steps, across epochs
     }
+    accumulated = recipe.trainer.get("accumulate_grad_batches", 1)
+    if isinstance(accumulated, int):  # Lightning counts batches; it refuses other values itself
+        options["val_check_interval"] = recipe.validation.every_n_steps * accumulated
+    return make_trainer(options)
+
+
+def make_trainer(options: dict[str, Any]) -> lightning.Trainer:
+    """Raises RecipeError on arguments that Lightning refuses."""
     try:
-        accumulated = int(recipe.trainer.get("accumulate_grad_batches", 1))
-        options["val_check_interval"] = recipe.validation.every_n_steps * accumulated  # Lightning counts batches
         return lightning.Trainer(**options)
     except (MisconfigurationException, TypeError, ValueError) as error:
         raise RecipeError("trainer", [f"lightning.Trainer refuses these arguments: {error}"]) from error

@@ -6,6 +6,8 @@ the encoder alone: the mask decoder is MobileSAM's. Unlike SAM's, the embedding 
 
 from __future__ import annotations
 
+from typing import Any
+
 import timm
 import torch
 from torch import Tensor, nn
@@ -26,8 +28,9 @@ class NanoSamEncoder(nn.Module):
         self.image_size = image_size
         self.embedding_dim = embedding_dim
         self.embedding_size = embedding_size
-        self.backbone = timm.create_model("resnet18", features_only=True, out_indices=(4,))
-        (channels,) = self.backbone.feature_info.channels()
+        backbone: Any = timm.create_model("resnet18", features_only=True, out_indices=(4,))
+        (channels,) = backbone.feature_info.channels()
+        self.backbone = backbone
         self.up_1 = nn.Sequential(
             nn.Conv2d(channels, NECK_WIDTH, 3, padding=1),
             nn.GELU(),

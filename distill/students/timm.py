@@ -120,7 +120,7 @@ def _pixel_map(backbone: str) -> tuple[list[float], list[float]] | None:
 
     None where they are the same, as for most ImageNet weights.
     """
-    config = timm.get_pretrained_cfg(backbone)
+    config = _config(backbone)
     scale = [ours / (MAX_PIXEL * std) for ours, std in zip(PIXEL_STD, config.std, strict=True)]
     shift = [
         (ours / MAX_PIXEL - mean) / std for ours, mean, std in zip(PIXEL_MEAN, config.mean, config.std, strict=True)
@@ -129,9 +129,14 @@ def _pixel_map(backbone: str) -> tuple[list[float], list[float]] | None:
     return None if is_same else (scale, shift)
 
 
-def _size_options(backbone: str, image_size: int) -> dict[str, int]:
+def _config(backbone: str) -> Any:
+    """What timm says of the weights of this name; without a tag, of its default ones."""
+    return timm.get_pretrained_cfg(backbone)
+
+
+def _size_options(backbone: str, image_size: int) -> dict[str, Any]:
     """What tells a backbone whose constructor fixes the input (ViTs: their position embedding) its size."""
-    config = timm.get_pretrained_cfg(backbone, allow_unregistered=True)
+    config = _config(backbone)
     return {"img_size": image_size} if config is not None and config.fixed_input_size else {}
 
 
@@ -164,7 +169,7 @@ def _pick_levels(choice: Choice, reductions: list[int], image_size: int, embeddi
     """The indices of the levels that the neck takes. Raises DistillError if none can reach the grid."""
     stride = image_size / embedding_size
     if choice.sam_neck and choice.coarsest is None:
-        finest, coarsest = choice.finest or 1, max(stride, min(reductions))
+        finest, coarsest = float(choice.finest or 1), max(stride, min(reductions))
     else:
         finest, coarsest = choice.finest or stride / MAX_CELLS, choice.coarsest or MAX_REDUCTION
     levels = [i for i, reduction in enumerate(reductions) if finest <= reduction <= coarsest]
@@ -220,7 +225,7 @@ def load_pretrained(encoder: TimmEncoder, weights: Mapping[str, Tensor] | None, 
 
 def _num_classes(backbone: str, weights: Mapping[str, Tensor]) -> int:
     """The width of the head in a classifier's file, which need not be that of timm's own weights."""
-    config = timm.get_pretrained_cfg(backbone)
+    config = _config(backbone)
     head = weights.get(f"{config.classifier}.weight")
     return int(config.num_classes if head is None else len(head))
 
