@@ -119,4 +119,5 @@ def devices(count: int) -> str:
 def _pays(found: CachePlan) -> str:
     if found.break_even_epochs is None:
         return "never pays against the online teacher"
-    return f"pays against the online teacher from {found.break_even_epochs} epochs on"
+    epochs = f"{found.break_even_epochs} epoch{'' if found.break_even_epochs == 1 else 's'}"
+    return f"pays against the online teacher for {epochs} or more"
