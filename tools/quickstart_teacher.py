@@ -147,7 +147,9 @@ def at_grid(model: PromptableModel, grid: int) -> PromptableModel:
 
 def freeze_first_stages(encoder: TimmEncoder) -> None:
     """Switch off the gradients of the backbone's stem and first stages."""
-    for part in (encoder.backbone.conv_stem, encoder.backbone.bn1, *encoder.backbone.blocks[:FROZEN_STAGES]):
+    blocks = encoder.backbone.get_submodule("blocks")
+    assert isinstance(blocks, nn.Sequential)
+    for part in (encoder.backbone.conv_stem, encoder.backbone.bn1, *blocks[:FROZEN_STAGES]):
         part.requires_grad_(False)
 
 
