@@ -87,9 +87,11 @@ def recipe_file(place: Path, tmp_path: Path) -> str:
 def test_the_report_says_what_is_so(recipe_file: str, place: Path) -> None:
     recipe = load_recipe(recipe_file)
     assert isinstance(recipe, MaskRecipe)
+    spec = load_teacher(TeacherConfig()).model.spec
+    grid, low_res = [spec.embedding_size] * 2, [4 * spec.embedding_size] * 2
     found = dry_run.dry_run(recipe)
-    assert found["shapes"]["pixels"] == [1, 3, 64, 64] and found["shapes"]["embeddings"] == [1, 128, 32, 32]
-    assert found["shapes"]["masks"] == [2, 128, 128]
+    assert found["shapes"]["pixels"] == [1, 3, 64, 64] and found["shapes"]["masks"] == [2, *low_res]
+    assert found["shapes"]["embeddings"] == [1, spec.embedding_dim, *grid]
     parts = {row["part"]: row for row in found["parts"]}
     assert parts["prompt_encoder"]["trained"] == 0 < parts["prompt_encoder"]["frozen"]
     assert parts["image_encoder"]["frozen"] == 0 < parts["image_encoder"]["trained"]
