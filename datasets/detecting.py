@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -96,12 +97,12 @@ class DetectionEvaluation:
         return Summary({**precision.metrics, **counts}, precision.intervals())
 
 
-def result_row(score: InstanceScore, image_id: int) -> dict[str, object]:
+def result_row(score: InstanceScore, image_id: int) -> dict[str, Any]:
     """An answer in COCO's results format.
 
     It has no bbox: with one, pycocotools takes the box's area for the mask's where it tells small from large.
     """
-    row = {
+    row: dict[str, Any] = {
         "image_id": image_id,
         "category_id": score.category_id,
         "segmentation": score.segmentation,

@@ -54,6 +54,8 @@ class LvisEval(COCOeval):
     those that match nothing, of a category whose objects were not all annotated, count neither way.
     """
 
+    _dts: Any
+
     def __init__(self, truth: Any, detections: Any, kind: str) -> None:
         super().__init__(truth, detections, kind)
         self.params.maxDets = [MAX_DETECTIONS]
@@ -63,7 +65,8 @@ class LvisEval(COCOeval):
         images = {image_id: self.cocoGt.imgs[image_id] for image_id in self.params.imgIds}
         present = {key for key, rows in self._gts.items() if rows}
         looked_for = {(id_, category) for id_, row in images.items() for category in row["neg_category_ids"]} | present
-        self._dts = defaultdict(list, {key: rows for key, rows in self._dts.items() if key in looked_for})
+        detections: dict[tuple[int, int], list[dict[str, Any]]] = self._dts
+        self._dts = defaultdict(list, {key: rows for key, rows in detections.items() if key in looked_for})
         self._partly = {(id_, c) for id_, row in images.items() for c in row["not_exhaustive_category_ids"]}
 
     def evaluateImg(self, image_id: int, category_id: int, area: list[float], max_detections: int) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Union
 
 import numpy as np
@@ -60,16 +60,21 @@ def score_intervals(scores: Sequence[InstanceScore], *, seed: int = 0) -> dict[s
     photo_index = np.array([keys[score.image] for score in scores])
     sums = per_photo(torch.stack(list(terms), 1).numpy(), photo_index, len(keys))
 
-    num = len(SIZES)
-    statistics: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
-    for i, size in enumerate(SIZES):
-        statistics[f"miou{size}"] = lambda totals, i=i: totals[:, num + i] / totals[:, i]
-        statistics[f"boundary_iou{size}"] = lambda totals, i=i: totals[:, 2 * num + i] / totals[:, i]
-    for i, name in enumerate(("iou_correlation", "iou_error")):
-        statistics[name] = lambda totals, i=i: calibration_of(torch.from_numpy(totals[:, 3 * num :]))[i].numpy()
-    resampled = bootstrap(sums, lambda totals: np.stack([of(totals) for of in statistics.values()], 1), seed=seed)
-    found = {name: percentile_interval(values) for name, values in zip(statistics, resampled.T, strict=True)}
+    resampled = bootstrap(sums, lambda totals: np.stack(list(_statistics(totals).values()), 1), seed=seed)
+    found = {name: percentile_interval(values) for name, values in zip(_statistics(sums), resampled.T, strict=True)}
     return {name: interval for name, interval in found.items() if interval is not None}
+
+
+def _statistics(totals: np.ndarray) -> dict[str, np.ndarray]:
+    """Each mean and the calibration of R resamples, (R,), from sums of the terms of `score_intervals`, (R, K)."""
+    num = len(SIZES)
+    found = {}
+    with np.errstate(invalid="ignore", divide="ignore"):
+        for i, size in enumerate(SIZES):
+            found[f"miou{size}"] = totals[:, num + i] / totals[:, i]
+            found[f"boundary_iou{size}"] = totals[:, 2 * num + i] / totals[:, i]
+    correlation, error = calibration_of(torch.from_numpy(totals[:, 3 * num :]))
+    return {**found, "iou_correlation": correlation.numpy(), "iou_error": error.numpy()}
 
 
 def _columns(scores: Sequence[InstanceScore]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

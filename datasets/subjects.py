@@ -27,6 +27,8 @@ from distill.sam import PromptableModel
 ORACLE, FILL_BOX = "oracle", "fill-box"
 BASELINES = (ORACLE, FILL_BOX)
 
+CPU_PROMPTS = 4  # of a forward of the decoder: what more of them keep (4 MB a tensor and prompt) leaves the caches
+
 logger = logging.getLogger(__name__)
 
 
@@ -101,6 +103,8 @@ class ModelView:
     @torch.inference_mode()
     def answer(self, asked: Asked, policy: Policy, prompt_batch_size: int) -> Reply:
         prompts = self._prompts(asked)
+        if self.embedding.device.type == "cpu":
+            prompt_batch_size = min(prompt_batch_size, CPU_PROMPTS)
         logits, predicted_iou = answer_candidates(
             self.model, self.embedding, prompts, policy=policy, prompt_batch_size=prompt_batch_size
         )  # (P, K, 4E, 4E), (P, K)

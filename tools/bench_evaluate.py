@@ -95,7 +95,8 @@ def write_set(folder: Path, num_photos: int, num_prompts: int) -> CocoSet:
     """Photos with detail at every scale, each with as many masks as there shall be prompts."""
     rng = np.random.default_rng(0)
     photo = draw_photo(rng, PHOTO_HW)
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number in range(num_photos):
         (folder / f"{number}.jpg").write_bytes(photo)
         images.append({"id": number, "file_name": f"{number}.jpg", "height": PHOTO_HW[0], "width": PHOTO_HW[1]})

@@ -151,7 +151,8 @@ def write_metrics(record: Record, summary: Summary, **further: Any) -> dict[str,
 
 def protocol_of(recipe: EvaluationRecipe) -> dict[str, Any]:
     """How was asked, and about what."""
-    prompt, data = getattr(recipe, "prompt", None), getattr(recipe, "data", recipe)
+    prompt: Any = getattr(recipe, "prompt", None)
+    data: Any = getattr(recipe, "data", recipe)  # of many sets: the recipe itself
     kind = getattr(prompt, "kind", None)
     return {
         "kind": recipe.kind,

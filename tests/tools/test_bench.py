@@ -115,3 +115,14 @@ def test_bench_cache_runs_through(teacher_file: Path, photo_shards, monkeypatch,
     assert [row["share"] for row in found["padding"]] == sorted(row["share"] for row in found["padding"])
     assert ious[-1] == max(ious) and ious[0] < ious[3]
     assert len(bench_cache.tables(found)) == 4
+
+
+def test_an_evaluation_and_its_encoders_share(teacher_file: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ["bench", "evaluate", "--student", str(teacher_file), "--photos", "2", "--prompts", "3", "--rounds", "2"]
+    assert cli.main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    seconds = found["seconds_per_photo"]
+    assert 0 < seconds["encoder"] < seconds["evaluation"]
+    assert found["on_top_of_encoder"] > 0 and (found["photos"], found["prompts"]) == (2, 3)
+    assert cli.main(words) == 0
+    assert "on top of the encoder" in " ".join(capsys.readouterr().out.split())
