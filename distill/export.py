@@ -61,7 +61,7 @@ class OnnxDecoder(SamOnnxModel):
         parts.prompt_encoder = copy.deepcopy(model.prompt_encoder)
         parts.mask_decoder = copy.deepcopy(model.mask_decoder)
         parts.image_encoder = SimpleNamespace(img_size=model.prompt_size)  # type: ignore[assignment]
-        super().__init__(parts.eval().requires_grad_(False), return_single_mask=False)  # type: ignore[arg-type]
+        super().__init__(parts.eval().requires_grad_(False), return_single_mask=False)
         self.paints_prompts = model.spec.paint_prompts
         self.prompt_size, self.low_res_size = model.prompt_size, model.low_res_size
 

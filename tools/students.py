@@ -124,11 +124,11 @@ def count_encoder(
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    sizes = {"image_size": image_size, "embedding_dim": embedding_dim, "embedding_size": embedding_size}
+    size = check_student_name(name).image_size if image_size is None else image_size
+    sizes = {"image_size": size, "embedding_dim": embedding_dim, "embedding_size": embedding_size}
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         encoder = build_encoder(name, **sizes).eval()
         built = counter.get_total_flops()  # plug-ins and timm's backbones are tried when they are built
-        size = encoder.image_size
         encoder(torch.empty(1, 3, size, size))
     num_parameters = sum(parameter.numel() for parameter in encoder.parameters())
     return num_parameters, (counter.get_total_flops() - built) // 2

@@ -57,6 +57,9 @@ class TimmEncoder(nn.Module):
     that is no coarser than the grid. Both keep to the strides that the name gives.
     """
 
+    pixel_scale: Tensor | None
+    pixel_shift: Tensor | None
+
     def __init__(self, choice: Choice, *, image_size: int, embedding_dim: int, embedding_size: int) -> None:
         super().__init__()
         self.choice = choice
@@ -82,7 +85,7 @@ class TimmEncoder(nn.Module):
         self.register_buffer("pixel_shift", shift, persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        if self.pixel_scale is not None:
+        if self.pixel_scale is not None and self.pixel_shift is not None:
             pixels = pixels * self.pixel_scale + self.pixel_shift
         features = self.backbone(pixels)
         if self.is_channels_last:
