@@ -5,14 +5,18 @@ import torch
 from distill.prompts import NEGATIVE, PAD, PAINT_LOGIT, POSITIVE, Prompts, paint_prompts
 
 
-def test_a_painted_box_covers_its_cells_in_proportion():
-    """Prompt frame of 32 pixels, 8 cells: the box covers columns 1 to 2 wholly and half of 3, rows 0 and 1 wholly."""
+def test_a_painted_box_is_the_ellipse_inscribed_in_it():
+    """Prompt frame of 32 pixels, 8 cells: the box covers columns 1 and 2 wholly and half of 3, rows 0 and 1 wholly.
+
+    Across the box the middles of the columns lie at -0.6, 0.2 and 1.0, those of the rows at -0.5 and 0.5.
+    """
     prompts = Prompts(torch.tensor([0]), boxes_xyxy=torch.tensor([[4.0, 0.0, 14.0, 8.0]]))
     painted = paint_prompts(prompts, prompt_size=32, low_res_size=8)
     assert painted.shape == (1, 1, 8, 8)
     expected = torch.full((8, 8), -PAINT_LOGIT)
-    expected[:2, 1:3] = PAINT_LOGIT
-    expected[:2, 3] = 0
+    expected[:2, 1] = PAINT_LOGIT * (1 - 0.36 - 0.25)
+    expected[:2, 2] = PAINT_LOGIT * (1 - 0.04 - 0.25)
+    expected[:2, 3] = PAINT_LOGIT * (0.5 * (1 - 1.0 - 0.25) - 0.5)  # half of the ellipse's, half of the outside's
     torch.testing.assert_close(painted[0, 0], expected)
 
 
