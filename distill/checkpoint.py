@@ -177,9 +177,14 @@ def load_decoder(model: PromptableModel, source: str | Path) -> None:
         load_state_dict_strict(getattr(model, part), own, source=f"{path}, its {part}")
 
 
+def is_packaged(path_or_name: str | Path) -> bool:
+    """Whether this names the packaged model: it does wherever a file or directory of that name lies, too."""
+    return str(path_or_name) == QUICKSTART
+
+
 def find_weights(path_or_name: str | Path) -> Path:
     """The existing file that `load_model` reads for a path or a name. Raises CheckpointError."""
-    if str(path_or_name) == QUICKSTART:
+    if is_packaged(path_or_name):
         packaged = Path(str(importlib.resources.files("distill") / "weights" / QUICKSTART_FILE))
         if not packaged.is_file():
             raise CheckpointError(f"'{QUICKSTART}': this installation lacks {packaged}; install the package again")

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.checkpoint import QUICKSTART, find_weights, load_model
+from distill.checkpoint import find_weights, is_packaged, load_model
 from distill.errors import DistillError
 from distill.fuse import fuse, is_fused
 from distill.sam import ModelSpec, build_from_spec, spec_for
@@ -152,7 +152,7 @@ def _subject(name: str, source: ModelSpec | Path, device: torch.device) -> Subje
 
 def _source(name: str) -> ModelSpec | Path:
     """What a name stands for: a student with random weights, or weights on disk. Raises DistillError on neither."""
-    if name == QUICKSTART or name.endswith(CHECKPOINT_SUFFIXES):
+    if is_packaged(name) or name.endswith(CHECKPOINT_SUFFIXES):
         return find_weights(name)
     try:
         return spec_for(name)

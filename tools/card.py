@@ -102,9 +102,11 @@ def refresh_card(model: str, evaluations: Sequence[Evaluation] = (), bench: Mapp
     Args:
         model: as `load_model` takes it.
     """
-    from distill.checkpoint import STUDENT_FILE
+    from distill.checkpoint import STUDENT_FILE, is_packaged
     from distill.run import RECIPE_FILE
 
+    if is_packaged(model):
+        return
     folder = Path(model) if Path(model).is_dir() else Path(model).parent
     is_run = all((folder / name).is_file() for name in (STUDENT_FILE, RECIPE_FILE))
     if Path(model).exists() and is_run and os.access(folder, os.W_OK) and is_ours(folder):

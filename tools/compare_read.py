@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
-from distill.checkpoint import STUDENT_FILE, find_weights, sha256_file
+from distill.checkpoint import STUDENT_FILE, find_weights, is_packaged, sha256_file
 from distill.cost import Cost, read_cost
 from distill.errors import CheckpointError, DistillError, RunError
 from distill.run import RECIPE_FILE
@@ -131,7 +131,7 @@ def read_entries(sources: Sequence[str], folders: Sequence[Path] = ()) -> tuple[
     entries: list[Entry] = []
     for source in sources:
         label, path = split_label(source)
-        if is_evaluation(Path(path)):
+        if not is_packaged(path) and is_evaluation(Path(path)):
             join(entries, read_evaluation(Path(path)), label)
         else:
             entries.append(read_model(path, label, entries))
@@ -165,7 +165,8 @@ def is_evaluation(path: Path) -> bool:
 def read_model(source: str, label: str | None, others: Iterable[Entry] = ()) -> Entry:
     """A model with the record of its training. Raises DistillError."""
     path = Path(source)
-    if path.is_dir() and not (path / STUDENT_FILE).is_file():
+    is_directory = path.is_dir() and not is_packaged(source)
+    if is_directory and not (path / STUDENT_FILE).is_file():
         if _recipe(path).get("kind") in TRAINING_KINDS:
             raise RunError(f"{path}: this training has not ended (no {STUDENT_FILE}): go on with it by resume=true")
         raise RunError(
@@ -181,7 +182,7 @@ def read_model(source: str, label: str | None, others: Iterable[Entry] = ()) -> 
     for other in others:
         if other.sha256 == sha256:
             raise RunError(f"{source}: the same weights as {other.source or other.label}; give them once")
-    trainings = read_trainings(path) if path.is_dir() else []
+    trainings = read_trainings(path) if is_directory else []
     return Entry(label or default_label(source), source, sha256, name, trainings)
 
 

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import yaml
 
+from distill.checkpoint import find_weights, sha256_file
 from distill.intervals import paired_difference
 from distill.tools.cli import main
 from distill.tools.compare_gallery import choose
 from distill.tools.compare_plots import Point, pareto_front
-from distill.tools.compare_read import Protocol, split_label
+from distill.tools.compare_read import Protocol, read_entries, split_label
 
 
 def read_csv(out: Path) -> dict[str, dict[str, str]]:
@@ -303,3 +304,10 @@ def test_the_gallery_shows_the_worst_of_each_size_and_others():
     assert {2 + int(mean[2:51].argmin()), 51 + int(mean[51:].argmin())} <= set(chosen)
     assert max(mean[chosen]) > 0.7  # good ones too
     assert choose(ious[:, :3], areas[:3], 20) == sorted(range(3), key=lambda i: mean[i])
+
+
+def test_the_packaged_teacher_is_meant_where_a_directory_is_called_like_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart").mkdir()
+    (entry,), notes = read_entries(["quickstart"])
+    assert entry.source == "quickstart" and entry.sha256 == sha256_file(find_weights("quickstart")) and not notes
