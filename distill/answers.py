@@ -61,7 +61,7 @@ def answer_candidates(
     """
     logits, iou_predictions = [], []
     for rows in torch.arange(len(prompts), device=prompts.image_index.device).split(prompt_batch_size):
-        candidates, scores = model.decode(embeddings, take(prompts, rows), multimask=policy != "single")
+        candidates, scores = model.decode(embeddings, prompts.take(rows), multimask=policy != "single")
         if policy == "best":
             best = scores.argmax(1, keepdim=True)  # (p, 1)
             candidates = candidates.take_along_dim(best[..., None, None], 1)  # (p, 1, 4E, 4E)
@@ -69,18 +69,3 @@ def answer_candidates(
         logits.append(candidates)
         iou_predictions.append(scores)
     return torch.cat(logits), torch.cat(iou_predictions)
-
-
-def take(prompts: Prompts, rows: Tensor) -> Prompts:
-    """The prompts of the given rows (n,) long."""
-
-    def of_rows(values: Tensor | None) -> Tensor | None:
-        return None if values is None else values[rows]
-
-    return Prompts(
-        prompts.image_index[rows],
-        boxes_xyxy=of_rows(prompts.boxes_xyxy),
-        points_xy=of_rows(prompts.points_xy),
-        point_labels=of_rows(prompts.point_labels),
-        mask_logits=of_rows(prompts.mask_logits),
-    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -31,6 +31,10 @@ class Prompts:
 
     def __len__(self) -> int:
         return len(self.image_index)
+
+    def take(self, rows: Tensor | slice) -> Prompts:
+        """The prompts of the given rows: (n,) long, or a slice."""
+        return replace(self, **{name: values[rows] for name, values in vars(self).items() if values is not None})
 
 
 def paint_prompts(prompts: Prompts, *, prompt_size: int, low_res_size: int) -> Tensor:

@@ -177,7 +177,7 @@ def _read_file(path: Path, problems: Problems) -> list[Setting]:
         problems.add("a recipe is a mapping of `key: value` lines", origin=str(path))
         return []
     lines = dict(_key_lines(node))
-    return [Setting(key, value, f"{path}:{lines.get(key, 1)}") for key, value in _flatten(tree)]
+    return [Setting(key, value, f"{path}:{lines.get(key, 1)}") for key, value in flatten(tree)]
 
 
 def _key_lines(node: yaml.MappingNode, prefix: str = "") -> Iterator[tuple[str, int]]:
@@ -189,11 +189,11 @@ def _key_lines(node: yaml.MappingNode, prefix: str = "") -> Iterator[tuple[str, 
             yield from _key_lines(value_node, f"{key}.")
 
 
-def _flatten(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The dotted keys and leaves of nested mappings; a list is a leaf."""
     for name, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{name}.")
+            yield from flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 
@@ -212,7 +212,7 @@ def _read_overrides(overrides: Sequence[str], problems: Problems) -> list[Settin
             problems.add("the value is not YAML: " + " ".join(str(error).split()), origin=origin)
             continue
         tree = {match["key"]: value}
-        settings += [Setting(key, leaf, origin) for key, leaf in _flatten(tree)]
+        settings += [Setting(key, leaf, origin) for key, leaf in flatten(tree)]
     return settings
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -169,11 +169,7 @@ def _chunks(prompts: Prompts, size: int) -> list[Prompts]:
     """At most `size` prompts each, in their order; 0: all in one."""
     if not 0 < size < len(prompts):
         return [prompts]
-    tensors = {name: values for name, values in vars(prompts).items() if values is not None}
-    return [
-        replace(prompts, **{name: values[start : start + size] for name, values in tensors.items()})
-        for start in range(0, len(prompts), size)
-    ]
+    return [prompts.take(slice(start, start + size)) for start in range(0, len(prompts), size)]
 
 
 def set_norm_eps(model: nn.Module, eps: float) -> None:

@@ -77,18 +77,8 @@ class LossCurve(lightning.Callback):
         self.losses.append(trainer.strategy.reduce(outputs["loss"].detach().clone(), reduce_op="mean").item())
 
 
-def main(num_ranks: int, out: str) -> None:
-    torch.set_num_threads(1)
-    teacher = Teacher(tiny_model(7), name="tiny", weights_sha256="0" * 64)
-    stage = FeatureStage(
-        tiny_model(0),
-        teacher,
-        loss=FeatureLossConfig(mse=1.0, cosine=1.0, huber=1.0, relation=1.0),
-        optim=OptimConfig(lr=1e-3, warmup_steps=1),
-        validator=Validator(ValidationConfig(), teacher),
-    )
-    curve = LossCurve()
-    trainer = lightning.Trainer(
+def one_epoch(num_ranks: int, curve: LossCurve) -> lightning.Trainer:
+    return lightning.Trainer(
         accelerator="cpu",
         devices=num_ranks,
         strategy="ddp" if num_ranks > 1 else "auto",
@@ -101,6 +91,20 @@ def main(num_ranks: int, out: str) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+
+
+def main(num_ranks: int, out: str) -> None:
+    torch.set_num_threads(1)
+    teacher = Teacher(tiny_model(7), name="tiny", weights_sha256="0" * 64)
+    stage = FeatureStage(
+        tiny_model(0),
+        teacher,
+        loss=FeatureLossConfig(mse=1.0, cosine=1.0, huber=1.0, relation=1.0),
+        optim=OptimConfig(lr=1e-3, warmup_steps=1),
+        validator=Validator(ValidationConfig(), teacher),
+    )
+    curve = LossCurve()
+    trainer = one_epoch(num_ranks, curve)
     trainer.fit(stage, datamodule=Data())
     scores = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
     if trainer.is_global_zero:

@@ -9,7 +9,7 @@ import sys
 
 import lightning
 import torch
-from ddp_feature_run import FixedBatchStatistics, LossCurve, batch, tiny_model
+from ddp_feature_run import LossCurve, batch, one_epoch, tiny_model
 from torch.utils.data import DataLoader
 
 from distill.batch import ImageBatch
@@ -50,18 +50,7 @@ def main(num_ranks: int, out: str) -> None:
         optim=OptimConfig(lr=1e-3),
     )
     curve = LossCurve()
-    trainer = lightning.Trainer(
-        accelerator="cpu",
-        devices=num_ranks,
-        strategy="ddp" if num_ranks > 1 else "auto",
-        max_epochs=1,
-        use_distributed_sampler=False,
-        callbacks=[curve, FixedBatchStatistics()],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = one_epoch(num_ranks, curve)
     trainer.fit(stage, datamodule=Data())
     if trainer.is_global_zero:
         torch.save({"losses": curve.losses, "weights": stage.model.state_dict()}, out)

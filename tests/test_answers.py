@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from distill.answers import answer, answer_candidates, take
+from distill.answers import answer, answer_candidates
 from distill.prompts import Prompts
 from distill.sam import ModelSpec, PromptableModel, build_from_spec
 
@@ -58,7 +58,7 @@ def test_batches_do_not_change_the_answers(model, embeddings, prompts):
 
 def test_take_keeps_every_field_together():
     prompts = Prompts(torch.arange(3), points_xy=torch.rand(3, 2, 2), point_labels=torch.tensor([[1, 0]] * 3))
-    taken = take(prompts, torch.tensor([2, 0]))
+    taken = prompts.take(torch.tensor([2, 0]))
     assert taken.image_index.tolist() == [2, 0]
     assert taken.points_xy is not None and torch.equal(taken.points_xy, prompts.points_xy[[2, 0]])
     assert taken.boxes_xyxy is None and taken.mask_logits is None

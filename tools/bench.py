@@ -8,13 +8,10 @@ import os
 import platform
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from distill.errors import DistillError
-from distill.tools.arguments import add_command
-
-if TYPE_CHECKING:
-    import torch
+from distill.tools.arguments import add_command, usable_device
 
 EPILOG = """\
 examples:
@@ -166,7 +163,7 @@ def run_models(arguments: argparse.Namespace) -> int:
         teacher=arguments.teacher,
         batch_size=arguments.batch_size,
         precisions=list(dict.fromkeys(arguments.precision)),
-        device=_device(arguments.device),
+        device=usable_device(arguments.device),
         seconds=arguments.seconds,
     )
     found = {"benchmark": found["benchmark"], "machine": _machine(), **found}
@@ -180,19 +177,6 @@ def run_models(arguments: argparse.Namespace) -> int:
     for table in tables(found):
         console.print(table)
     return 0
-
-
-def _device(name: str | None) -> torch.device:
-    """A device, by default a GPU if there is one. Raises DistillError when it is not there."""
-    import torch
-
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # AssertionError: a backend that torch was built without
-        reason = str(error).splitlines()[0]
-        raise DistillError(f"--device {name}: not usable on this machine ({reason}); try --device cpu") from error
-    return device
 
 
 def run_loader(arguments: argparse.Namespace) -> int:

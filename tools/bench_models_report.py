@@ -67,7 +67,7 @@ def _first(model: Found, precision: str) -> Found:
     return max(runs, key=lambda run: bool(run["fused"]))
 
 
-def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+def pareto_indices(points: Sequence[tuple[float, float]]) -> list[int]:
     """The points that no other is at or below in both coordinates, by index, from left to right."""
     front: list[int] = []
     for i in sorted(range(len(points)), key=lambda i: points[i]):
@@ -92,7 +92,7 @@ def draw_pareto(found: Found, path: Path) -> None:
         (dots,) = axes.plot(first["latency_ms"], size, "o")
         axes.plot([run["latency_ms"] for run in eager], [size] * len(eager), "o-", mfc="none", color=dots.get_color())
         axes.annotate(model["model"], (first["latency_ms"], size), xytext=(6, 4), textcoords="offset points", size=8)
-    front = [points[i] for i in pareto_front(points)]
+    front = [points[i] for i in pareto_indices(points)]
     axes.step(*zip(*front, strict=True), where="post", color="0.7", zorder=0, label="nothing is smaller and faster")
     axes.set(xscale="log", yscale="log", xlabel=f"ms, one image, {precision}, {found['device']}")
     axes.set(ylabel="encoder parameters (M)", title="image encoders; hollow: batch norms and branches not fused")

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from distill.run import METRICS_FILE
+from distill.tools.bench_models_report import pareto_indices
 from distill.tools.compare_join import Comparison, differences
 from distill.tools.compare_read import Entry, Protocol, Training
 from distill.tools.compare_table import METRIC_WORDS, Column
@@ -52,11 +53,7 @@ class Point(NamedTuple):
 
 def pareto_front(points: Sequence[Point]) -> list[Point]:
     """The points that no other beats: none is at most as costly and better, or cheaper and as good. Cheapest first."""
-    front: list[Point] = []
-    for point in sorted(points, key=lambda p: (p.cost, -p.quality)):
-        if not front or point.quality > front[-1].quality:
-            front.append(point)
-    return front
+    return [points[i] for i in pareto_indices([(point.cost, -point.quality) for point in points])]
 
 
 def quality_plots(comparison: Comparison, protocol: Protocol, costs: Sequence[Column]) -> Iterator[Markup]:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import yaml
 
+from distill.datasets.tars import write_whole
 from distill.errors import RunError
 
 if TYPE_CHECKING:
@@ -72,8 +72,8 @@ class Record:
         if ranks.global_rank == 0:
             run.mkdir(parents=True, exist_ok=True)
             for name, content in ((MODEL_FILE, model), (DATA_FILE, data)):
-                write_whole(run / name, json.dumps(content, indent=2) + "\n")
-            write_whole(run / RECIPE_FILE, recipe_text)
+                _write_text(run / name, json.dumps(content, indent=2) + "\n")
+            _write_text(run / RECIPE_FILE, recipe_text)
         ranks.barrier()
 
     @property
@@ -130,9 +130,9 @@ class Record:
 
         scores = [score for of_photo in found for score in of_photo.scores]
         results = [result_row(score, image_ids[score.image]) for score in scores]
-        write_whole(self.run / RESULTS_FILE, json.dumps(results) + "\n")
+        _write_text(self.run / RESULTS_FILE, json.dumps(results) + "\n")
         kept = [] if self.recipe.kind == "everything" else scores  # thousands of masks that nobody asked for
-        write_whole(self.run / INSTANCES_FILE, "".join(map(_line, kept)))
+        _write_text(self.run / INSTANCES_FILE, "".join(map(_line, kept)))
 
 
 def write_metrics(record: Record, summary: Summary, **further: Any) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def write_metrics(record: Record, summary: Summary, **further: Any) -> dict[str,
         **record.model,
         **further,
     }
-    write_whole(record.run / METRICS_FILE, json.dumps(content, indent=2) + "\n")
+    _write_text(record.run / METRICS_FILE, json.dumps(content, indent=2) + "\n")
     return content
 
 
@@ -180,32 +180,23 @@ def check_run_directory(run: Path, *, resume: bool) -> None:
         raise RunError(f"run={run}: no evaluation was begun here ({MODEL_FILE} is missing); give another run=")
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a whole file or nothing."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
 # Options that may differ between an evaluation and its continuation: how paths are spelled, and what changes the speed
 FREE = ("run", "model", "prompt_batch_size", "num_workers", "grid.points_per_batch")
 
 
 def _check_same(what: str, begun: dict[str, Any], now: dict[str, Any], run: Path) -> None:
     """Two (nested) mappings agree, but for FREE."""
-    old, new = dict(_flatten(begun)), dict(_flatten(now))
+    from distill.recipe import flatten
+
+    old, new = dict(flatten(begun)), dict(flatten(now))
     keys = [key for key in {**old, **new} if key not in FREE and old.get(key) != new.get(key)]
     if keys:
         differences = ", ".join(f"{key} was {old.get(key)} and is {new.get(key)}" for key in keys)
         raise RunError(f"run={run}: begun with another {what} ({differences}); make them equal, or give another run=")
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
+def _write_text(path: Path, text: str) -> None:
+    write_whole(path, text.encode())
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from distill.datasets.embeddings import EmbeddingCache, fingerprint_of
 from distill.datasets.shards import ShardIndex
 from distill.errors import RecipeError, RunError
 from distill.loggers import Hyperparameters, build_loggers
-from distill.recipe import load_recipe, resolved_yaml
+from distill.recipe import flatten, load_recipe, resolved_yaml
 from distill.run import (
     BEST_CHECKPOINT,
     CHECKPOINTS,
@@ -169,7 +169,7 @@ def _callbacks(recipe: TrainRecipe) -> list[lightning.Callback]:
     metrics = ("train/loss", *(VALIDATION_METRICS if recipe.data.val_images is not None else ()))
     callbacks: list[lightning.Callback] = [
         ContinueMetrics(),
-        Hyperparameters(dict(_flatten(asdict(recipe))), metrics),
+        Hyperparameters(dict(flatten(asdict(recipe))), metrics),
         CostRecord(Path(recipe.run)),
         DataWait(),
         LearningRateMonitor(logging_interval="step"),
@@ -219,7 +219,7 @@ def _check_resumable(run: Path, recipe: TrainRecipe) -> None:
     if not (run / RECIPE_FILE).is_file():
         return
     begun = load_recipe(run / RECIPE_FILE, check_paths=False)
-    old, new = dict(_flatten(asdict(begun))), dict(_flatten(asdict(recipe)))
+    old, new = dict(flatten(asdict(begun))), dict(flatten(asdict(recipe)))
     for key in [key for key in {**old, **new} if old.get(key) != new.get(key) and key not in ("resume", "run")]:
         if key in FIXED:
             raise RunError(
@@ -227,11 +227,3 @@ def _check_resumable(run: Path, recipe: TrainRecipe) -> None:
                 "give the old value, or another directory: run=DIR"
             )
         logger.warning("resumed with %s=%s; the run was begun with %s", key, new.get(key), old.get(key))
-
-
-def _flatten(tree: dict, prefix: str = "") -> list[tuple[str, object]]:
-    """Dotted keys and leaves."""
-    leaves: list[tuple[str, object]] = []
-    for name, value in tree.items():
-        leaves += _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
-    return leaves

@@ -12,7 +12,7 @@ from distill.checkpoint import save_model
 from distill.sam import ModelSpec, build_from_spec
 from distill.tools import bench_models
 from distill.tools.bench_models import Run, _take_turns
-from distill.tools.bench_models_report import best_run, pareto_front, tables
+from distill.tools.bench_models_report import best_run, pareto_indices, tables
 from distill.tools.cli import main
 
 REPEATS = 3
@@ -107,7 +107,7 @@ def test_a_batch_beyond_its_time_is_left_out(models: list[str], caplog) -> None:
 
 
 def test_the_front() -> None:
-    assert pareto_front([(3.0, 1.0), (1.0, 5.0), (2.0, 5.0), (2.0, 2.0), (4.0, 4.0)]) == [1, 3, 0]
+    assert pareto_indices([(3.0, 1.0), (1.0, 5.0), (2.0, 5.0), (2.0, 2.0), (4.0, 4.0)]) == [1, 3, 0]
 
 
 @pytest.mark.parametrize(
