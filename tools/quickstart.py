@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 EPILOG = """\
 examples:
-  distill quickstart                     # about ten minutes on two cores; writes quickstart/index.html
+  distill quickstart                     # some minutes on two cores; writes quickstart/index.html
   distill quickstart --out /tmp/try --train-photos 400
 
 Stopped and started again it goes on with the first step that is not finished.
