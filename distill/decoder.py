@@ -42,10 +42,13 @@ class SharedImages:
 class SharedImagesOfPrompts:
     """SharedImages in the order of P prompts, which are laid out as (B, N) slots, N the most prompts of an image."""
 
-    def __init__(self, images: SharedImages, image_index: Tensor, *, lean: bool) -> None:
-        self.lean = lean
+    def __init__(self, images: SharedImages, image_index: Tensor) -> None:
         self.image_index = image_index
         self.values = images.values
+        if self._is_one_image:  # its slots are the prompts
+            self.keys, self.image_values, self.image_queries = images.keys, images.image_values, images.image_queries
+            self.num_slots = len(image_index)
+            return
         present, place = image_index.unique(return_inverse=True)
         # not x[index]: on several threads its gradient is summed in any order, and a resumed run would differ
         self.keys, self.image_values, self.image_queries = (
@@ -67,50 +70,62 @@ class SharedImagesOfPrompts:
 
     def changed_by(self, attention: Attention, keys: Tensor, values: Tensor, positions: Tensor) -> Tensor:
         """The tokens plus image to token attention: keys, values (P, T, C) -> (P, E E, C)."""
-        rows = _split_heads(attention, self._by_image(attention.k_proj(keys)))  # (B, heads, N T, D / heads)
+        rows = _scaled_heads(attention, self._by_image(attention.k_proj(keys)))  # (B, heads, N T, D / heads)
         queries = _split_heads(attention, self.image_queries)  # (B, heads, E E, D / heads)
         scores = (rows @ queries.transpose(2, 3)).unflatten(2, (self.num_slots, -1))  # (B, heads, N, T, E E)
         scores = self._by_prompt(scores.transpose(1, 2))  # (P, heads, T, E E)
-        return _add_attended(attention, self.values.index_select(0, self.image_index), scores, values)
+        before = self.values if self._is_one_image else self.values.index_select(0, self.image_index)
+        return _add_attended(attention, before, scores, values)
+
+    @property
+    def _is_one_image(self) -> bool:
+        return len(self.values) == 1
 
     def _by_image(self, per_prompt: Tensor) -> Tensor:
         """(P, T, D) -> (B, N T, D): all prompts of an image in one row, empty slots zero."""
+        if self._is_one_image:
+            return per_prompt.flatten(0, 1)[None]
         num_images = len(self.keys)
         rows = per_prompt.new_zeros(num_images * self.num_slots, *per_prompt.shape[1:])
         return rows.index_copy(0, self.slots, per_prompt).unflatten(0, (num_images, -1)).flatten(1, 2)
 
     def _by_prompt(self, slots: Tensor) -> Tensor:
         """(B, N, ...) -> (P, ...)."""
+        if self._is_one_image:
+            return slots[0]
         return slots.flatten(0, 1).index_select(0, self.slots)
 
 
 class ImagesOfPrompts:
     """The image tokens (P, E E, C) of each prompt, with the methods of SharedImagesOfPrompts."""
 
-    def __init__(self, values: Tensor, *, lean: bool) -> None:
+    def __init__(self, values: Tensor) -> None:
         self.values = values
-        self.lean = lean
 
     def answer(self, attention: Attention, queries: Tensor, positions: Tensor) -> Tensor:
         """Token to image attention (P, T, C) -> (P, T, C). A key's bias is the same for all keys: without effect."""
         heads, num_tokens = attention.num_heads, queries.shape[1]
-        absorbed = _absorb(attention, attention.q_proj(queries), attention.k_proj)  # (P, heads T, C)
-        scores = _run(_placed_scores, self.values, positions, absorbed, lean=self.lean)  # (P, heads T, E E)
-        weights = (scores / _head_dim(attention) ** 0.5).softmax(-1)
+        projected = _scaled_heads(attention, attention.q_proj(queries))  # (P, heads, T, D / heads)
+        absorbed = _absorb(attention, projected, attention.k_proj)  # (P, heads T, C)
+        weights = self._scores(absorbed, positions).softmax(-1)  # (P, heads T, E E)
         mixed = (weights @ self.values).unflatten(1, (heads, num_tokens))  # (P, heads, T, C)
         weight = attention.v_proj.weight.unflatten(0, (heads, -1))  # (heads, D / heads, C)
-        answers = torch.einsum("phtc,hdc->pthd", mixed, weight).flatten(2) + attention.v_proj.bias
-        projected: Tensor = attention.out_proj(answers)
-        return projected
+        values = torch.einsum("phtc,hdc->pthd", mixed, weight).flatten(2) + attention.v_proj.bias
+        answers: Tensor = attention.out_proj(values)
+        return answers
 
     def changed_by(self, attention: Attention, keys: Tensor, values: Tensor, positions: Tensor) -> Tensor:
         """The tokens plus image to token attention: keys, values (P, T, C) -> (P, E E, C)."""
-        projected = attention.k_proj(keys)  # (P, T, D)
+        projected = _scaled_heads(attention, attention.k_proj(keys))  # (P, heads, T, D / heads)
         absorbed = _absorb(attention, projected, attention.q_proj)  # (P, heads T, C)
         bias = attention.q_proj.bias.unflatten(0, (attention.num_heads, -1))  # (heads, D / heads)
-        shift = torch.einsum("phtd,hd->pht", _split_heads(attention, projected), bias)[..., None]
-        scores = _run(_placed_scores, self.values, positions, absorbed, lean=self.lean)  # (P, heads T, E E)
-        return _add_attended(attention, self.values, scores.unflatten(1, shift.shape[1:3]) + shift, values)
+        shift = torch.einsum("phtd,hd->pht", projected, bias)[..., None]
+        scores = self._scores(absorbed, positions).unflatten(1, shift.shape[1:3])  # (P, heads, T, E E)
+        return _add_attended(attention, self.values, scores + shift, values)
+
+    def _scores(self, absorbed: Tensor, positions: Tensor) -> Tensor:
+        """Of L rows (P, L, C) with the placed tokens (P, E E, C), whose sum with the positions is never laid down."""
+        return absorbed @ self.values.transpose(1, 2) + absorbed @ positions.T  # (P, L, E E)
 
 
 def decode_prompts(
@@ -137,9 +152,9 @@ def decode_prompts(
     tokens = torch.cat([output_tokens.expand(len(sparse), -1, -1), sparse], 1)  # (P, 5 + T, C)
     laid_out: SharedImagesOfPrompts | ImagesOfPrompts
     if isinstance(images, SharedImages):
-        laid_out = SharedImagesOfPrompts(images, image_index, lean=lean)
+        laid_out = SharedImagesOfPrompts(images, image_index)
     else:
-        laid_out = ImagesOfPrompts(images, lean=lean)
+        laid_out = ImagesOfPrompts(images)
     queries, image_tokens = _two_way(decoder, tokens, laid_out, positions)
     filters = torch.stack(
         [mlp(queries[:, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], 1
@@ -182,7 +197,7 @@ def _two_way_layer(
     queries = layer.norm2(queries + images.answer(layer.cross_attn_token_to_image, queries + tokens, positions))
     queries = layer.norm3(queries + layer.mlp(queries))
     changed = images.changed_by(layer.cross_attn_image_to_token, queries + tokens, queries, positions)
-    return queries, ImagesOfPrompts(layer.norm4(changed), lean=images.lean)
+    return queries, ImagesOfPrompts(layer.norm4(changed))
 
 
 def _self_attend(attention: Attention, queries_and_keys: Tensor, values: Tensor) -> Tensor:
@@ -192,37 +207,36 @@ def _self_attend(attention: Attention, queries_and_keys: Tensor, values: Tensor)
 
 def _attend(attention: Attention, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Multi-head attention of projected inputs (B, L, D) and the projection of its output."""
-    queries, keys, values = (_split_heads(attention, x) for x in (queries, keys, values))
+    queries = _scaled_heads(attention, queries)
+    keys, values = _split_heads(attention, keys), _split_heads(attention, values)
     # one side is a handful of tokens, so the weights are small; a fused kernel would only slow the backward down
-    weights = (queries @ keys.transpose(2, 3) / _head_dim(attention) ** 0.5).softmax(-1)  # (B, heads, L, M)
+    weights = (queries @ keys.transpose(2, 3)).softmax(-1)  # (B, heads, L, M)
     mixed: Tensor = attention.out_proj((weights @ values).transpose(1, 2).flatten(2))
     return mixed
-
-
-def _head_dim(attention: Attention) -> int:
-    return int(attention.internal_dim) // int(attention.num_heads)
 
 
 def _split_heads(attention: Attention, x: Tensor) -> Tensor:
     return x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)  # (B, L, D) -> (B, heads, L, D / heads)
 
 
+def _scaled_heads(attention: Attention, x: Tensor) -> Tensor:
+    """As _split_heads, over the root of D / heads: of the handful of tokens, where the scores are many."""
+    heads = _split_heads(attention, x)
+    return heads * heads.shape[-1] ** -0.5
+
+
 def _absorb(attention: Attention, projected: Tensor, other: nn.Linear) -> Tensor:
-    """Tokens (P, T, D) of one side, back through the projection of the other: (P, heads T, C).
+    """Tokens (P, heads, T, D / heads) of one side, back through the projection of the other: (P, heads T, C).
 
     Their products with the other side's inputs are their products with its projections, but for `other`'s bias.
     """
     weight = other.weight.unflatten(0, (attention.num_heads, -1))  # (heads, D / heads, C)
-    return (_split_heads(attention, projected) @ weight).flatten(1, 2)
-
-
-def _placed_scores(values: Tensor, positions: Tensor, absorbed: Tensor) -> Tensor:
-    return absorbed @ (values + positions).transpose(1, 2)  # (P, L, C) and (P, E E, C) -> (P, L, E E)
+    return (projected @ weight).flatten(1, 2)
 
 
 def _add_attended(attention: Attention, before: Tensor, scores: Tensor, values: Tensor) -> Tensor:
     """Image tokens (P, E E, C) plus what they take from T tokens: scores (P, heads, T, E E), values (P, T, C)."""
-    weights = (scores / _head_dim(attention) ** 0.5).softmax(2).flatten(1, 2)  # (P, heads T, E E)
+    weights = scores.softmax(2).flatten(1, 2)  # (P, heads T, E E)
     projected = _split_heads(attention, attention.v_proj(values))  # (P, heads, T, D / heads)
     weight = attention.out_proj.weight.unflatten(1, (attention.num_heads, -1))  # (C, heads, D / heads)
     taken = torch.einsum("phtd,chd->phtc", projected, weight).flatten(1, 2)  # (P, heads T, C)

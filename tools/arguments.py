@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from distill.allocator import keep_freed_memory
 from distill.errors import RunError
 
 if TYPE_CHECKING:
@@ -34,7 +35,10 @@ def add_command(
 
 
 def usable_device(name: str | torch.device | None) -> torch.device:
-    """A device, by default a GPU if there is one. Raises RunError when it is not there."""
+    """A device to run models on, by default a GPU if there is one. Raises RunError when it is not there.
+
+    Where it is the CPU, this process keeps the memory that it frees (allocator.keep_freed_memory).
+    """
     import torch
 
     try:
@@ -43,4 +47,6 @@ def usable_device(name: str | torch.device | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # AssertionError: a backend that torch was built without
         reason = str(error).splitlines()[0]
         raise RunError(f"--device {name}: not usable on this machine ({reason}); try --device cpu") from error
+    if device.type == "cpu":
+        keep_freed_memory()
     return device

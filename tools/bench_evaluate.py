@@ -25,6 +25,7 @@ from distill.datasets.subjects import Asked, ModelSubject
 from distill.datasets.workers import Workers
 from distill.sam import PromptableModel, build_model
 from distill.students import STUDENTS
+from distill.tools.arguments import usable_device
 from distill.tools.bench_photos import draw_mask, draw_photo
 
 PHOTO_HW = (480, 640)  # COCO's most frequent size
@@ -45,7 +46,7 @@ def bench_evaluate(
         num_workers: as in a recipe; 0: none.
     """
     model = build_model(student) if student in STUDENTS else load_model(student)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = usable_device(None)
     seconds: dict[str, list[float]] = {name: [] for name in SHARES}
     with tempfile.TemporaryDirectory() as folder, Workers(num_workers) as workers:
         coco_set = write_set(Path(folder), num_photos, num_prompts)
@@ -59,7 +60,7 @@ def bench_evaluate(
                 seconds[name].append((time.perf_counter() - started) / num_photos)
     return {
         "student": student,
-        "device": device,
+        "device": device.type,
         "threads": torch.get_num_threads(),
         "photos": num_photos,
         "prompts": num_prompts,
