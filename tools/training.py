@@ -14,6 +14,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
 
+from distill.allocator import keep_freed_memory
 from distill.checkpoint import STUDENT_FILE, save_model
 from distill.config import ASKS_TEACHER, FeatureRecipe, MaskRecipe
 from distill.cost import CostRecord
@@ -157,11 +158,17 @@ def _build_trainer(recipe: TrainRecipe) -> lightning.Trainer:
 
 
 def make_trainer(options: dict[str, Any]) -> lightning.Trainer:
-    """Raises RecipeError on arguments that Lightning refuses."""
+    """A trainer; on a CPU this process then keeps the memory that it frees (allocator.keep_freed_memory).
+
+    Raises RecipeError on arguments that Lightning refuses.
+    """
     try:
-        return lightning.Trainer(**options)
+        trainer = lightning.Trainer(**options)
     except (MisconfigurationException, TypeError, ValueError) as error:
         raise RecipeError("trainer", [f"lightning.Trainer refuses these arguments: {error}"]) from error
+    if trainer.strategy.root_device.type == "cpu":
+        keep_freed_memory()
+    return trainer
 
 
 def _callbacks(recipe: TrainRecipe) -> list[lightning.Callback]:
