@@ -14,7 +14,7 @@ import distill.tools
 
 # Each room may import from itself, its line and the lines above.
 ORDER = (
-    ("errors", "config", "published", "released"),
+    ("errors", "allocator", "config", "published", "released"),
     ("geometry", "prompts", "clicks", "noise", "drawing", "refinement", "batch", "answers", "intervals"),
     ("losses", "students", "metrics", "decoder", "fuse"),
     ("sam",),
