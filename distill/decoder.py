@@ -6,7 +6,7 @@ Here:
 - while all prompts of an image still see the same image tokens, these are projected once for all of them;
 - later an image of E x E tokens meets a handful of prompt tokens: the projections of the image side are moved over to
   that handful (query . W x = (W' query) . x), so that no projected image is ever computed or kept;
-- what is cheap to compute again is not kept for the backward pass: sums, norms and activations, no matrix product;
+- what is cheap to compute again is not kept for the backward pass: norms and activations, no matrix product;
 - the upscaling stays in token order to the end, where only the logits are put in their places.
 """
 
