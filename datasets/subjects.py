@@ -27,7 +27,7 @@ from distill.sam import PromptableModel
 ORACLE, FILL_BOX = "oracle", "fill-box"
 BASELINES = (ORACLE, FILL_BOX)
 
-CPU_PROMPTS = 4  # of a forward of the decoder: more are no faster there, and hold more memory
+CPU_PROMPTS = 16  # of a forward of the decoder: more are no faster there, and hold more memory
 
 logger = logging.getLogger(__name__)
 

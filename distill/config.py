@@ -257,7 +257,7 @@ class EvaluateRecipe:
     prompt: EvaluatePromptConfig = field(default_factory=EvaluatePromptConfig)
     # token 0 | the best of the three others by predicted IoU | the best of them by true IoU, an upper bound
     multimask: Literal["single", "best", "oracle"] = "single"
-    prompt_batch_size: int = 64  # on a CPU at most 4 go together; this and the next two change the speed alone
+    prompt_batch_size: int = 64  # on a CPU at most 16 go together; this and the next two change the speed alone
     num_workers: Optional[int] = None  # processes that read photos and compare masks; null: by cores and photos
     fuse: bool = True  # batch norms folded into convolutions
 

@@ -6,7 +6,7 @@ Here:
 - while all prompts of an image still see the same image tokens, these are projected once for all of them;
 - later an image of E x E tokens meets a handful of prompt tokens: the projections of the image side are moved over to
   that handful (query . W x = (W' query) . x), so that no projected image is ever computed or kept;
-- what is cheap to compute again is not kept for the backward pass: norms and activations, no matrix product;
+- what is cheap to compute again is not kept for the backward pass: sums, norms and activations, no matrix product;
 - the upscaling stays in token order to the end, where only the logits are put in their places.
 """
 
@@ -42,7 +42,8 @@ class SharedImages:
 class SharedImagesOfPrompts:
     """SharedImages in the order of P prompts, which are laid out as (B, N) slots, N the most prompts of an image."""
 
-    def __init__(self, images: SharedImages, image_index: Tensor) -> None:
+    def __init__(self, images: SharedImages, image_index: Tensor, *, lean: bool) -> None:
+        self.lean = lean
         self.image_index = image_index
         self.values = images.values
         if self._is_one_image:  # its slots are the prompts
@@ -99,15 +100,17 @@ class SharedImagesOfPrompts:
 class ImagesOfPrompts:
     """The image tokens (P, E E, C) of each prompt, with the methods of SharedImagesOfPrompts."""
 
-    def __init__(self, values: Tensor) -> None:
+    def __init__(self, values: Tensor, *, lean: bool) -> None:
         self.values = values
+        self.lean = lean
 
     def answer(self, attention: Attention, queries: Tensor, positions: Tensor) -> Tensor:
         """Token to image attention (P, T, C) -> (P, T, C). A key's bias is the same for all keys: without effect."""
         heads, num_tokens = attention.num_heads, queries.shape[1]
         projected = _scaled_heads(attention, attention.q_proj(queries))  # (P, heads, T, D / heads)
         absorbed = _absorb(attention, projected, attention.k_proj)  # (P, heads T, C)
-        weights = self._scores(absorbed, positions).softmax(-1)  # (P, heads T, E E)
+        scores = _run(_placed_scores, self.values, positions, absorbed, lean=self.lean)  # (P, heads T, E E)
+        weights = scores.softmax(-1)
         mixed = (weights @ self.values).unflatten(1, (heads, num_tokens))  # (P, heads, T, C)
         weight = attention.v_proj.weight.unflatten(0, (heads, -1))  # (heads, D / heads, C)
         values = torch.einsum("phtc,hdc->pthd", mixed, weight).flatten(2) + attention.v_proj.bias
@@ -120,12 +123,8 @@ class ImagesOfPrompts:
         absorbed = _absorb(attention, projected, attention.q_proj)  # (P, heads T, C)
         bias = attention.q_proj.bias.unflatten(0, (attention.num_heads, -1))  # (heads, D / heads)
         shift = torch.einsum("phtd,hd->pht", projected, bias)[..., None]
-        scores = self._scores(absorbed, positions).unflatten(1, shift.shape[1:3])  # (P, heads, T, E E)
-        return _add_attended(attention, self.values, scores + shift, values)
-
-    def _scores(self, absorbed: Tensor, positions: Tensor) -> Tensor:
-        """Of L rows (P, L, C) with the placed tokens (P, E E, C), whose sum with the positions is never laid down."""
-        return absorbed @ self.values.transpose(1, 2) + absorbed @ positions.T  # (P, L, E E)
+        scores = _run(_placed_scores, self.values, positions, absorbed, lean=self.lean)  # (P, heads T, E E)
+        return _add_attended(attention, self.values, scores.unflatten(1, shift.shape[1:3]) + shift, values)
 
 
 def decode_prompts(
@@ -135,38 +134,38 @@ def decode_prompts(
     sparse: Tensor,
     image_index: Tensor,
     *,
+    masks: slice = slice(None),
     lean: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """All four masks of every prompt.
+    """The masks of every prompt.
 
     Args:
         decoder: whose weights answer.
         images: those that the prompts share; or the tokens (P, E E, C) of each prompt, where masks were added to them.
         positions: (E E, C), the grid's encoding.
         sparse: (P, T, C) prompt tokens. image_index: (P,) the image of each prompt.
+        masks: which of the four: token 0 (single), then the three of the multimask output.
         lean: what is cheap is computed again in the backward pass; false where a checkpoint computes all again anyway.
     Returns:
-        mask logits (P, 4, 4E, 4E): token 0 (single), then the three of the multimask output; predicted IoU (P, 4).
+        mask logits (P, K, 4E, 4E) and predicted IoU (P, K) of these K.
     """
     output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])  # (5, C)
     tokens = torch.cat([output_tokens.expand(len(sparse), -1, -1), sparse], 1)  # (P, 5 + T, C)
     laid_out: SharedImagesOfPrompts | ImagesOfPrompts
     if isinstance(images, SharedImages):
-        laid_out = SharedImagesOfPrompts(images, image_index)
+        laid_out = SharedImagesOfPrompts(images, image_index, lean=lean)
     else:
-        laid_out = ImagesOfPrompts(images)
+        laid_out = ImagesOfPrompts(images, lean=lean)
     queries, image_tokens = _two_way(decoder, tokens, laid_out, positions)
-    filters = torch.stack(
-        [mlp(queries[:, 1 + i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], 1
-    )  # (P, 4, C/8)
-    return _upscale(decoder.output_upscaling, image_tokens, filters, lean=lean), decoder.iou_prediction_head(
-        queries[:, 0]
-    )
+    mlps = list(enumerate(decoder.output_hypernetworks_mlps))[masks]
+    filters = torch.stack([mlp(queries[:, 1 + token]) for token, mlp in mlps], 1)  # (P, K, C/8)
+    logits = _upscale(decoder.output_upscaling, image_tokens, filters, lean=lean)
+    return logits, decoder.iou_prediction_head(queries[:, 0])[:, masks]
 
 
 def flatten_grid(maps: Tensor) -> Tensor:
-    """(B, C, E, E) -> tokens (B, E E, C)."""
-    return maps.flatten(2).transpose(1, 2)
+    """(B, C, E, E) -> tokens (B, E E, C), each in one piece: all that comes after goes token by token."""
+    return maps.flatten(2).transpose(1, 2).contiguous()
 
 
 def _two_way(
@@ -197,7 +196,7 @@ def _two_way_layer(
     queries = layer.norm2(queries + images.answer(layer.cross_attn_token_to_image, queries + tokens, positions))
     queries = layer.norm3(queries + layer.mlp(queries))
     changed = images.changed_by(layer.cross_attn_image_to_token, queries + tokens, queries, positions)
-    return queries, ImagesOfPrompts(layer.norm4(changed))
+    return queries, ImagesOfPrompts(layer.norm4(changed), lean=images.lean)
 
 
 def _self_attend(attention: Attention, queries_and_keys: Tensor, values: Tensor) -> Tensor:
@@ -234,6 +233,10 @@ def _absorb(attention: Attention, projected: Tensor, other: nn.Linear) -> Tensor
     return (projected @ weight).flatten(1, 2)
 
 
+def _placed_scores(values: Tensor, positions: Tensor, absorbed: Tensor) -> Tensor:
+    return absorbed @ (values + positions).transpose(1, 2)  # (P, L, C) and (P, E E, C) -> (P, L, E E)
+
+
 def _add_attended(attention: Attention, before: Tensor, scores: Tensor, values: Tensor) -> Tensor:
     """Image tokens (P, E E, C) plus what they take from T tokens: scores (P, heads, T, E E), values (P, T, C)."""
     weights = scores.softmax(2).flatten(1, 2)  # (P, heads T, E E)
@@ -248,7 +251,8 @@ def _add_attended(attention: Attention, before: Tensor, scores: Tensor, values: 
 def _upscale(upscaling: nn.Sequential, tokens: Tensor, filters: Tensor, *, lean: bool) -> Tensor:
     """Image tokens (P, E E, C) through two stride-2 upsamplings, dotted with filters (P, K, C/8) -> (P, K, 4E, 4E).
 
-    A transposed convolution whose kernel is its stride maps each cell to its own 2 x 2 block: a matrix product.
+    A transposed convolution whose kernel is its stride maps each cell to its own 2 x 2 block: a matrix product, here as
+    a 1 x 1 convolution over channels-last maps, which on a CPU adds the bias in the same pass.
     """
     first, norm, activation, second, last_activation = upscaling
     assert isinstance(first, nn.ConvTranspose2d) and isinstance(second, nn.ConvTranspose2d)
@@ -256,12 +260,12 @@ def _upscale(upscaling: nn.Sequential, tokens: Tensor, filters: Tensor, *, lean:
 
     def to_finer_blocks(cells: Tensor) -> Tensor:
         normed = F.layer_norm(cells, cells.shape[-1:], norm.weight, norm.bias, norm.eps)
-        return _to_blocks(second, activation(normed))  # (P, E E, 4, 4, C/8)
+        return _to_blocks(second, activation(normed)[:, :, 0])  # (P, E E, 4, 4, C/8)
 
     def to_logits(cells: Tensor, filters: Tensor) -> Tensor:
         return last_activation(cells).flatten(1, 3) @ filters.transpose(1, 2)  # (P, E E 16, K)
 
-    cells = _run(to_finer_blocks, _to_blocks(first, tokens), lean=lean)
+    cells = _run(to_finer_blocks, _to_blocks(first, tokens[:, :, None]), lean=lean)
     logits = _run(to_logits, cells, filters, lean=lean)
     # rows: grid, first block, second block; columns the same
     grid = int(tokens.shape[1] ** 0.5)
@@ -270,10 +274,11 @@ def _upscale(upscaling: nn.Sequential, tokens: Tensor, filters: Tensor, *, lean:
 
 
 def _to_blocks(conv: nn.ConvTranspose2d, cells: Tensor) -> Tensor:
-    """(..., C) -> (..., 4, C'): the 2 x 2 block of every cell, row by row."""
-    weight = conv.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (C, C', 2, 2) -> (4 C', C)
+    """(P, L, K, C) -> (P, L, K, 4, C'): the 2 x 2 block of every cell, row by row."""
+    weight = conv.weight.permute(2, 3, 1, 0).flatten(0, 2)[..., None, None]  # (C, C', 2, 2) -> (4 C', C, 1, 1)
     assert conv.bias is not None
-    return F.linear(cells, weight, conv.bias.repeat(4)).unflatten(-1, (4, conv.out_channels))
+    maps = F.conv2d(cells.permute(0, 3, 1, 2), weight, conv.bias.repeat(4))  # (P, 4 C', L, K)
+    return maps.permute(0, 2, 3, 1).unflatten(-1, (4, conv.out_channels))
 
 
 def _run(function: Callable[..., Tensor], *tensors: Tensor, lean: bool) -> Tensor:

@@ -109,16 +109,21 @@ class PromptableModel(nn.Module):
         Returns:
             low-res mask logits (P, K, 4E, 4E) and predicted IoU (P, K).
         """
-        logits, iou_predictions = self.decode_all(embeddings, prompts)
-        tokens = slice(1, None) if multimask else slice(0, 1)
-        return logits[:, tokens], iou_predictions[:, tokens]
+        return self.decode_all(embeddings, prompts, masks=slice(1, None) if multimask else slice(0, 1))
 
     def decode_all(
-        self, embeddings: Tensor, prompts: Prompts, *, prompts_per_chunk: int = 0, checkpointing: bool = False
+        self,
+        embeddings: Tensor,
+        prompts: Prompts,
+        *,
+        masks: slice = slice(None),
+        prompts_per_chunk: int = 0,
+        checkpointing: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """As `decode`, with all four masks: token 0 (single), then the three of the multimask output.
 
         Args:
+            masks: which of the four.
             prompts_per_chunk: how many prompts go through the decoder together; 0: all.
             checkpointing: what a chunk computes on the way is not kept, but computed again in the backward pass.
         """
@@ -130,7 +135,7 @@ class PromptableModel(nn.Module):
         checkpointing = checkpointing and torch.is_grad_enabled()
         answers = []
         for chunk in _chunks(prompts, prompts_per_chunk):
-            decode = partial(self._decode_chunk, images, chunk, positions, lean=not checkpointing)
+            decode = partial(self._decode_chunk, images, chunk, positions, masks, lean=not checkpointing)
             answers.append(
                 checkpoint(decode, use_reentrant=False, preserve_rng_state=False) if checkpointing else decode()
             )
@@ -138,14 +143,14 @@ class PromptableModel(nn.Module):
         return torch.cat(logits), torch.cat(iou_predictions)
 
     def _decode_chunk(
-        self, images: SharedImages | Tensor, prompts: Prompts, positions: Tensor, *, lean: bool
+        self, images: SharedImages | Tensor, prompts: Prompts, positions: Tensor, masks: slice, *, lean: bool
     ) -> tuple[Tensor, Tensor]:
         """Images: what the prompts share, or the embeddings (B, C, E, E) that the masks of the prompts are added to."""
         sparse, dense = self._encode_prompts(prompts)
         if isinstance(images, Tensor):
             # not images[index]: on several threads its gradient is summed in any order, and a resumed run would differ
             images = flatten_grid(images.index_select(0, prompts.image_index) + dense)
-        return decode_prompts(self.mask_decoder, images, positions, sparse, prompts.image_index, lean=lean)
+        return decode_prompts(self.mask_decoder, images, positions, sparse, prompts.image_index, masks=masks, lean=lean)
 
     def _has_masks(self, prompts: Prompts) -> bool:
         return self.spec.paint_prompts or prompts.mask_logits is not None
