@@ -46,10 +46,6 @@ class SharedImagesOfPrompts:
         self.lean = lean
         self.image_index = image_index
         self.values = images.values
-        if self._is_one_image:  # its slots are the prompts
-            self.keys, self.image_values, self.image_queries = images.keys, images.image_values, images.image_queries
-            self.num_slots = len(image_index)
-            return
         present, place = image_index.unique(return_inverse=True)
         # not x[index]: on several threads its gradient is summed in any order, and a resumed run would differ
         self.keys, self.image_values, self.image_queries = (
@@ -75,25 +71,19 @@ class SharedImagesOfPrompts:
         queries = _split_heads(attention, self.image_queries)  # (B, heads, E E, D / heads)
         scores = (rows @ queries.transpose(2, 3)).unflatten(2, (self.num_slots, -1))  # (B, heads, N, T, E E)
         scores = self._by_prompt(scores.transpose(1, 2))  # (P, heads, T, E E)
-        before = self.values if self._is_one_image else self.values.index_select(0, self.image_index)
+        before = self.values  # one image serves all prompts without a copy for each
+        if len(before) > 1:
+            before = before.index_select(0, self.image_index)
         return _add_attended(attention, before, scores, values)
-
-    @property
-    def _is_one_image(self) -> bool:
-        return len(self.values) == 1
 
     def _by_image(self, per_prompt: Tensor) -> Tensor:
         """(P, T, D) -> (B, N T, D): all prompts of an image in one row, empty slots zero."""
-        if self._is_one_image:
-            return per_prompt.flatten(0, 1)[None]
         num_images = len(self.keys)
         rows = per_prompt.new_zeros(num_images * self.num_slots, *per_prompt.shape[1:])
         return rows.index_copy(0, self.slots, per_prompt).unflatten(0, (num_images, -1)).flatten(1, 2)
 
     def _by_prompt(self, slots: Tensor) -> Tensor:
         """(B, N, ...) -> (P, ...)."""
-        if self._is_one_image:
-            return slots[0]
         return slots.flatten(0, 1).index_select(0, self.slots)
 
 
@@ -260,12 +250,12 @@ def _upscale(upscaling: nn.Sequential, tokens: Tensor, filters: Tensor, *, lean:
 
     def to_finer_blocks(cells: Tensor) -> Tensor:
         normed = F.layer_norm(cells, cells.shape[-1:], norm.weight, norm.bias, norm.eps)
-        return _to_blocks(second, activation(normed)[:, :, 0])  # (P, E E, 4, 4, C/8)
+        return _to_blocks(second, activation(normed).flatten(1, 2))  # (P, 4 E E, 4, C/8)
 
     def to_logits(cells: Tensor, filters: Tensor) -> Tensor:
-        return last_activation(cells).flatten(1, 3) @ filters.transpose(1, 2)  # (P, E E 16, K)
+        return last_activation(cells).flatten(1, 2) @ filters.transpose(1, 2)  # (P, E E 16, K)
 
-    cells = _run(to_finer_blocks, _to_blocks(first, tokens[:, :, None]), lean=lean)
+    cells = _run(to_finer_blocks, _to_blocks(first, tokens), lean=lean)
     logits = _run(to_logits, cells, filters, lean=lean)
     # rows: grid, first block, second block; columns the same
     grid = int(tokens.shape[1] ** 0.5)
@@ -274,11 +264,11 @@ def _upscale(upscaling: nn.Sequential, tokens: Tensor, filters: Tensor, *, lean:
 
 
 def _to_blocks(conv: nn.ConvTranspose2d, cells: Tensor) -> Tensor:
-    """(P, L, K, C) -> (P, L, K, 4, C'): the 2 x 2 block of every cell, row by row."""
+    """(P, L, C) -> (P, L, 4, C'): the 2 x 2 block of every cell, row by row."""
     weight = conv.weight.permute(2, 3, 1, 0).flatten(0, 2)[..., None, None]  # (C, C', 2, 2) -> (4 C', C, 1, 1)
     assert conv.bias is not None
-    maps = F.conv2d(cells.permute(0, 3, 1, 2), weight, conv.bias.repeat(4))  # (P, 4 C', L, K)
-    return maps.permute(0, 2, 3, 1).unflatten(-1, (4, conv.out_channels))
+    maps = F.conv2d(cells[:, :, None].permute(0, 3, 1, 2), weight, conv.bias.repeat(4))  # (P, 4 C', L, 1)
+    return maps[..., 0].transpose(1, 2).unflatten(-1, (4, conv.out_channels))
 
 
 def _run(function: Callable[..., Tensor], *tensors: Tensor, lean: bool) -> Tensor:
