@@ -38,12 +38,8 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# mypy sees the package as it is installed: the folders below one name, as links to the sources.
 types: $(READY)
-	rm -rf .typecheck
-	mkdir -p .typecheck/distill
-	cd .typecheck/distill && ln -s ../../distill/* ../../datasets ../../tools ../../recipes .
-	cd .typecheck && "$(abspath $(BIN))/mypy" --config-file ../pyproject.toml -p distill
+	$(BIN)/mypy -p distill
 
 clean:
-	rm -rf $(VENV) .typecheck .mypy_cache .pytest_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build *.egg-info

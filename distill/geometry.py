@@ -141,7 +141,7 @@ def cell_starts(num_pixels: int, num_cells: int) -> np.ndarray:
 
 
 def mask_to_low_res(mask: np.ndarray, low_res_size: int) -> np.ndarray:
-    """Share of each low-res cell that a mask covers. `distill.datasets.rle.coverage` says the same of a code.
+    """Share of each low-res cell that a mask covers. `distill.data.rle.coverage` says the same of a code.
 
     Args:
         mask: bool or uint8 0/1 (H, W) in original pixels.

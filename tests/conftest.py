@@ -11,13 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
-from distill.checkpoint import save_model
-from distill.config import TeacherConfig
-from distill.datasets.rle import encode_mask
-from distill.datasets.sa1b import annotation_row, sample_annotation
-from distill.datasets.shards import ShardIndex, ShardWriter
-from distill.sam import ModelSpec, build_from_spec
-from distill.teacher import Teacher, load_teacher
+from distill.config.schema import TeacherConfig
+from distill.data.rle import encode_mask
+from distill.data.shards.index import ShardIndex, ShardWriter
+from distill.data.shards.sa1b import annotation_row, sample_annotation
+from distill.models.checkpoint import save_model
+from distill.models.sam import ModelSpec, build_from_spec
+from distill.models.teacher import Teacher, load_teacher
+
+pytest_plugins = ("tests.fixtures.photos", "tests.fixtures.comparison")
 
 TINY = ModelSpec("efficientvit_sam_t", 64, embedding_dim=32, embedding_size=8, decoder_mlp_dim=64, norm_eps=1e-6)
 SIZES = ((48, 64), (64, 48), (60, 60))  # of the photos, in turn

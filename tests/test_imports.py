@@ -1,4 +1,4 @@
-"""Imports run one way: tools -> datasets -> distill, and inside distill from the stages down to the errors."""
+"""Imports run one way: each wing imports itself, the ground rooms and the wings above it in WINGS."""
 
 from __future__ import annotations
 
@@ -6,30 +6,34 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 import distill
-import distill.datasets
-import distill.tools
 
-# Each room may import from itself, its line and the lines above.
-ORDER = (
-    ("errors", "allocator", "config", "published", "released"),
-    ("geometry", "prompts", "clicks", "noise", "drawing", "refinement", "batch", "answers", "intervals"),
-    ("losses", "students", "metrics", "decoder", "fuse"),
-    ("sam",),
-    ("checkpoint", "export", "optim", "predictor"),
-    ("teacher",),
-    ("start", "stages"),
-    ("recipe_checks",),
-    ("recipe", "run", "cost", "loggers"),
+ROOT = Path(distill.__file__).parent
+GROUND = {"errors", "files", "geometry", "batch", "memory", "text"}  # single files that every wing may import
+WINGS = (
+    "students",
+    "config",
+    "prompts",
+    "losses",
+    "models",
+    "data",
+    "evaluation",
+    "stages",
+    "training",
+    "export",
+    "pages",
+    "cards",
+    "bench",
+    "comparison",
+    "quickstart",
+    "cli",
 )
-RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
-FOLDERS = {"distill": distill, "datasets": distill.datasets, "tools": distill.tools}
+RANK = {**dict.fromkeys(GROUND, -1), **{wing: rank for rank, wing in enumerate(WINGS)}}
+MOST_FILES = 20  # of code in one folder
 
 
 def imports(path: Path) -> Iterator[str]:
-    """The dotted names that a file imports, anywhere in it; imports for type checkers alone do not count."""
+    """Yield the dotted names that a file imports, anywhere in it. Imports for type checkers alone do not count."""
     for node in ast.walk(_without_type_checking(ast.parse(path.read_text()))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -49,46 +53,43 @@ def _without_type_checking(tree: ast.Module) -> ast.Module:
     return Remover().visit(tree)
 
 
-def files(folder: str) -> list[Path]:
-    return sorted(Path(FOLDERS[folder].__path__[0]).rglob("*.py"))
+def wing_of(path: Path) -> str:
+    """Return the wing or ground room of a file of the package."""
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
-def folder_of(name: str) -> str | None:
-    """The folder of the repository that a module of ours lives in."""
-    parts = name.split(".")
-    if parts[0] != "distill":
-        return None
-    return parts[1] if len(parts) > 1 and parts[1] in ("datasets", "tools", "recipes") else "distill"
-
-
-@pytest.mark.parametrize(
-    ("folder", "forbidden"), [("distill", {"datasets", "tools"}), ("datasets", {"tools", "recipes"})]
-)
-def test_folders(folder, forbidden):
-    for path in files(folder):
-        for name in imports(path):
-            assert folder_of(name) not in forbidden, f"{path} imports {name}"
-
-
-def test_rooms_of_distill():
-    root = Path(distill.__path__[0])
-    for path in files("distill"):
-        room = path.relative_to(root).parts[0].removesuffix(".py")
+def ways_up() -> list[str]:
+    """Return a line for each import of a wing further down the list."""
+    found = []
+    for path in sorted(ROOT.rglob("*.py")):
+        wing = wing_of(path)
         for name in imports(path):
             parts = name.split(".")
-            if folder_of(name) != "distill" or len(parts) < 2:
-                continue
-            assert RANK.get(parts[1], -1) <= RANK.get(room, len(ORDER)), f"{path} imports {name}"
+            if wing != "__init__" and parts[0] == "distill" and len(parts) > 1 and RANK.get(parts[1], -1) > RANK[wing]:
+                found.append(f"{path.relative_to(ROOT)} imports {name}")
+    return found
 
 
-def test_every_room_has_its_place():
-    root = Path(distill.__path__[0])
-    rooms = {path.relative_to(root).parts[0].removesuffix(".py") for path in files("distill")}
-    assert rooms - {"__init__", "weights"} <= set(RANK), "give new rooms their place in ORDER"
+def test_no_wing_imports_one_below_it():
+    assert ways_up() == []
 
 
-def test_only_our_name_is_imported():
-    for folder in FOLDERS:
-        for path in files(folder):
-            for name in imports(path):
-                assert name.partition(".")[0] not in ("datasets", "tools", "recipes", "tests"), f"{path} imports {name}"
+def test_every_wing_has_its_place():
+    wings = {wing_of(path) for path in ROOT.rglob("*.py")}
+    assert wings - {"__init__"} == set(RANK), "give new wings their place in WINGS"
+
+
+def test_no_folder_is_crowded():
+    for folder in {path.parent for path in ROOT.rglob("*.py")}:
+        files = [path.name for path in folder.glob("*.py") if path.name != "__init__.py"]
+        assert len(files) <= MOST_FILES, f"{folder}: {len(files)} files"
+
+
+def test_nothing_is_imported_that_is_not_the_package():
+    for path in ROOT.rglob("*.py"):
+        for name in imports(path):
+            assert name.partition(".")[0] not in ("datasets", "tools", "recipes", "tests"), f"{path} imports {name}"
+
+
+if __name__ == "__main__":
+    print("\n".join(ways_up()) or "every import runs up the list of wings")

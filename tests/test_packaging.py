@@ -18,7 +18,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel built from a copy of the sources, so that no build folder is left behind."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
-    names = ("distill", "datasets", "tools", "recipes", "setup.cfg", "pyproject.toml", "LICENSE", "README.md")
+    names = ("distill", "recipes", "setup.cfg", "pyproject.toml", "LICENSE", "README.md")
     source.mkdir()
     for name in names:
         if (ROOT / name).exists():
@@ -45,10 +45,7 @@ def test_one_top_level_name(target):
 
 def test_the_wheel_holds_every_file(wheel):
     held = set(zipfile.ZipFile(wheel).namelist())
-    for folder, place in (
-        ("distill", "distill"),
-        *((name, f"distill/{name}") for name in ("datasets", "tools", "recipes")),
-    ):
+    for folder, place in (("distill", "distill"), ("recipes", "distill/recipes")):
         for path in (ROOT / folder).rglob("*"):
             if path.suffix in (".py", ".yaml", ".safetensors", ".typed"):
                 assert f"{place}/{path.relative_to(ROOT / folder).as_posix()}" in held
@@ -57,8 +54,8 @@ def test_the_wheel_holds_every_file(wheel):
 
 def test_imports_from_elsewhere(target, tmp_path):
     program = (
-        "import distill, distill.datasets, distill.tools.cli, distill.recipe as r;"
-        "print(distill.__file__, distill.datasets.__file__, r.find_recipe('quickstart/feature'), sep='\\n')"
+        "import distill, distill.data, distill.cli.main, distill.config.loading as r;"
+        "print(distill.__file__, distill.data.__file__, r.find_recipe('quickstart/feature'), sep='\\n')"
     )
     environment = {**os.environ, "PYTHONPATH": str(target)}
     done = subprocess.run(

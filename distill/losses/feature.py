@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.config import FeatureLossConfig
+from distill.config.schema import FeatureLossConfig
 
 HUBER_DELTA = 1.0  # NanoSAM, published training code: torch's default
 RELATION_MAX_GRID = 32  # a relation of a 64 x 64 grid takes every second row and column: 1024^2 pairs, not 4096^2

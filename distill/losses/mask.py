@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.config import MaskLossConfig
-from distill.drawing import covered_cells
+from distill.config.schema import MaskLossConfig
+from distill.prompts.sampling import covered_cells
 
 FOCAL_ALPHA = 0.25  # RetinaNet paper (arXiv:1708.02002), table 1b
 FOCAL_GAMMA = 2.0

@@ -10,16 +10,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from distill.batch import ImageBatch
-from distill.config import OptimConfig
-from distill.optim import (
+from distill.config.schema import OptimConfig
+from distill.models.sam import PromptableModel
+from distill.stages.finite_loss import FiniteLoss
+from distill.stages.optim import (
     batch_norms_to_eval,
     build_optimizer,
     build_schedule,
     freeze_parts,
     frozen_parts_to_eval,
 )
-from distill.sam import PromptableModel
-from distill.stages.finite import FiniteLoss
 from distill.stages.validation import Validator
 
 

@@ -7,14 +7,14 @@ from dataclasses import astuple, replace
 from torch import Tensor
 
 from distill.batch import ImageBatch
-from distill.config import FeatureLossConfig, OptimConfig
+from distill.config.schema import FeatureLossConfig, OptimConfig
 from distill.errors import DistillError
 from distill.losses.feature import feature_losses
-from distill.sam import PromptableModel
+from distill.models.sam import PromptableModel
+from distill.models.teacher import Teacher
 from distill.stages.base import Stage
-from distill.stages.targets import teacher_embeddings
+from distill.stages.teacher_targets import teacher_embeddings
 from distill.stages.validation import Validator
-from distill.teacher import Teacher
 
 
 class FeatureStage(Stage):

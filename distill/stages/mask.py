@@ -8,22 +8,22 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from distill.answers import PROMPT_BATCH_SIZE
 from distill.batch import ImageBatch
-from distill.config import DecoderConfig, MaskLossConfig, OptimConfig, PromptConfig, TargetConfig
-from distill.drawing import Instances, draw_prompts
+from distill.config.schema import DecoderConfig, MaskLossConfig, OptimConfig, PromptConfig, TargetConfig
 from distill.errors import DistillError
 from distill.geometry import valid_masks
 from distill.losses.feature import masked_mse
 from distill.losses.mask import imitation_losses, mask_losses, noise_points
-from distill.noise import SampleNoise, step_generator
-from distill.refinement import draw_rounds
-from distill.sam import PromptableModel
+from distill.models.multimask import PROMPT_BATCH_SIZE
+from distill.models.sam import PromptableModel
+from distill.models.teacher import Teacher
+from distill.prompts.refinement import draw_rounds
+from distill.prompts.sampling import Instances, draw_prompts
+from distill.prompts.seeded_noise import SampleNoise, step_generator
 from distill.stages.base import Stage
-from distill.stages.dialogue import ALL, MULTI, SINGLE, Answer, Dialogue
-from distill.stages.targets import teacher_embeddings, teacher_instances
+from distill.stages.prompt_rounds import ALL, MULTI, SINGLE, Answer, Dialogue
+from distill.stages.teacher_targets import teacher_embeddings, teacher_instances
 from distill.stages.validation import Validator
-from distill.teacher import Teacher
 
 
 class MaskStage(Stage):

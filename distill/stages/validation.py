@@ -12,17 +12,17 @@ import torch.nn.functional as F
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
-from distill.answers import Decoder, answer
 from distill.batch import ImageBatch
-from distill.clicks import first_click
-from distill.config import ValidationConfig
+from distill.config.schema import ValidationConfig
+from distill.evaluation.metrics import EmbeddingCosine, MaskIoU, mask_iou
 from distill.geometry import valid_masks
-from distill.metrics import EmbeddingCosine, MaskIoU, mask_iou
-from distill.prompts import POSITIVE, Prompts
-from distill.sam import LOW_RES_PER_CELL, PROMPT_PIXELS_PER_CELL, PromptableModel
-from distill.stages.pictures import Picture, photo_from_pixels, render_pictures
-from distill.stages.targets import teacher_embeddings
-from distill.teacher import Teacher
+from distill.models.multimask import Decoder, answer
+from distill.models.sam import LOW_RES_PER_CELL, PROMPT_PIXELS_PER_CELL, PromptableModel
+from distill.models.teacher import Teacher
+from distill.prompts.clicks import first_click
+from distill.prompts.types import POSITIVE, Prompts
+from distill.stages.teacher_targets import teacher_embeddings
+from distill.stages.validation_pictures import Picture, photo_from_pixels, render_pictures
 
 LOW_RES_CELL = PROMPT_PIXELS_PER_CELL // LOW_RES_PER_CELL  # side of a low-res cell in pixels of the prompt frame
 TRUTH_COVERAGE = 0.5  # a low-res cell belongs to the truth when the mask covers more than half of it

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.errors import DistillError
-from distill.fuse import fold_norm
+from distill.students.fuse import fold_norm
 from distill.students.layers import ConvNorm, SamNeck, to_grid
 
 EXPAND = 2  # hidden width of the channel mixers

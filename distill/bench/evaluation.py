@@ -1,0 +1,142 @@
+"""What an evaluation costs beside its encoder: the encoder alone, the model alone, and the whole, in turns."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from distill.bench.photos import draw_mask, draw_photo
+from distill.cli.arguments import usable_device
+from distill.config.schema import EvaluatePromptConfig
+from distill.data.coco import CocoPhoto, CocoSet
+from distill.data.rle import rle_area, rle_box_xyxy
+from distill.evaluation.evaluator import PromptEvaluation, ask_all
+from distill.evaluation.mask_scoring import read_resized
+from distill.evaluation.predictors import Asked, ModelSubject
+from distill.evaluation.prompting import Protocol
+from distill.evaluation.worker_pool import Workers
+from distill.models.checkpoint import load_model
+from distill.models.sam import PromptableModel, build_model
+from distill.students import STUDENTS
+
+PHOTO_HW = (480, 640)  # COCO's most frequent size
+SHARES = {
+    "encoder": "embedding alone, of photos that lie ready",
+    "model": "embedding, and the decoder's answers",
+    "evaluation": "reading, both, masks at full resolution, scores, codes",
+}
+
+
+def bench_evaluate(
+    student: str, *, num_photos: int, num_prompts: int, num_workers: int, num_rounds: int
+) -> dict[str, Any]:
+    """Seconds a photo of each of SHARES, and what the later ones cost on top of the encoder.
+
+    Args:
+        student: a published name (random weights: blots for masks, the costliest), or a model of ours on disk.
+        num_workers: as in a recipe; 0: none.
+    """
+    model = build_model(student) if student in STUDENTS else load_model(student)
+    device = usable_device(None)
+    seconds: dict[str, list[float]] = {name: [] for name in SHARES}
+    with tempfile.TemporaryDirectory() as folder, Workers(num_workers) as workers:
+        coco_set = write_set(Path(folder), num_photos, num_prompts)
+        runs = build_runs(model.to(device), coco_set, workers)
+        for run in runs.values():
+            run(1)  # the first builds kernels, matrices and processes
+        for _ in range(num_rounds):
+            for name, run in runs.items():
+                started = time.perf_counter()
+                run(num_photos)
+                seconds[name].append((time.perf_counter() - started) / num_photos)
+    return {
+        "student": student,
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+        "photos": num_photos,
+        "prompts": num_prompts,
+        "workers": num_workers,
+        "seconds_per_photo": {name: statistics.median(values) for name, values in seconds.items()},
+        "on_top_of_encoder": _on_top(seconds, "encoder", "evaluation"),
+        "on_top_of_model": _on_top(seconds, "model", "evaluation"),
+    }
+
+
+def build_runs(model: PromptableModel, coco_set: CocoSet, workers: Workers) -> dict[str, Callable[[int], None]]:
+    """What is measured, by name: functions of the number of photos."""
+    subject = ModelSubject(model, fuse_norms=True)
+    evaluation = PromptEvaluation(coco_set, Protocol(EvaluatePromptConfig("box")))
+    ready = [_ready(photo, model.image_size) for photo in evaluation.photos]
+
+    def encode(num_photos: int) -> None:
+        for resized, _ in ready[:num_photos]:
+            _wait(subject.look(resized, PHOTO_HW).embedding)
+
+    def answer(num_photos: int) -> None:
+        for resized, asked in ready[:num_photos]:
+            subject.look(resized, PHOTO_HW).answer(asked, "single", len(evaluation.photos[0].instances))
+
+    def evaluate(num_photos: int) -> None:
+        found = list(ask_all(evaluation, subject, evaluation.photos[:num_photos], workers))
+        assert len(found) == num_photos
+
+    return {"encoder": encode, "model": answer, "evaluation": evaluate}
+
+
+def write_set(folder: Path, num_photos: int, num_prompts: int) -> CocoSet:
+    """Photos with detail at every scale, each with as many masks as there shall be prompts."""
+    rng = np.random.default_rng(0)
+    photo = draw_photo(rng, PHOTO_HW)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number in range(num_photos):
+        (folder / f"{number}.jpg").write_bytes(photo)
+        images.append({"id": number, "file_name": f"{number}.jpg", "height": PHOTO_HW[0], "width": PHOTO_HW[1]})
+        while len(annotations) < (number + 1) * num_prompts:
+            rle = draw_mask(rng, PHOTO_HW)
+            if rle_area(rle):
+                row = {"id": len(annotations) + 1, "image_id": number, "category_id": 1, "segmentation": rle}
+                annotations.append({**row, "area": rle_area(rle)})
+    (folder / "set.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    return CocoSet(folder, folder / "set.json")
+
+
+def tables(found: dict[str, Any]) -> list[Table]:
+    """The shares of an evaluation's time."""
+    title = (
+        f"{found['student']} on {found['device']}: {found['prompts']} boxes on each of {found['photos']} photos, "
+        f"{found['threads']} threads, {found['workers']} workers"
+    )
+    table = Table("share", "ms a photo", "photos/s", "what it is", title=title)
+    for name, seconds in found["seconds_per_photo"].items():
+        table.add_row(name, f"{1e3 * seconds:.1f}", f"{1 / seconds:.2f}", SHARES[name])
+    table.caption = (
+        f"the evaluation costs {found['on_top_of_encoder']:.1%} on top of the encoder, "
+        f"{found['on_top_of_model']:.1%} on top of encoder and decoder"
+    )
+    return [table]
+
+
+def _ready(photo: CocoPhoto, image_size: int) -> tuple[np.ndarray, Asked]:
+    resized, _ = read_resized(photo.path, photo.hw, image_size)
+    boxes = np.array([rle_box_xyxy(instance.rle) for instance in photo.instances])
+    return resized, Asked(boxes_xyxy=boxes)
+
+
+def _wait(embedding: torch.Tensor) -> None:
+    """Until it is computed, on a GPU too."""
+    embedding[0, 0, 0, 0].item()
+
+
+def _on_top(seconds: dict[str, list[float]], of: str, whole: str) -> float:
+    """What a share costs beyond another, measured in the same rounds."""
+    return statistics.median(b / a - 1 for a, b in zip(seconds[of], seconds[whole], strict=True))

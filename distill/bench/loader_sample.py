@@ -1,0 +1,92 @@
+"""One training sample made in two ways, in a process that does nothing else, so that its peak memory can be told.
+
+`distill bench loader` starts it: python -m distill.bench.loader_sample ours|published SHARDS REPEATS
+It prints JSON: seconds of a core's time (median; a busy machine tells the same), idle_bytes (before the first sample)
+and peak_bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from pycocotools import mask as coco_mask
+from torch import Tensor
+
+from distill.data.loading.samples import PhotoBatches, Request
+from distill.data.shards.index import ShardIndex
+from distill.geometry import PIXEL_MEAN, PIXEL_STD, resized_hw
+
+IMAGE_SIZE = 512  # EfficientViT-SAM L0-L2
+EMBEDDING_SIZE = 64
+NUM_DRAWN = 64  # masks a photo: EfficientViT-SAM's training
+
+
+def ours(index: ShardIndex) -> Callable[[int], Any]:
+    """The sample of an epoch as our loader makes it: masks from run lengths, at the resolution of the losses."""
+    photos = PhotoBatches(index, image_size=IMAGE_SIZE, embedding_size=EMBEDDING_SIZE, seed=0, max_instances=NUM_DRAWN)
+    return lambda epoch: photos[Request(epoch, [0])]
+
+
+def published(index: ShardIndex) -> Callable[[int], Any]:
+    """The same photo by the published formulation, written from its description: all masks that are drawn become
+    full-resolution float32, are stacked, and are resized with antialiasing like the photo."""
+
+    def sample(epoch: int) -> tuple[Tensor, Tensor]:
+        member = index.member(0)
+        with Image.open(io.BytesIO(index.read_image_bytes(member))) as photo:
+            pixels = torch.from_numpy(np.array(photo.convert("RGB"))).permute(2, 0, 1).float()  # (3, H, W)
+        rows = json.loads(index.read_annotation(member) or b"")["annotations"]
+        drawn = np.random.default_rng([0, epoch]).permutation(len(rows))[:NUM_DRAWN]
+        decoded = [torch.from_numpy(coco_mask.decode(rows[i]["segmentation"])).float() for i in drawn]  # (H, W) each
+        masks = torch.stack(decoded)  # (n, H, W)
+        hw = resized_hw((pixels.shape[1], pixels.shape[2]), IMAGE_SIZE)
+        resized = [
+            F.interpolate(item[None], hw, mode="bilinear", align_corners=False, antialias=True)[0]
+            for item in (pixels, masks)
+        ]
+        mean, std = torch.tensor(PIXEL_MEAN).view(3, 1, 1), torch.tensor(PIXEL_STD).view(3, 1, 1)
+        padding = (0, IMAGE_SIZE - hw[1], 0, IMAGE_SIZE - hw[0])
+        return F.pad((resized[0] - mean) / std, padding), F.pad(resized[1], padding)  # (3, S, S), (n, S, S)
+
+    return sample
+
+
+FORMULATIONS = {"ours": ours, "published": published}
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has held. Linux: VmHWM, since a child's ru_maxrss begins at its parent's."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) << 10
+    unit = 1 if sys.platform == "darwin" else 1 << 10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def main(formulation: str, shards: str, repeats: int) -> None:
+    torch.set_num_threads(1)
+    make_sample = FORMULATIONS[formulation](ShardIndex.open(shards))
+    idle = peak_memory()
+    seconds = []
+    for epoch in range(repeats):
+        started = time.process_time()
+        make_sample(epoch)
+        seconds.append(time.process_time() - started)
+    print(json.dumps({"seconds": statistics.median(seconds), "idle_bytes": idle, "peak_bytes": peak_memory()}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

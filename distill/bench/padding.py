@@ -1,0 +1,118 @@
+"""What masks lose by what is stored: of the values, and of the padding, in several forms beside ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distill.data.cache.codecs import quantize
+from distill.data.cache.fidelity import low_res_masks, mask_iou, point_grid
+from distill.data.cache.padding import restore_padding, summarize_padding
+from distill.geometry import HW, letterbox, valid_grid_hw
+from distill.models.teacher import Teacher
+
+MASK_PHOTOS = 4
+POINTS_PER_SIDE = 4  # prompts a photo: clicks on a grid
+SHORT, LONG = 2, 3  # sides of photos whose embeddings have padding: SA-1B's are 3:2 at the most
+
+
+class MaskJudge:
+    """Masks that a teacher decodes from stored embeddings, against those from its own.
+
+    Args:
+        embeddings: (C, E, E) each. original_hw: of each photo; None: squares.
+    """
+
+    def __init__(self, teacher: Teacher, embeddings: list[Tensor], original_hw: list[HW] | None = None) -> None:
+        self.teacher = teacher
+        self.original_hw = original_hw or [(1, 1)] * len(embeddings)
+        self.expected = [self._masks(*pair) for pair in zip(embeddings, self.original_hw, strict=True)]
+
+    def ious(self, decoded: list[Tensor]) -> list[float]:
+        """Mean IoU on each photo; of more embeddings than photos the first ones count."""
+        masks = [self._masks(item, hw) for item, hw in zip(decoded, self.original_hw, strict=False)]
+        return [float(mask_iou(*pair).mean()) for pair in zip(masks, self.expected, strict=True)]
+
+    def iou(self, decoded: list[Tensor]) -> float:
+        """Mean over all prompts, which are as many on every photo."""
+        return float(np.mean(self.ious(decoded)))
+
+    def _masks(self, embedding: Tensor, original_hw: HW) -> Tensor:
+        prompts = point_grid(original_hw, self.teacher.prompt_size, POINTS_PER_SIDE)
+        return low_res_masks(self.teacher, embedding, prompts, original_hw)
+
+
+@dataclass(frozen=True)
+class Form:
+    """Padding (C, R, E), lines along the photo's edge, as it comes back, and how many values a channel that takes."""
+
+    name: str
+    restore: Callable[[Tensor], tuple[Tensor, int]]
+
+
+def forms() -> list[Form]:
+    """From nothing to all."""
+    return [
+        Form("nothing", lambda lines: (torch.zeros_like(lines), 0)),
+        Form("one mean vector", lambda lines: (lines.mean((1, 2), keepdim=True).expand_as(lines), 1)),
+        Form("a mean for each line", lambda lines: (lines.mean(2, keepdim=True).expand_as(lines), lines.shape[1])),
+        Form("lines, and coarse means across them (ours)", _ours),
+        Form("lines, and all means across them", _lines_and_columns),
+        Form("all, in int8", _int8),
+    ]
+
+
+def measure_padding(teacher: Teacher, photos: list[np.ndarray]) -> list[dict[str, Any]]:
+    """Mask IoU of photos cut to 3:2, their own block exact, by what is stored of the padding.
+
+    Returns rows: name, share (of the bytes of the block), mask_iou, worst (of a photo).
+    """
+    photos = [_cut(photo) for photo in photos]
+    hws = [photo.shape[:2] for photo in photos]
+    embeddings = [teacher.embed(letterbox(photo, teacher.image_size)[None])[0] for photo in photos]  # (C, E, E)
+    judge = MaskJudge(teacher, embeddings, hws)
+    rows = []
+    for form in forms():
+        decoded, shares = [], []
+        for embedding, hw in zip(embeddings, hws, strict=True):
+            num_rows, num_cols = valid_grid_hw(hw, teacher.embedding_size)
+            restored = embedding.clone()
+            restored[:, num_rows:], num_values = form.restore(embedding[:, num_rows:])
+            decoded.append(restored)
+            shares.append(num_values / (num_rows * num_cols))
+        ious = judge.ious(decoded)
+        found = {"share": float(np.mean(shares)), "mask_iou": float(np.mean(ious)), "worst": min(ious)}
+        rows.append({"name": form.name, **found})
+    return rows
+
+
+def _cut(photo: np.ndarray) -> np.ndarray:
+    """The largest landscape of 3:2 in the middle of a photo."""
+    width = min(photo.shape[1], photo.shape[0] * LONG // SHORT)
+    height = width * SHORT // LONG
+    top, left = (photo.shape[0] - height) // 2, (photo.shape[1] - width) // 2
+    return np.ascontiguousarray(photo[top : top + height, left : left + width])
+
+
+def _ours(lines: Tensor) -> tuple[Tensor, int]:
+    whole = torch.cat([lines.new_zeros(lines.shape[0], lines.shape[2] - lines.shape[1], lines.shape[2]), lines], 1)
+    valid_hw = (lines.shape[2] - lines.shape[1], lines.shape[2])
+    summary = summarize_padding(whole, valid_hw)
+    restore_padding(whole, summary, valid_hw)
+    return whole[:, valid_hw[0] :], summary.shape[1]
+
+
+def _lines_and_columns(lines: Tensor) -> tuple[Tensor, int]:
+    along, across = lines.mean(2, keepdim=True), lines.mean(1, keepdim=True)
+    return along + across - lines.mean((1, 2), keepdim=True), lines.shape[1] + lines.shape[2]
+
+
+def _int8(lines: Tensor) -> tuple[Tensor, int]:
+    flat = lines.flatten(1)
+    stored = quantize(flat, flat.shape[1])
+    return (stored["values"] * stored["scale"] + stored["offset"]).view_as(lines), flat.shape[1]

@@ -1,0 +1,222 @@
+"""The words of a model card: what a reader must know of a student before using it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+
+from distill.cli.students import encoder_macs
+from distill.comparison.entries import HEADLINES, Training, protocol_of, read_trainings
+from distill.comparison.tables import METRIC_WORDS, markdown_table
+from distill.models.checkpoint import load_model, read_metadata
+from distill.models.sam import ModelSpec
+from distill.training.cost import read_cost
+
+CODE_LICENCE = "the code that trained it, `distill`: Apache-2.0"
+# Of a teacher's weights, by the beginning of its name.
+TEACHER_LICENCES = {
+    "sam_vit": "SAM's weights, by Meta AI: Apache-2.0",
+    "efficientvit_sam": "EfficientViT-SAM's weights: Apache-2.0",
+    "quickstart": "the teacher that ships with distill: Apache-2.0; it saw photographs of COCO",
+}
+BASE_MODELS = {
+    "sam_vit_b": "facebook/sam-vit-base",
+    "sam_vit_l": "facebook/sam-vit-large",
+    "sam_vit_h": "facebook/sam-vit-huge",
+}
+# Of data, by a word in its path.
+DATA_LICENCES = {
+    ("sa1b", "sa-1b", "sa_1b", "sa_0"): "SA-1B: the SA-1B Dataset Research License",
+    ("coco", "train2017", "val2017", "lvis"): (
+        "COCO and LVIS: annotations CC BY 4.0; the photographs under the terms of their owners on Flickr"
+    ),
+}
+USE = """\
+```python
+from distill.models.checkpoint import load_model
+from distill.models.predictor import Predictor
+
+predictor = Predictor(load_model("student.safetensors"))
+predictor.set_image(photo)  # uint8 (H, W, 3) RGB
+masks, iou_predictions, _ = predictor.predict(box=box_xyxy, multimask_output=False)
+```
+"""
+
+
+def card_text(weights: Path, measured: Mapping[str, Any]) -> str:
+    """The card of a model.
+
+    Args:
+        measured: `evaluations`: metrics.json's content, by protocol. `bench`: a row of a bench with its machine.
+    """
+    model = load_model(weights)
+    trainings = read_trainings(weights.parent) or _from_header(weights)
+    num_params = sum(parameter.numel() for parameter in model.parameters())
+    title = weights.parent.resolve().name
+    parts = [
+        _front_matter(title, trainings, list(measured["evaluations"].values())),
+        f"# {title}\n",
+        _lead(model.spec, trainings),
+        _architecture(model.spec, num_params),
+        _scores(list(measured["evaluations"].values())),
+        _speed(measured["bench"]),
+        _training(trainings),
+        f"## Use\n\nWhere `distill` is installed:\n\n{USE}",
+        _licences(trainings),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _front_matter(title: str, trainings: Sequence[Training], evaluations: Sequence[Mapping[str, Any]]) -> str:
+    """What the Hub reads: licence, task, base model and results."""
+    teacher = trainings[-1].teacher if trainings else ""
+    results = []
+    for metrics in evaluations:
+        headline = _headline(metrics)
+        if metrics.get(headline) is None:
+            continue
+        results.append(
+            EvalResult(
+                task_type="mask-generation",
+                dataset_type=Path(str(metrics.get("annotations", "unknown"))).stem,
+                dataset_name=Path(str(metrics.get("annotations", "unknown"))).stem,
+                metric_type=headline,
+                metric_name=f"{METRIC_WORDS[headline]}, {protocol_of(dict(metrics)).title}",
+                metric_value=round(metrics[headline], 4),
+            )
+        )
+    data = ModelCardData(
+        license="apache-2.0",
+        library_name="distill-sam",
+        pipeline_tag="mask-generation",
+        tags=["segment-anything", "knowledge-distillation", "promptable-segmentation"],
+        base_model=BASE_MODELS.get(teacher),
+        model_name=title,
+        eval_results=results or None,
+    )
+    return f"---\n{data.to_yaml()}\n---\n"
+
+
+def _lead(spec: ModelSpec, trainings: Sequence[Training]) -> str:
+    teacher = f" It was distilled from `{_named(trainings[-1].teacher)}`." if trainings else ""
+    return (
+        f"A small promptable segmentation model in the shape of Segment Anything: the image encoder `{spec.encoder}` "
+        f"with SAM's prompt encoder and mask decoder.{teacher}\n"
+    )
+
+
+def _architecture(spec: ModelSpec, num_params: int) -> str:
+    rows = [
+        ["image encoder", f"`{spec.encoder}`, photos of {spec.image_size} pixels"],
+        ["embedding", f"{spec.embedding_dim} x {spec.embedding_size} x {spec.embedding_size}"],
+        ["parameters", f"{num_params / 1e6:.2f} M"],
+        ["multiply-adds of the encoder", f"{encoder_macs(spec) / 1e9:.2f} G a photo"],
+    ]
+    return "## Architecture\n\n" + markdown_table(["", ""], rows)
+
+
+def _scores(evaluations: Sequence[Mapping[str, Any]]) -> str:
+    if not evaluations:
+        return "## Scores\n\nNot evaluated yet: `distill evaluate` adds its scores here.\n"
+    rows = []
+    for metrics in evaluations:
+        headline = _headline(metrics)
+        interval = metrics.get("intervals", {}).get(headline)
+        rows.append(
+            [
+                protocol_of(dict(metrics)).title,
+                str(metrics.get("multimask") or ""),
+                f"{METRIC_WORDS[headline]} {_number(metrics.get(headline))}",
+                f"[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "",
+                *(_number(metrics.get(f"{headline}_{size}")) for size in ("large", "medium", "small")),
+                *(f"{metrics[key]:,}" if metrics.get(key) else "" for key in ("num_images", "num_instances")),
+                Path(str(metrics.get("annotations", ""))).name,
+            ]
+        )
+    header = ["prompt", "mask", "score", "95 % interval", "large", "medium", "small", "photos", "instances", "set"]
+    return (
+        "## Scores\n\n"
+        + markdown_table(header, rows)
+        + "\nBy `distill evaluate`: masks compared at each photo's own resolution; intervals by resampling photos. "
+        "`single` is the decoder's one mask, `best` the best of three by predicted IoU.\n"
+    )
+
+
+def _speed(bench: Mapping[str, Any] | None) -> str:
+    if bench is None:
+        return ""
+    rows = [
+        [str(run["batch_size"]), run["precision"], "yes" if run["fused"] else "no", f"{run['latency_ms']:.1f}"]
+        + [f"{run['images_per_second']:.1f}"]
+        for run in bench["runs"]
+    ]
+    machine = ", ".join(f"{key} {value}" for key, value in bench["machine"].items() if value not in (None, []))
+    return (
+        "## Speed\n\nOf the image encoder.\n\n"
+        + markdown_table(["batch", "precision", "fused", "latency (ms)", "photos/s"], rows)
+        + f"\nMachine: {machine or 'not recorded'}.\n"
+    )
+
+
+def _training(trainings: Sequence[Training]) -> str:
+    rows = []
+    for training in trainings:
+        recipe, cost = training.recipe, training.cost
+        took = ["", "", "", ""]
+        if cost is not None:
+            took = [
+                f"{cost.steps:,}",
+                f"{cost.photos:,}",
+                f"{cost.device_hours:.2f}",
+                f"{cost.devices} x {cost.device}",
+            ]
+        rows.append(
+            [
+                str(recipe["kind"]),
+                f"`{_named(training.teacher)}`",
+                f"`{_named(str(recipe['data']['images']))}`",
+                f"{recipe['optim']['lr']:g}",
+                str(recipe["data"]["batch_size"]),
+                *took,
+            ]
+        )
+    if not rows:
+        return "## Training\n\nNot recorded.\n"
+    header = ["stage", "teacher", "data", "learning rate", "batch per device", "steps", "photos seen"]
+    table = markdown_table([*header, "device hours", "devices"], rows)
+    return f"## Training\n\n{table}\nThe whole recipe is in `recipe.yaml`.\n"
+
+
+def _licences(trainings: Sequence[Training]) -> str:
+    lines = [CODE_LICENCE]
+    for teacher in dict.fromkeys(training.teacher for training in trainings):
+        known = next((line for start, line in TEACHER_LICENCES.items() if teacher.startswith(start)), None)
+        lines.append(known or f"the teacher `{_named(teacher)}`: see its own card")
+    for data in dict.fromkeys(str(training.recipe["data"]["images"]) for training in trainings):
+        words = data.lower()
+        known = next((line for keys, line in DATA_LICENCES.items() if any(key in words for key in keys)), None)
+        lines.append(known or f"the data `{_named(data)}`: distill does not know its licence; state it here")
+    return "## Licences\n\n" + "".join(f"- {line}\n" for line in lines)
+
+
+def _from_header(weights: Path) -> list[Training]:
+    """The last stage as the header of the weights tells it, where the file stands alone."""
+    text = read_metadata(weights).get("recipe")
+    return [Training(weights.parent, yaml.safe_load(text), read_cost(weights.parent))] if text else []
+
+
+def _headline(metrics: Mapping[str, Any]) -> str:
+    return next((key for key in HEADLINES if key in metrics), HEADLINES[0])
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _named(path: str) -> str:
+    """A path's last two parts: enough to know it by, and nothing of the machine."""
+    return "/".join(Path(path).parts[-2:]).lstrip("/")

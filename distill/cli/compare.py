@@ -1,0 +1,124 @@
+"""`distill compare`: models side by side, from what was trained, evaluated and benched, as tables and one page."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from distill.cli.arguments import add_command, usable_device
+from distill.errors import RunError
+
+if TYPE_CHECKING:
+    from distill.comparison.join import Comparison
+
+PAGE_FILE, CSV_FILE, MARKDOWN_FILE = "index.html", "table.csv", "table.md"
+OWN_FILES = (PAGE_FILE, CSV_FILE, MARKDOWN_FILE, "bench.json", "evaluations")
+PROTOCOLS = ("eval/coco_box", "eval/coco_point")
+PIPE_WIDTH = 160  # columns, where there is no terminal
+
+EPILOG = """\
+examples:
+  distill compare quickstart runs/l0_mask runs/resnet18 --images val2017 --annotations instances_val2017.json \\
+      --out comparison                                # evaluates by box and by one click what is not evaluated yet
+  distill compare teacher=quickstart ours=runs/l0_mask sam_vit_b=sam_vit_b_01ec64.pth --images DIR --annotations FILE \\
+      --max-images 500 --out comparison               # names of your own; a released file needs its model's name
+  distill compare runs/l0_box runs/resnet18_box --out comparison                 # evaluations that are there already
+  distill compare runs/l0_mask runs/resnet18 --evaluations evaluations --bench bench.json --reference resnet18 \\
+      --out comparison                                # nothing is run: what is found is joined
+
+A SOURCE is a run directory, an evaluation's directory, a student.safetensors, `quickstart`, or NAME=FILE.pth. What
+belongs together is told by the hash of the weights. Writes OUT/index.html (one file, opens from disk), table.csv (every
+number) and table.md. Stopped and started again, it goes on where it was; what is in OUT/evaluations and OUT/bench.json
+is not measured again. Paired differences are taken to the first model, or to --reference.
+
+Models may stand side by side only where they answered the same instances; another multimask policy is a column of its
+own, and students of different teachers are marked.
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = add_command(
+        subparsers,
+        "compare",
+        "models side by side: tables, intervals, curves, masks, in one page",
+        EPILOG,
+        description="Join evaluations, benches and records of training into a table and a page.",
+    )
+    parser.add_argument("sources", metavar="SOURCE", nargs="*", help="a run, an evaluation or a model; or LABEL=SOURCE")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the directory to write")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="photos to ask about, and to show")
+    parser.add_argument("--annotations", type=Path, metavar="FILE", help="their COCO-format instances")
+    parser.add_argument("--max-images", type=int, default=0, metavar="N", help="the first N photos alone; default: all")
+    parser.add_argument(
+        "--protocols", nargs="+", default=PROTOCOLS, metavar="RECIPE", help=f"default: {' '.join(PROTOCOLS)}"
+    )
+    parser.add_argument(
+        "--evaluations", nargs="+", type=Path, default=[], metavar="DIR", help="directories that hold evaluations"
+    )
+    parser.add_argument("--bench", type=Path, metavar="FILE", help="what `distill bench models --json FILE` wrote")
+    parser.add_argument("--no-bench", action="store_true", help="measure no sizes and no latency")
+    parser.add_argument("--reference", metavar="LABEL", help="the model that differences are taken to")
+    parser.add_argument("--device", help="of evaluations and latency: cpu, cuda ...")
+    parser.add_argument("--gallery", type=int, default=30, metavar="N", help="instances to show; default: %(default)s")
+    parser.set_defaults(run=compare)
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    """Read, measure what is missing, join, and write."""
+    check_arguments(arguments)
+
+    from distill.cli.card import refresh_card
+    from distill.comparison.entries import read_entries
+    from distill.comparison.join import add_benches, build_comparison, read_bench
+    from distill.comparison.measure import Data, evaluate_missing, measure
+
+    out: Path = arguments.out
+    usable_device(arguments.device)
+    entries, notes = read_entries(arguments.sources, arguments.evaluations)
+    bench = read_bench(arguments.bench) if arguments.bench else None
+    build_comparison(entries, reference=arguments.reference)  # what cannot stand side by side fails before it costs
+    out.mkdir(parents=True, exist_ok=True)
+    if arguments.annotations:
+        data = Data(arguments.images, arguments.annotations, arguments.max_images, arguments.device)
+        evaluate_missing(entries, arguments.protocols, data, out)
+    comparison = build_comparison(entries, reference=arguments.reference, notes=notes)
+    if bench is None and not arguments.no_bench:
+        bench = measure(entries, out, arguments.device)
+    if bench is not None:
+        add_benches(comparison, bench, str(arguments.bench or out))
+    for entry in comparison.entries:
+        if entry.source is not None:
+            refresh_card(entry.source, list(entry.evaluations.values()), bench)
+    write(comparison, out, images=arguments.images, annotations=arguments.annotations, num_rows=arguments.gallery)
+    return 0
+
+
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """Raises RunError for what can be seen before anything is read."""
+    if (arguments.images is None) != (arguments.annotations is None):
+        raise RunError("--images and --annotations belong together: give both, or neither")
+    if arguments.bench and arguments.no_bench:
+        raise RunError("--bench and --no-bench exclude each other: leave one out")
+    if not arguments.sources and not arguments.evaluations:
+        raise RunError("nothing to compare: give runs, evaluations or models, or --evaluations DIR")
+    out = arguments.out
+    if out.exists() and not out.is_dir():
+        raise RunError(f"--out {out}: this is a file; give a directory")
+    if out.is_dir() and (strange := sorted(path.name for path in out.iterdir() if path.name not in OWN_FILES)):
+        raise RunError(f"--out {out}: holds something else ({strange[0]}); give another directory")
+
+
+def write(comparison: Comparison, out: Path, *, images: Path | None, annotations: Path | None, num_rows: int) -> None:
+    """Write the three files and print the table."""
+    from distill.comparison.page import render
+    from distill.comparison.tables import print_table, to_csv, to_markdown
+
+    page = render(comparison, images=images, annotations=annotations, num_rows=num_rows)
+    for name, text in ((PAGE_FILE, page), (CSV_FILE, to_csv(comparison)), (MARKDOWN_FILE, to_markdown(comparison))):
+        (out / name).write_text(text, encoding="utf-8")
+    print_table(comparison, width=PIPE_WIDTH)
+    for note in comparison.notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(f"{out / PAGE_FILE}: the page; {CSV_FILE} and {MARKDOWN_FILE} beside it")

@@ -1,0 +1,53 @@
+"""`distill convert`: released checkpoints into our format, and our students into theirs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from distill.cli.arguments import add_command
+from distill.errors import DistillError
+
+OURS, PUBLISHED = "distill", "published"
+
+EPILOG = """\
+examples:
+  distill convert efficientvit_sam_l0.pt --name efficientvit_sam_l0 --out l0.safetensors
+  distill convert checkpoint.pth --name nano_sam --decoder mobile_sam.pt --out nano_sam.safetensors
+  distill convert runs/mask --to published --out efficientvit_sam_l0.pt
+
+Reads tensors at the top of a file or under "model" or "state_dict", with or without the prefixes of DDP and
+torch.compile, and safetensors. Every tensor must fit; all that do not are listed. Code in a file is never run.
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = add_command(subparsers, "convert", "read and write released checkpoints", EPILOG)
+    parser.add_argument("model", metavar="IN", help="a released file, a student.safetensors, or a run directory")
+    parser.add_argument("--name", help="which model a released file holds: `distill students ls`")
+    parser.add_argument(
+        "--decoder", metavar="FILE", help="the model whose decoder goes with a file of an encoder alone"
+    )
+    parser.add_argument(
+        "--to",
+        choices=(OURS, PUBLISHED),
+        default=OURS,
+        help="our safetensors, or the file that the student's own repository loads (default: %(default)s)",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file to write")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Read, check, write."""
+    suffixes = (".safetensors",) if arguments.to == OURS else (".pt", ".pth")
+    if arguments.out.suffix not in suffixes:
+        raise DistillError(f"--out {arguments.out}: this format's files end in {' or '.join(suffixes)}")
+
+    from distill.models.checkpoint import load_model, save_model, save_published
+
+    model = load_model(arguments.model, name=arguments.name, decoder=arguments.decoder)
+    save = save_model if arguments.to == OURS else save_published
+    save(model, arguments.out)
+    print(f"{arguments.out}  {model.spec.encoder}, {len(model.state_dict())} tensors read")
+    return 0

@@ -1,0 +1,100 @@
+"""`distill`: one command line over the commands of this folder.
+
+Exit codes: 0 done, 2 the user's mistake or the machine's state (clear lines, no traceback), 1 a fault of ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import importlib
+import sys
+import traceback
+from collections.abc import Sequence
+
+from distill import __version__
+from distill.errors import DistillError
+
+DONE, OURS, USERS, INTERRUPTED = 0, 1, 2, 130
+
+# Modules of this folder, in the order of `distill --help`. Importing one loads no torch.
+COMMANDS = (
+    "recipes",
+    "students",
+    "check",
+    "shards",
+    "cache",
+    "train",
+    "evaluate",
+    "compare",
+    "bench",
+    "convert",
+    "export",
+    "predict",
+    "card",
+    "push",
+    "quickstart",
+)
+
+EPILOG = """\
+examples:
+  distill recipes ls
+  distill check quickstart/feature data.images=shards/train cache.dir=cache run=runs/feature
+  distill train quickstart/feature data.images=shards/train cache.dir=cache run=runs/feature
+
+`distill COMMAND --help` has more of each.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every command; each sets `run`, a function from its arguments to an exit code."""
+    parser = argparse.ArgumentParser(
+        prog="distill",
+        description="Distil the Segment Anything Model into small promptable models.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"distill {__version__}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name in COMMANDS:
+        importlib.import_module(f"distill.cli.{name}").add_parser(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and give its exit code; errors go to stderr."""
+    try:
+        arguments = _parse(build_parser(), argv)
+    except SystemExit as stop:  # argparse has printed its help, or its error
+        return stop.code if isinstance(stop.code, int) else USERS
+    try:
+        code: int = arguments.run(arguments)
+        return code
+    except DistillError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USERS
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - the outermost place: what arrives here is a fault of ours
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            where = f" while writing {error.filename}" if error.filename else ""
+            print(f"error: the disk is full{where}; free some space and run the command again", file=sys.stderr)
+            return USERS
+        traceback.print_exc()
+        return OURS
+
+
+def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse; overrides may also come after options, where argparse alone gives up."""
+    arguments, rest = parser.parse_known_args(argv)
+    strange = [text for text in rest if text.startswith("-") or "=" not in text]
+    if strange or (rest and not hasattr(arguments, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(strange or rest)}")
+    if rest:
+        arguments.overrides = [*arguments.overrides, *rest]
+    return arguments
+
+
+if __name__ == "__main__":
+    sys.exit(main())

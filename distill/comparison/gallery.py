@@ -1,0 +1,116 @@
+"""Which instances a comparison shows, and what every model answered to them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill.comparison.entries import INSTANCES_FILE, RESULTS_FILE, Evaluation, Protocol, read_lines
+from distill.comparison.join import Comparison
+from distill.data.coco import CocoPhoto, CocoSet
+from distill.data.rle import decode_mask
+from distill.errors import RunError
+from distill.evaluation.metrics import LARGE_AREA, SMALL_AREA
+from distill.pages.mask_gallery import GalleryRow
+
+Key = tuple[str, int | None]
+
+
+def gallery_rows(
+    comparison: Comparison, protocol: Protocol, *, num_rows: int, images: Path | None, annotations: Path | None
+) -> Iterator[GalleryRow]:
+    """Instances of a protocol with the answer of every model that was judged by it.
+
+    Args:
+        images, annotations: where the photos are; None: where the first evaluation read them.
+    Raises:
+        DistillError: photos, annotations or masks that are not there, or are others than those judged.
+    """
+    found = comparison.evaluations(protocol)
+    first = found[0][1]
+    ious = np.stack([evaluation.instances.ious for _, evaluation in found])  # (M, N)
+    chosen = choose(ious, first.instances.areas, num_rows)
+    keys = [first.instances.keys[i] for i in chosen]
+    photos = _photos(first, keys, images, annotations)
+    prompts = {key: row["prompt"] for key, row in _rows_of(first.directory / INSTANCES_FILE, keys)}
+    masks = {entry.label: _masks(evaluation, keys) for entry, evaluation in found}
+    for i, key in zip(chosen, keys, strict=True):
+        photo = photos[key[0]]
+        instance = next((instance for instance in photo.instances if instance.id == key[1]), None)
+        if instance is None:
+            raise RunError(f"{photo.path}: the annotations hold no instance {key[1]} of it; give those judged")
+        yield GalleryRow(
+            photo=photo.load(),
+            prompt=prompts[key],
+            truth=decode_mask(instance.rle).astype(bool),
+            masks={label: decode_mask(of_model[key]).astype(bool) for label, of_model in masks.items()},
+            ious={entry.label: float(ious[m, i]) for m, (entry, _) in enumerate(found)},
+            group=protocol.title,
+            size=size_of(first.instances.areas[i]),
+            caption=f"{key[0]}, annotation {key[1]}, {first.instances.areas[i]:,.0f} pixels",
+        )
+
+
+def choose(ious: np.ndarray, areas: np.ndarray, num_rows: int) -> list[int]:
+    """Instances to show: of each size the worst by the models' mean, and as many evenly over all the others.
+
+    Args:
+        ious: (M, N) of M models. areas: (N,).
+    Returns:
+        at most `num_rows` indices, the worst first.
+    """
+    mean = ious.mean(0)
+    sizes = np.array([size_of(area) for area in areas])
+    groups = sorted((np.flatnonzero(sizes == size).tolist() for size in set(sizes.tolist())), key=len)
+    chosen: list[int] = []
+    for rank, group in enumerate(groups):  # what a small group does not use is left to the larger ones
+        order = sorted(group, key=lambda i: mean[i])
+        share = min((num_rows - len(chosen)) // (len(groups) - rank), len(order))
+        worst = (share + 1) // 2
+        spread = np.linspace(worst, len(order) - 1, share - worst).round().astype(int)
+        chosen += [*order[:worst], *(order[i] for i in spread)]
+    return sorted(chosen, key=lambda i: mean[i])
+
+
+def size_of(area: float) -> str:
+    """COCO's word for an area in original pixels."""
+    return "large" if area >= LARGE_AREA else "small" if area < SMALL_AREA else "medium"
+
+
+def _photos(
+    evaluation: Evaluation, keys: Sequence[Key], images: Path | None, annotations: Path | None
+) -> dict[str, CocoPhoto]:
+    """The photos of some keys. Raises DataError as CocoSet does, RunError when one is not in the set."""
+    wanted = {photo for photo, _ in keys}
+    coco_set = CocoSet(images or evaluation.metrics["images"], annotations or evaluation.metrics["annotations"])
+    found = {photo.key: photo for photo in coco_set if photo.key in wanted}
+    if absent := sorted(wanted - set(found)):
+        raise RunError(
+            f"{coco_set.annotations_file}: names no photo {absent[0]}; give the annotations that were judged"
+        )
+    return found
+
+
+def _masks(evaluation: Evaluation, keys: Sequence[Key]) -> dict[Key, Any]:
+    """The codes of an evaluation's answers."""
+    path = evaluation.directory / RESULTS_FILE
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise RunError(f"{path}: no masks ({error}); evaluate again to keep them") from error
+    wanted = set(keys)
+    found = {key: row["segmentation"] for row in rows if (key := (row["image"], row["annotation_id"])) in wanted}
+    if len(found) < len(wanted):
+        raise RunError(f"{path}: {len(wanted) - len(found)} of {len(wanted)} masks are missing; evaluate again")
+    return found
+
+
+def _rows_of(path: Path, keys: Sequence[Key]) -> Iterator[tuple[Key, dict[str, Any]]]:
+    wanted = set(keys)
+    for row in read_lines(path):
+        if (key := (str(row["image"]), row["annotation_id"])) in wanted:
+            yield key, row

@@ -1,0 +1,194 @@
+"""The numbers of a comparison as one table: for the terminal, as CSV with every metric, and as Markdown."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from distill.comparison.entries import Entry, Evaluation, Protocol
+from distill.comparison.join import Comparison, bench_run, differences, teachers
+
+MILLION, BILLION = 1e6, 1e9
+ABSENT = "–"
+METRIC_WORDS = {"miou": "mIoU", "ap": "AP", "map": "mean AP", "ar_1000": "AR@1000"}
+# What metrics.json says beside its numbers.
+NOT_METRICS = (
+    *("num_clicks", "num_images", "num_instances", "num_crowd", "num_empty", "num_detections"),
+    *("max_images", "seconds", "photos_per_second"),
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One value: its number (None: not known), its text, and its 95 % interval where it has one."""
+
+    number: float | str | None
+    text: str
+    interval: tuple[float, float] | None = None
+
+    def __str__(self) -> str:
+        if self.interval is None:
+            return self.text
+        return f"{self.text} [{self.interval[0]:.3f}, {self.interval[1]:.3f}]"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: a title with its unit, and one cell for each entry."""
+
+    title: str
+    cells: list[Cell]
+
+    @property
+    def is_known(self) -> bool:
+        return any(cell.number is not None for cell in self.cells)
+
+
+def score_columns(comparison: Comparison) -> list[Column]:
+    """The headline of each protocol."""
+    columns = []
+    for protocol in comparison.protocols:
+        found = {entry.label: evaluation for entry, evaluation in comparison.evaluations(protocol)}
+        headline = next(iter(found.values())).headline
+        cells = [_score(found.get(entry.label), headline) for entry in comparison.entries]
+        columns.append(Column(f"{METRIC_WORDS[headline]}, {protocol.title}", cells))
+    return columns
+
+
+def metric_columns(comparison: Comparison, protocol: Protocol) -> list[Column]:
+    """Every number of metrics.json, by its key."""
+    found = {entry.label: evaluation for entry, evaluation in comparison.evaluations(protocol)}
+    keys = dict.fromkeys(
+        key
+        for evaluation in found.values()
+        for key, value in evaluation.metrics.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and key not in NOT_METRICS
+    )
+    return [Column(key, [_score(found.get(entry.label), key) for entry in comparison.entries]) for key in keys]
+
+
+def size_columns(comparison: Comparison) -> list[Column]:
+    """Parameters, MACs, latency and memory, those that are known."""
+    setting = comparison.setting
+    benches = [entry.bench or {} for entry in comparison.entries]
+    runs = [bench_run(entry, setting) or {} for entry in comparison.entries]
+    columns = [
+        Column("parameters (M)", [_scaled(bench.get("params"), MILLION, 2) for bench in benches]),
+        Column("encoder GMACs", [_scaled(bench.get("macs"), BILLION, 2) for bench in benches]),
+        Column(f"latency (ms, {setting})", [_scaled(run.get("latency_ms"), 1, 1) for run in runs]),
+        Column("peak memory (MB)", [_scaled(run.get("peak_memory_mb"), 1, 0) for run in runs]),
+    ]
+    return [column for column in columns if column.is_known]
+
+
+def training_columns(comparison: Comparison) -> list[Column]:
+    """What the training of each entry took, all its stages together, and its teacher."""
+    teacher_of = teachers(comparison)
+    columns = [
+        Column("teacher", [_text(teacher_of.get(entry.label)) for entry in comparison.entries]),
+        Column("device hours", [_hours(entry) for entry in comparison.entries]),
+        Column("photos seen", [_photos(entry) for entry in comparison.entries]),
+    ]
+    return [column for column in columns if column.is_known]
+
+
+def difference_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the paired differences to the reference; no rows where there is none."""
+    rows = [
+        [protocol.title, label, f"{d.mean:+.3f}", f"[{d.low:+.3f}, {d.high:+.3f}]", f"{d.num:,}"]
+        for protocol in comparison.protocols
+        for label, d in differences(comparison, protocol).items()
+    ]
+    header = ["prompt", "model", f"mIoU minus {comparison.reference.label}'s", "95 % interval", "instances"]
+    return header, rows
+
+
+def to_csv(comparison: Comparison) -> str:
+    """Every number of every entry, one line each; intervals in columns of their own."""
+    columns = [*size_columns(comparison), *training_columns(comparison)]
+    for protocol in comparison.protocols:
+        columns += [Column(f"{protocol.title}: {c.title}", c.cells) for c in metric_columns(comparison, protocol)]
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    titles = []
+    for column in columns:
+        has_interval = any(cell.interval for cell in column.cells)
+        titles += [column.title, *((f"{column.title} low", f"{column.title} high") if has_interval else ())]
+    writer.writerow(["model", *titles])
+    for i, entry in enumerate(comparison.entries):
+        row: list[object] = [entry.label]
+        for column in columns:
+            cell = column.cells[i]
+            row.append("" if cell.number is None else cell.number)
+            if any(cell.interval for cell in column.cells):
+                row += cell.interval or ("", "")
+        writer.writerow(row)
+    return buffer.getvalue()
+
+
+def to_markdown(comparison: Comparison) -> str:
+    """The table, the paired differences and the notes."""
+    columns = [*score_columns(comparison), *size_columns(comparison), *training_columns(comparison)]
+    rows = [[e.label, *(str(c.cells[i]) for c in columns)] for i, e in enumerate(comparison.entries)]
+    parts = [markdown_table(["model", *(column.title for column in columns)], rows)]
+    header, rows = difference_rows(comparison)
+    if rows:
+        parts.append(markdown_table(header, rows))
+    if comparison.notes:
+        parts.append("".join(f"- {note}\n" for note in comparison.notes))
+    return "\n".join(parts)
+
+
+def print_table(comparison: Comparison, *, width: int | None = None) -> None:
+    """The table in the terminal; intervals stand below their scores."""
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = [*score_columns(comparison), *size_columns(comparison), *training_columns(comparison)]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("model", overflow="fold")
+    for column in columns:
+        is_text = any(isinstance(cell.number, str) for cell in column.cells)
+        table.add_column(column.title.replace(" (", "\n("), justify="left" if is_text else "right", min_width=7)
+    for i, entry in enumerate(comparison.entries):
+        table.add_row(entry.label, *(str(column.cells[i]).replace(" [", "\n[") for column in columns))
+    console = Console(highlight=False, markup=False)
+    Console(highlight=False, markup=False, width=None if console.is_terminal else width).print(table)
+
+
+def _score(evaluation: Evaluation | None, key: str) -> Cell:
+    if evaluation is None or evaluation.metrics.get(key) is None:
+        return Cell(None, ABSENT)
+    value = evaluation.metrics[key]
+    return Cell(value, f"{value:.3f}", evaluation.interval(key))
+
+
+def _scaled(value: float | None, unit: float, digits: int) -> Cell:
+    return Cell(None, ABSENT) if value is None else Cell(value / unit, f"{value / unit:,.{digits}f}")
+
+
+def _text(value: str | None) -> Cell:
+    return Cell(value, value if value is not None else ABSENT)
+
+
+def _hours(entry: Entry) -> Cell:
+    costs = [training.cost for training in entry.trainings]
+    if not costs or any(cost is None for cost in costs):
+        return Cell(None, ABSENT)
+    hours = sum(cost.device_hours for cost in costs if cost is not None)
+    return Cell(hours, f"{hours:,.2f}")
+
+
+def _photos(entry: Entry) -> Cell:
+    counts = [training.cost.photos for training in entry.trainings if training.cost is not None]
+    if not counts or len(counts) < len(entry.trainings):
+        return Cell(None, ABSENT)
+    return Cell(sum(counts), f"{sum(counts):,}")
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown; the first column is aligned left."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)

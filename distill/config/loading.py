@@ -1,0 +1,331 @@
+"""Recipes: YAML files with one parent, merged over typed defaults and checked whole. Loads no torch.
+
+Merge order: dataclass defaults <- the file that `extends:` names <- the recipe <- key=value overrides.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Union
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import distill.recipes
+from distill.config import checks as recipe_checks
+from distill.config.schema import (
+    RECIPE_KINDS,
+    AgreementRecipe,
+    CacheRecipe,
+    EvaluateRecipe,
+    EvaluateSetsRecipe,
+    EverythingRecipe,
+    FeatureRecipe,
+    MaskRecipe,
+)
+from distill.errors import RecipeError, did_you_mean
+
+EvaluationRecipe = Union[EvaluateRecipe, EvaluateSetsRecipe, EverythingRecipe, AgreementRecipe]
+Recipe = Union[FeatureRecipe, MaskRecipe, CacheRecipe, EvaluationRecipe]
+
+EXTENDS = "extends"
+OVERRIDE = re.compile(r"(?P<key>[A-Za-z_]\w*(\.[A-Za-z_]\w*)*)=(?P<value>.*)", re.DOTALL)
+TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One value of a recipe: its dotted key and the file line or override that it comes from."""
+
+    key: str
+    value: Any
+    origin: str
+
+
+@dataclass
+class Problems:
+    """The errors found so far: one line each, in order, none twice; and the keys that have one."""
+
+    lines: list[str] = field(default_factory=list)
+    keys: set[str] = field(default_factory=set)
+
+    def add(self, message: str, *, origin: str = "", key: str = "") -> None:
+        line = ": ".join(part for part in (origin, key, message) if part)
+        if line not in self.lines:
+            self.lines.append(line)
+        self.keys.add(key)
+
+
+def load_recipe(
+    source: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    kinds: Collection[str] = tuple(RECIPE_KINDS),
+    check_paths: bool = True,
+) -> Recipe:
+    """The typed recipe of a file or a packaged name, after its parent and the overrides.
+
+    Args:
+        source: path of a YAML file, or a packaged name such as `quickstart/feature`.
+        overrides: `dotted.key=value`; values are YAML.
+        kinds: the kinds of recipe that the caller can run.
+        check_paths: also check that the files and directories it names are there.
+    Raises:
+        RecipeError: with every mistake found, each with its origin and its mend.
+    """
+    problems = Problems()
+    settings = [*_read_layers(find_recipe(source), problems), *_read_overrides(overrides, problems)]
+    recipe_class = _recipe_class(settings, kinds, problems)
+    if recipe_class is None:
+        raise RecipeError(str(source), problems.lines)
+    tree = _merge(recipe_class, settings, problems)
+    values = _collect_values(tree, _leaf_types(recipe_class), problems)
+    origins = {setting.key: setting.origin for setting in settings}
+    findings = recipe_checks.value_findings(values)
+    if check_paths:
+        findings += recipe_checks.path_findings(values)
+    for key, message in findings:
+        problems.add(message, origin=origins.get(key, ""), key=key)
+    if problems.lines:
+        raise RecipeError(str(source), problems.lines)
+    recipe: Recipe = OmegaConf.to_object(tree)  # type: ignore[assignment]
+    return recipe
+
+
+def resolved_yaml(recipe: Recipe) -> str:
+    """The whole recipe as YAML, every default written out; `load_recipe` reads it back to an equal recipe."""
+    return OmegaConf.to_yaml(OmegaConf.structured(recipe), resolve=True)
+
+
+def packaged_recipes() -> dict[str, Path]:
+    """The recipes that ship with the package, by name; files that start with `_` are parents only and left out."""
+    return {name: path for name, path in _packaged_files().items() if not path.name.startswith("_")}
+
+
+def _packaged_files() -> dict[str, Path]:
+    root = Path(distill.recipes.__path__[0])
+    return {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.rglob("*.yaml"))}
+
+
+def find_recipe(source: str | Path) -> Path:
+    """The file of a recipe given as a path or a packaged name. Raises RecipeError when there is neither."""
+    path = Path(source)
+    if path.is_file():
+        return path
+    name = path.as_posix().removesuffix(".yaml")
+    packaged = _packaged_files().get(name)
+    if packaged is None:
+        hint = did_you_mean(name, packaged_recipes())
+        raise RecipeError(str(source), [f"no such file, and no packaged recipe '{name}'. {hint}"])
+    return packaged
+
+
+def recipe_kind(source: str | Path) -> str:
+    """The `kind` that a recipe file or its parent states; empty when neither does."""
+    settings = _read_layers(find_recipe(source), Problems())
+    return next((str(setting.value) for setting in reversed(settings) if setting.key == "kind"), "")
+
+
+def _read_layers(path: Path, problems: Problems, children: tuple[Path, ...] = ()) -> list[Setting]:
+    """The settings of a recipe file after those of its parents, the eldest first."""
+    settings = _read_file(path, problems)
+    own = [setting for setting in settings if setting.key != EXTENDS]
+    family = (*children, path.resolve())
+    for setting in settings:
+        if setting.key == EXTENDS:
+            parent = _find_parent(path, setting, problems)
+            if parent is not None and parent.resolve() in family:
+                problems.add(f"a circle: '{setting.value}' descends from this file", origin=setting.origin, key=EXTENDS)
+            elif parent is not None:
+                return [*_read_layers(parent, problems, family), *own]
+    return own
+
+
+def _find_parent(path: Path, setting: Setting, problems: Problems) -> Path | None:
+    """The file that `extends:` names: relative to the recipe, or a packaged recipe."""
+    beside = path.parent / str(setting.value)
+    if beside.is_file():
+        return beside
+    try:
+        return find_recipe(str(setting.value))
+    except RecipeError as error:
+        message = error.problems[0].replace("no such file", f"no file {beside}")
+        problems.add(message, origin=setting.origin, key=EXTENDS)
+        return None
+
+
+def _read_file(path: Path, problems: Problems) -> list[Setting]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        tree = OmegaConf.to_container(OmegaConf.create(text)) if text.strip() else {}
+    except UnicodeDecodeError as error:
+        problems.add(f"not a text file: {error}", origin=str(path))
+        return []
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        problems.add("not YAML: " + " ".join(str(error).split()), origin=str(path))
+        return []
+    if node is None:
+        return []
+    if not isinstance(node, yaml.MappingNode) or not isinstance(tree, dict):
+        problems.add("a recipe is a mapping of `key: value` lines", origin=str(path))
+        return []
+    lines = dict(_key_lines(node))
+    return [Setting(key, value, f"{path}:{lines.get(key, 1)}") for key, value in flatten(tree)]
+
+
+def _key_lines(node: yaml.MappingNode, prefix: str = "") -> Iterator[tuple[str, int]]:
+    """The line of every dotted key of a YAML mapping."""
+    for key_node, value_node in node.value:
+        key = f"{prefix}{key_node.value}"
+        yield key, key_node.start_mark.line + 1
+        if isinstance(value_node, yaml.MappingNode):
+            yield from _key_lines(value_node, f"{key}.")
+
+
+def flatten(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The dotted keys and leaves of nested mappings; a list is a leaf."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _read_overrides(overrides: Sequence[str], problems: Problems) -> list[Setting]:
+    settings = []
+    for text in overrides:
+        origin = f"override '{text}'"
+        match = OVERRIDE.fullmatch(text)
+        if match is None:
+            problems.add("an override is written dotted.key=value", origin=origin)
+            continue
+        try:
+            value = OmegaConf.to_container(OmegaConf.create(f"value: {match['value']}"))["value"]  # type: ignore[index,call-overload]
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
+            problems.add("the value is not YAML: " + " ".join(str(error).split()), origin=origin)
+            continue
+        tree = {match["key"]: value}
+        settings += [Setting(key, leaf, origin) for key, leaf in flatten(tree)]
+    return settings
+
+
+def _recipe_class(settings: list[Setting], kinds: Collection[str], problems: Problems) -> type[Recipe] | None:
+    """The dataclass of the recipe's kind; None when the kind is missing, unknown or not one that the caller runs."""
+    setting = next((setting for setting in reversed(settings) if setting.key == "kind"), None)
+    if setting is None:
+        problems.add(f"missing; say which: {', '.join(RECIPE_KINDS)}", key="kind")
+        return None
+    if setting.value not in RECIPE_KINDS:
+        hint = did_you_mean(str(setting.value), RECIPE_KINDS)
+        problems.add(f"unknown kind {setting.value!r}. {hint}", origin=setting.origin, key="kind")
+        return None
+    if setting.value not in kinds:
+        wanted = " or ".join(f"'{kind}'" for kind in kinds)
+        message = f"this is a recipe of kind '{setting.value}'; the command needs one of kind {wanted}"
+        problems.add(message, origin=setting.origin, key="kind")
+        return None
+    return RECIPE_KINDS[setting.value]
+
+
+def _leaf_types(recipe_class: type) -> dict[str, Any]:
+    """The dotted key and annotation of every option of a recipe dataclass."""
+    leaves: dict[str, Any] = {}
+    for name, annotation in typing.get_type_hints(recipe_class).items():
+        if dataclasses.is_dataclass(annotation):
+            inner = _leaf_types(typing.cast(type, annotation))
+            leaves |= {f"{name}.{key}": leaf for key, leaf in inner.items()}
+        else:
+            leaves[name] = annotation
+    return leaves
+
+
+def _merge(recipe_class: type[Recipe], settings: list[Setting], problems: Problems) -> DictConfig:
+    """Defaults with every legal setting applied in order; the illegal ones become problems."""
+    tree = OmegaConf.structured(recipe_class)
+    leaves = _leaf_types(recipe_class)
+    for setting in settings:
+        leaf = next((key for key in leaves if f"{setting.key}.".startswith(f"{key}.")), None)
+        is_section = any(key.startswith(f"{setting.key}.") for key in leaves)
+        if (is_section or typing.get_origin(leaves.get(setting.key)) is dict) and setting.value is None:
+            continue  # a section whose lines are all commented out
+        if leaf is None and is_section:
+            problems.add(
+                f"expected a section of options, got {setting.value!r}", origin=setting.origin, key=setting.key
+            )
+        elif leaf is None:
+            problems.add(_unknown_key(setting.key, leaves), origin=setting.origin, key=setting.key)
+        elif leaf != setting.key and typing.get_origin(leaves[leaf]) is not dict:
+            problems.add(f"expected {_describe(leaves[leaf])}, got a section", origin=setting.origin, key=leaf)
+        else:
+            try:
+                OmegaConf.update(tree, setting.key, setting.value)
+            except (OmegaConfBaseException, AttributeError, TypeError, AssertionError):
+                message = f"expected {_describe(leaves[leaf])}, got {setting.value!r}"
+                problems.add(
+                    message + _choice_hint(leaves[leaf], setting.value), origin=setting.origin, key=setting.key
+                )
+    return tree
+
+
+def _unknown_key(key: str, leaves: Collection[str]) -> str:
+    """The message for an option that does not exist: its near siblings, or the section where the name does exist."""
+    parent = ""
+    while any(leaf.startswith(f"{parent}{key[len(parent) :].split('.')[0]}.") for leaf in leaves):
+        parent += key[len(parent) :].split(".")[0] + "."
+    name = key[len(parent) :].split(".")[0]
+    elsewhere = [leaf for leaf in leaves if leaf.split(".")[-1] == key.split(".")[-1]]
+    siblings = {leaf[len(parent) :].split(".")[0] for leaf in leaves if leaf.startswith(parent)}
+    hint = did_you_mean(name, siblings)
+    if hint.startswith("Known") and elsewhere:
+        hint = "Did you mean " + " or ".join(f"'{leaf}'" for leaf in elsewhere) + "?"
+    elif hint.startswith("Did you mean"):
+        hint = hint.replace("'", "'" + parent, 1).replace(" or '", f" or '{parent}")
+    return f"unknown key. {hint}"
+
+
+def _describe(annotation: Any) -> str:
+    """What a value of this annotation is, in words."""
+    arguments = typing.get_args(annotation)
+    if typing.get_origin(annotation) is Literal:
+        return "one of " + ", ".join(str(choice) for choice in arguments)
+    if typing.get_origin(annotation) is Union:
+        return " or ".join("null" if inner is type(None) else _describe(inner) for inner in arguments)
+    if typing.get_origin(annotation) is tuple:
+        return f"a list of {len(arguments)} values, each {_describe(arguments[0])}"
+    if typing.get_origin(annotation) is list:
+        return f"a list, as [{_describe(arguments[0])}, ...]"
+    if typing.get_origin(annotation) is dict:
+        return "a section of options"
+    return TYPE_NAMES.get(annotation, str(annotation))
+
+
+def _choice_hint(annotation: Any, value: Any) -> str:
+    if typing.get_origin(annotation) is not Literal:
+        return ""
+    hint = did_you_mean(str(value), [str(choice) for choice in typing.get_args(annotation)])
+    return f". {hint}" if hint.startswith("Did you mean") else ""
+
+
+def _collect_values(tree: DictConfig, leaves: Mapping[str, Any], problems: Problems) -> dict[str, Any]:
+    """The values that are set and sound, by dotted key; missing ones and broken interpolations become problems."""
+    values: dict[str, Any] = {}
+    for key in leaves:
+        section, _, name = key.rpartition(".")
+        node = OmegaConf.select(tree, section) if section else tree
+        if OmegaConf.is_missing(node, name):
+            if key not in problems.keys:
+                problems.add(recipe_checks.missing_message(key), key=key)
+            continue
+        try:
+            value = node[name]
+            values[key] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        except OmegaConfBaseException as error:
+            problems.add(str(error).splitlines()[0], key=key)
+    return {key: value for key, value in values.items() if key not in problems.keys}

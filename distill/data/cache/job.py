@@ -1,0 +1,278 @@
+"""The caching job: which process writes which shard, what is kept from an earlier run, and when to stop.
+
+Processes need no word from each other. A shard is claimed by a file beside it (distill.data.cache.leases), what is
+finished is read from the disk, and each process begins with the shards of its rank and goes on with whatever is left:
+a slow or killed one holds up nobody. So nodes may come and go, two jobs may share a directory, and a job may be killed
+and go on with another world size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from distill.config.schema import CacheConfig
+from distill.data.cache.codecs import check_codec
+from distill.data.cache.embeddings import EmbeddingShardWriter
+from distill.data.cache.fidelity import measure_fidelity
+from distill.data.cache.leases import POLL_SECONDS, STALE_SECONDS, Claim, Claims, claimed_name
+from distill.data.cache.manifest import (
+    MANIFEST,
+    Fidelity,
+    ImageShard,
+    Manifest,
+    Sidecar,
+    Totals,
+    fingerprint_of,
+    finished_sidecar,
+    sidecar_path,
+)
+from distill.data.cache.sealed_json import TEMPORARY_SUFFIX, disk_errors
+from distill.data.cache.teacher_pool import TeacherPool
+from distill.data.cache.views import check_views
+from distill.data.shards.index import ShardIndex
+from distill.data.shards.storage import is_remote
+from distill.errors import CacheError, DataError
+from distill.models.teacher import Teacher
+
+NUM_NAMED = 5  # keys that an error names
+MAX_PAUSE_SECONDS = 15.0  # between two looks at the shards of others, of which a large job has many
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FinishedShard:
+    """What the job keeps in mind of a shard that is there; `bad` as in Sidecar."""
+
+    samples: int
+    bytes: int
+    bad: tuple[str, ...]
+
+
+def directory_of(config: CacheConfig) -> Path:
+    """Where the shards go. Raises CacheError when it is not given, or no directory of this machine."""
+    if config.dir is None:
+        raise CacheError("cache.dir: missing; give the directory to write: cache.dir=DIR")
+    if is_remote(config.dir):
+        raise CacheError(
+            f"cache.dir={config.dir}: a cache is written to a directory; give one, and copy it to its address when it "
+            "is whole"
+        )
+    return Path(config.dir)
+
+
+class CacheJob:
+    """One embedding cache in the making: `prepare`, `run` and `finish`, in that order, in every process.
+
+    Args:
+        teacher: on the device that it shall run on.
+        config: `dir` is the directory of the cache.
+        max_bad_share: the share of photos that may fail to decode; they are left out and named.
+        stale_seconds: a worker that gave no sign of life for so long is taken for dead, and its shard is done anew.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        index: ShardIndex,
+        config: CacheConfig,
+        *,
+        max_bad_share: float = 0.01,
+        stale_seconds: float = STALE_SECONDS,
+    ) -> None:
+        check_codec(config.codec)
+        check_views(config.views)
+        self.teacher = teacher
+        self.index = index
+        self.config = config
+        self.directory = directory_of(config)
+        self.max_bad_share = max_bad_share
+        self.fingerprint = fingerprint_of(teacher, index, config)
+        self.shards = tuple(ImageShard(shard.name, shard.num_samples, shard.keys_hash) for shard in index.shards)
+        self.claims = Claims(self.directory, stale_seconds=stale_seconds)
+        self._finished: dict[str, FinishedShard] = {}
+
+    def prepare(self) -> Manifest:
+        """Measure the codec and write the manifest; or read it, when an earlier run or another process did.
+
+        Raises:
+            CacheError: the directory holds the cache of another recipe, or tars that are no embedding shards.
+        """
+        if not (self.directory / MANIFEST).exists():
+            with disk_errors(self.directory):
+                self.directory.mkdir(parents=True, exist_ok=True)
+            with self.claims.hold(MANIFEST):
+                if not (self.directory / MANIFEST).exists():
+                    self._refuse_foreign_tars()
+                    Manifest(self.fingerprint, self._measure_fidelity(), self.shards).write(self.directory)
+        manifest = Manifest.read(self.directory)
+        manifest.check(self.fingerprint, self.directory)
+        return manifest
+
+    def finished(self) -> dict[str, FinishedShard]:
+        """The shards that are there, by name."""
+        return {shard.name: self._finished[shard.name] for shard in self.shards if self._is_finished(shard)}
+
+    def num_done(self) -> int:
+        """Photos that are done by all processes of this directory, the claims of shards under way included."""
+        if not self.directory.is_dir():
+            return 0
+        under_way, present = self.claims.progress(), set(os.listdir(self.directory))
+        done = 0
+        for shard in self.shards:
+            if shard.name in present and sidecar_path(self.directory, shard.name).name in present:
+                done += shard.num_samples
+            else:
+                done += under_way.get(shard.name, 0)
+        return done
+
+    def run(self, *, rank: int = 0, world_size: int = 1, only: Collection[str] | None = None) -> None:
+        """Write shards that are not there yet, this rank's first, until all are there: whoever writes them.
+
+        Args:
+            only: names of shards; without it, all.
+        Raises:
+            DataError: too many photos cannot be decoded, or an image shard is damaged.
+            CacheError: the disk is full or read-only, or an embedding is not finite. Finished shards are kept.
+        """
+        self.finished()
+        self._check_bad(self._known_bad())
+        own, others = self.shards[rank::world_size], [s for i, s in enumerate(self.shards) if i % world_size != rank]
+        left = [shard for shard in (*own, *reversed(others)) if only is None or shard.name in only]
+        pause = POLL_SECONDS
+        with TeacherPool(self.teacher, self.index, self.config) as pool:
+            while left := [shard for shard in left if not self._do(pool, shard)]:
+                time.sleep(pause)  # others write these; one who dies leaves a claim that is taken over
+                pause = min(2 * pause, MAX_PAUSE_SECONDS)
+
+    def finish(self) -> Manifest:
+        """Write the totals into the manifest and sweep up, if every shard is there; the manifest as it is then."""
+        manifest = Manifest.read(self.directory)
+        finished = self.finished()
+        if len(finished) < len(self.shards):
+            return manifest
+        self._check_bad(self._known_bad())
+        totals = Totals(
+            samples=sum(shard.samples for shard in finished.values()),
+            bad=sum(len(shard.bad) for shard in finished.values()),
+            bytes=sum(shard.bytes for shard in finished.values()),
+        )
+        if manifest.totals == totals and not self._leftovers():
+            return manifest
+        manifest = dataclasses.replace(manifest, totals=totals)
+        with self.claims.hold(MANIFEST) as claim:
+            if Manifest.read(self.directory) != manifest:
+                manifest.write(self.directory)
+            with disk_errors(self.directory):
+                for path in self._leftovers():
+                    if path != claim.path:
+                        path.unlink(missing_ok=True)
+        return manifest
+
+    def _do(self, pool: TeacherPool, shard: ImageShard) -> bool:
+        """Write a shard if nobody did; False while another worker holds it."""
+        if self._is_finished(shard):
+            return True
+        claim = self.claims.take(shard.name)
+        if claim is None:
+            return False
+        with claim:
+            return self._is_finished(shard) or self._write_shard(pool, shard, claim)
+
+    def _write_shard(self, pool: TeacherPool, shard: ImageShard, claim: Claim) -> bool:
+        """Write a claimed shard; False when the claim was lost meanwhile."""
+        self.finished()  # of other processes too, for what they left out
+        bad = self._known_bad()
+        with EmbeddingShardWriter(self.directory, shard, self.fingerprint.digest) as writer:
+            for sample in pool.encode(self.index.members(shard.name)):
+                if sample.reason:
+                    log.warning("skipped: %s", sample.reason)
+                    writer.skip(sample.key)
+                    bad.append(sample.key)
+                    self._check_bad(bad)
+                else:
+                    for view, blob in zip(self.config.views, sample.blobs, strict=True):
+                        writer.add(sample.key, blob, view)
+                claim.num_done += 1
+            if not claim.is_held():
+                log.warning("%s: another worker took this one for dead and writes it", self.directory / shard.name)
+                return False
+            self._keep(shard, writer.commit())
+        return True
+
+    def _measure_fidelity(self) -> Fidelity:
+        with TeacherPool(self.teacher, self.index, self.config) as pool:
+            return measure_fidelity(pool, [self.config.codec])[self.config.codec]
+
+    def _is_finished(self, shard: ImageShard) -> bool:
+        if shard.name not in self._finished:
+            sidecar = finished_sidecar(self.directory, shard, self.fingerprint.digest)
+            if sidecar is not None:
+                self._keep(shard, sidecar)
+        return shard.name in self._finished
+
+    def _keep(self, shard: ImageShard, sidecar: Sidecar) -> None:
+        self._finished[shard.name] = FinishedShard(sidecar.samples, sidecar.bytes, sidecar.bad)
+
+    def _known_bad(self) -> list[str]:
+        return [key for shard in self._finished.values() for key in shard.bad]
+
+    def _leftovers(self) -> list[Path]:
+        """Claims and temporary files of this cache: rubbish once every shard is there."""
+        stems = {MANIFEST, *(shard.name for shard in self.shards)}
+        stems |= {sidecar_path(self.directory, shard.name).name for shard in self.shards}
+        with disk_errors(self.directory):
+            return [path for path in sorted(self.directory.iterdir()) if _made_for(path.name) in stems]
+
+    def _check_bad(self, bad: list[str]) -> None:
+        num_samples = len(self.index)
+        if len(bad) <= self.max_bad_share * num_samples:
+            return
+        named = ", ".join(bad[:NUM_NAMED]) + (", ..." if len(bad) > NUM_NAMED else "")
+        raise DataError(
+            f"{self.index.directory}: {len(bad)} of {num_samples} photos cannot be decoded ({named}), more than "
+            f"data.max_bad_share={self.max_bad_share:g} allows; replace them, or raise data.max_bad_share"
+        )
+
+    def _refuse_foreign_tars(self) -> None:
+        """Refuse a directory whose tars are not ours: an image directory given by mistake, say."""
+        tars = sorted(self.directory.glob("*.tar"))
+        if tars and not any(map(_has_sidecar, tars)):
+            raise CacheError(
+                f"{self.directory}: holds tars that are no embedding shards ({tars[0].name}) and no {MANIFEST}; "
+                "give a new directory: cache.dir=DIR"
+            )
+
+
+def _has_sidecar(tar: Path) -> bool:
+    try:
+        return Sidecar.read(tar.parent, tar.name) is not None
+    except CacheError:
+        return False
+
+
+def _made_for(file: str) -> str | None:
+    """The file for which a claim or a temporary file of this name was made; None when it is neither."""
+    stem, _, unique = file.removesuffix(TEMPORARY_SUFFIX).rpartition(".")
+    return stem if file.endswith(TEMPORARY_SUFFIX) and unique else claimed_name(file)
+
+
+def build_cache(
+    teacher: Teacher,
+    index: ShardIndex,
+    config: CacheConfig,
+    *,
+    max_bad_share: float = 0.01,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Manifest:
+    """The whole job of one process, as CacheJob; the manifest with its totals."""
+    job = CacheJob(teacher, index, config, max_bad_share=max_bad_share)
+    job.prepare()
+    job.run(rank=rank, world_size=world_size)
+    return job.finish()

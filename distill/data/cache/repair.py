@@ -1,0 +1,53 @@
+"""Repair of an embedding cache: shards that are damaged or missing are written anew, nothing else is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from distill.data.cache.job import CacheJob
+from distill.data.cache.manifest import MANIFEST, Manifest, sidecar_path
+from distill.data.cache.sealed_json import DamagedFileError, disk_errors
+from distill.data.cache.verify import Problem, verify_cache
+
+
+def find_damage(job: CacheJob, advance: Callable[[int], None] = lambda count: None) -> list[Problem]:
+    """Verify the cache of a recipe; a manifest that is damaged itself is measured and written anew.
+
+    Raises:
+        CacheError: there is no cache, it is another recipe's, or of a newer format.
+    """
+    problems = []
+    try:
+        manifest = Manifest.read(job.directory)
+    except DamagedFileError:
+        with disk_errors(job.directory):
+            (job.directory / MANIFEST).unlink()
+        manifest = job.prepare()
+        problems.append(Problem(MANIFEST, "damaged: its content does not match its seal", "totals"))
+    manifest.check(job.fingerprint, job.directory)
+    return problems + verify_cache(job.directory, advance)
+
+
+def repair_cache(job: CacheJob, problems: list[Problem], *, remove_foreign: bool = False) -> list[Problem]:
+    """Mend what `find_damage` found; the problems that are left: files that are foreign, or in use by a running job.
+
+    Args:
+        remove_foreign: delete files that are not ours, and write over shards of another cache. Directories stay.
+    Raises:
+        DataError, CacheError: as CacheJob.run.
+    """
+    damaged = {problem.shard for problem in problems if problem.shard and problem.kind == "shard"}
+    foreign = [problem for problem in problems if problem.kind in ("foreign", "foreign_shard")]
+    left = foreign
+    with disk_errors(job.directory):
+        for name in damaged:  # a shard without its sidecar does not exist; the new tar replaces the old one at once
+            sidecar_path(job.directory, name).unlink(missing_ok=True)
+        if remove_foreign:
+            damaged |= {problem.shard for problem in foreign if problem.shard}
+            left = [problem for problem in foreign if (job.directory / problem.file).is_dir()]
+            for problem in foreign:
+                if problem not in left and problem.kind == "foreign":
+                    (job.directory / problem.file).unlink(missing_ok=True)
+    job.run(only=damaged)
+    job.finish()
+    return left + [item for item in problems if item.kind == "leftover" and (job.directory / item.file).exists()]

@@ -1,0 +1,89 @@
+"""A spot check of a cache: the live teacher once more on a few samples, against what is stored."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from distill.data.cache.embeddings import EmbeddingCache
+from distill.data.cache.teacher_pool import TeacherPool
+from distill.data.shards.index import Member
+from distill.geometry import valid_grid_hw
+
+# A sample is an outlier when it is this many times further from cosine 1 than its codec was when the job began ...
+OUTLIER_FACTOR = 10.0
+# ... and at least so far: kernels of another device kind, or of another torch, round in other places.
+OUTLIER_FLOOR = 1e-3
+SPARE_FACTOR = 3  # positions drawn, for each sample that is wanted
+
+
+@dataclass(frozen=True)
+class SpotSample:
+    """One sample: cosine between the stored and the live embedding, mean over the positions that the photo covers,
+    and the relative L2 distance there. Without a live embedding, `reason` says why."""
+
+    key: str
+    shard: str
+    cosine: float
+    relative_l2: float
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class SpotCheck:
+    """`threshold`: samples with a cosine below it, and those that could not be compared, are outliers."""
+
+    samples: tuple[SpotSample, ...]
+    threshold: float
+
+    @property
+    def outliers(self) -> tuple[SpotSample, ...]:
+        return tuple(sample for sample in self.samples if sample.reason or not sample.cosine >= self.threshold)
+
+
+def spot_check(
+    pool: TeacherPool,
+    cache: EmbeddingCache,
+    num_samples: int,
+    *,
+    rng: random.Random,
+    advance: Callable[[int], None] = lambda count: None,
+) -> SpotCheck:
+    """Compare random samples that have an embedding with the teacher's answer of today.
+
+    Raises:
+        CacheError: a stored embedding cannot be read. DataError: an image shard cannot be read.
+    """
+    index = pool.index
+    num_tried = min(len(index), SPARE_FACTOR * num_samples)  # those without an embedding are passed over
+    drawn: list[Member] = []
+    for member in map(index.member, rng.sample(range(len(index)), num_tried)):
+        if len(drawn) == num_samples:
+            break
+        if cache.has(member.key, member.shard):
+            drawn.append(member)
+    samples = []
+    for sample in pool.map(lambda member: _compare(pool, cache, member), drawn):
+        samples.append(sample)
+        advance(1)
+    distance = max(OUTLIER_FACTOR * (1 - cache.manifest.fidelity.cosine), OUTLIER_FLOOR)
+    return SpotCheck(tuple(samples), 1 - distance)
+
+
+def _compare(pool: TeacherPool, cache: EmbeddingCache, member: Member) -> SpotSample:
+    photo = pool.load(member)
+    if photo.original_hw is None:
+        return SpotSample(member.key, member.shard, 0.0, 1.0, photo.reason)
+    rows, cols = valid_grid_hw(photo.original_hw, pool.teacher.embedding_size)
+    live = pool.embed([photo.pixels[0]])[0].cpu()[:, :rows, :cols]  # (C, rows, cols)
+    stored = cache.read(member.key, member.shard)[:, :rows, :cols]
+    return SpotSample(
+        key=member.key,
+        shard=member.shard,
+        cosine=float(F.cosine_similarity(stored, live, dim=0).mean()),
+        relative_l2=float((stored - live).norm() / live.norm().clamp_min(torch.finfo(torch.float32).tiny)),
+    )

@@ -1,0 +1,97 @@
+"""LVIS: COCO's photos under other annotations, and its own rules for average precision.
+
+LVIS (arXiv:1908.03195) says for each photo which categories were looked for, so AP judges no others: section 2 and the
+`lvis` package's eval.py, whose numbers these are; that package itself does not run with NumPy 2.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+from pycocotools.cocoeval import COCOeval
+
+from distill.data.coco import CocoSet
+from distill.errors import DataError
+
+MAX_DETECTIONS = 300  # per photo, over all categories
+FREQUENCIES = {"ap_rare": "r", "ap_common": "c", "ap_frequent": "f"}  # of a category in LVIS's training photos
+IMAGE_FIELDS = ("neg_category_ids", "not_exhaustive_category_ids")
+
+
+class LvisSet(CocoSet):
+    """An LVIS annotation file over COCO's photos.
+
+    LVIS names a photo by its address, .../train2017/000000000009.jpg: it is looked for with and without that folder.
+    Raises DataError as CocoSet does, and for a file that lacks LVIS's own fields.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        for row in self.content["images"]:
+            for field in IMAGE_FIELDS:
+                self._field(row, field, "image")
+        for row in self.content.get("categories", []):
+            self._field(row, "frequency", "category")
+
+    def _file_name(self, row: dict[str, Any]) -> str:
+        if "file_name" in row:
+            return str(row["file_name"])
+        if "coco_url" not in row:
+            raise DataError(
+                f"{self.annotations_file}: image {row.get('id')} has neither 'file_name' nor 'coco_url'; LVIS needs one"
+            )
+        folder, name = PurePosixPath(row["coco_url"]).parts[-2:]
+        return name if (self.images_dir / name).is_file() else f"{folder}/{name}"
+
+
+class LvisEval(COCOeval):
+    """COCO's matching by LVIS's rules.
+
+    Of a photo the 300 best detections count. Those of a category that was not looked for in the photo are left out;
+    those that match nothing, of a category whose objects were not all annotated, count neither way.
+    """
+
+    _dts: Any
+
+    def __init__(self, truth: Any, detections: Any, kind: str) -> None:
+        super().__init__(truth, detections, kind)
+        self.params.maxDets = [MAX_DETECTIONS]
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        images = {image_id: self.cocoGt.imgs[image_id] for image_id in self.params.imgIds}
+        present = {key for key, rows in self._gts.items() if rows}
+        looked_for = {(id_, category) for id_, row in images.items() for category in row["neg_category_ids"]} | present
+        detections: dict[tuple[int, int], list[dict[str, Any]]] = self._dts
+        self._dts = defaultdict(list, {key: rows for key, rows in detections.items() if key in looked_for})
+        self._partly = {(id_, c) for id_, row in images.items() for c in row["not_exhaustive_category_ids"]}
+
+    def evaluateImg(self, image_id: int, category_id: int, area: list[float], max_detections: int) -> Any:
+        found = super().evaluateImg(image_id, category_id, area, max_detections)
+        if found is not None and (image_id, category_id) in self._partly:
+            found["dtIgnore"] = np.logical_or(found["dtIgnore"], found["dtMatches"] == 0)
+        return found
+
+    def frequency_rows(self, frequency: str) -> list[int]:
+        """Places of the categories of a frequency among `params.catIds`."""
+        categories = self.cocoGt.cats
+        return [i for i, id_ in enumerate(self.params.catIds) if categories[id_]["frequency"] == frequency]
+
+
+def best_of_each_photo(results: list[dict[str, Any]], num: int = MAX_DETECTIONS) -> list[dict[str, Any]]:
+    """At most `num` detections of each photo, those of the highest scores."""
+    grouped: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for row in results:
+        grouped[row["image_id"]].append(row)
+    kept = []
+    for rows in grouped.values():
+        kept += rows if len(rows) <= num else sorted(rows, key=lambda row: row["score"], reverse=True)[:num]
+    return kept
+
+
+def with_crowd_field(content: dict[str, Any]) -> dict[str, Any]:
+    """LVIS's annotations with the field that pycocotools needs: LVIS has no crowd regions."""
+    return {**content, "annotations": [{**row, "iscrowd": 0} for row in content["annotations"]]}

@@ -1,0 +1,129 @@
+"""One sample of SA-1B's layout: the JSON beside each photo, read and written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.ndimage import distance_transform_edt
+
+from distill.data.images import decode_image as decode_image  # a sample's photo and its masks, from one place
+from distill.data.rle import RLE, coverage, decode_mask, rle_area, rle_box_xyxy
+from distill.errors import DataError
+from distill.geometry import HW
+
+
+class Annotations(NamedTuple):
+    """What is known about one photo: its (height, width) and the rows of SA-1B's `annotations`."""
+
+    hw: HW
+    rows: list[dict[str, Any]]
+
+
+def parse_annotations(data: bytes, origin: str) -> Annotations:
+    """Read the JSON of a sample; rows without a pixel are left out.
+
+    Raises:
+        DataError: not SA-1B's layout, or a mask of another size than the photo.
+    """
+    try:
+        content = json.loads(data)
+        hw = int(content["image"]["height"]), int(content["image"]["width"])
+        rows = []
+        for row in content["annotations"]:
+            if list(row["segmentation"]["size"]) != list(hw):
+                raise DataError(
+                    f"{origin}: mask {row.get('id')} is {row['segmentation']['size']} but its photo {list(hw)}; "
+                    "build the shard again"
+                )
+            if len(row["bbox"]) == 4 and rle_area(row["segmentation"]):
+                rows.append(row)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{origin}: not an annotation in SA-1B's layout ({error!r}); build the shard again") from error
+    return Annotations(hw, rows)
+
+
+def decode_masks(
+    annotations: Sequence[dict[str, Any]],
+    indices: Sequence[int],
+    low_res_size: int,
+    original_hw: HW,
+    *,
+    flip: bool = False,
+) -> np.ndarray:
+    """Coverage of the chosen instances at the resolution in which losses compare them.
+
+    Args:
+        annotations: rows of SA-1B's `annotations`.
+        indices: n of them.
+        original_hw: size of the photo.
+        flip: in the photo flipped left to right.
+    Returns:
+        float32 (n, 4E, 4E) in [0, 1]; padding is 0.
+    Raises:
+        DataError: a mask of another size than the photo, or a damaged code.
+    """
+    masks = np.zeros((len(indices), low_res_size, low_res_size), np.float32)
+    for place, index in enumerate(indices):
+        rle = annotations[index]["segmentation"]
+        if tuple(rle["size"]) != tuple(original_hw):
+            raise DataError(f"mask {annotations[index].get('id')} is {rle['size']} but its photo {list(original_hw)}")
+        masks[place] = coverage(rle, low_res_size, flip=flip)
+    return masks  # (n, 4E, 4E)
+
+
+def boxes_of(annotations: Sequence[dict[str, Any]], indices: Sequence[int]) -> np.ndarray:
+    """Boxes of the chosen instances, float32 (n, 4) XYXY in original pixels (SA-1B stores XYWH)."""
+    boxes = np.array([annotations[index]["bbox"] for index in indices], np.float32).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    return boxes
+
+
+def annotation_row(
+    identity: int,
+    rle: RLE,
+    hw: HW,
+    *,
+    bbox_xyxy: Sequence[float] | None = None,
+    area: float | None = None,
+    category_id: int | None = None,
+) -> dict[str, Any]:
+    """A row of SA-1B's `annotations` from a mask that a person drew.
+
+    Args:
+        rle: the mask, with at least one pixel.
+        hw: size of the photo.
+        bbox_xyxy, area: in original pixels; None: those of the mask.
+    """
+    x0, y0, x1, y1 = bbox_xyxy if bbox_xyxy is not None else rle_box_xyxy(rle)
+    row = {
+        "id": identity,
+        "segmentation": rle,
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
+        "area": rle_area(rle) if area is None else area,
+        # The model's own scores in SA-1B; a mask that a person drew is taken as right.
+        "predicted_iou": 1.0,
+        "stability_score": 1.0,
+        "crop_box": [0, 0, hw[1], hw[0]],
+        "point_coords": [list(centre_xy(rle))],
+    }
+    if category_id is not None:
+        row["category_id"] = category_id
+    return row
+
+
+def sample_annotation(key: str, hw: HW, rows: list[dict[str, Any]], *, suffix: str = "jpg") -> dict[str, Any]:
+    """The whole JSON of a sample."""
+    image = {"image_id": key, "width": hw[1], "height": hw[0], "file_name": f"{key}.{suffix}"}
+    return {"image": image, "annotations": rows}
+
+
+def centre_xy(rle: RLE) -> tuple[float, float]:
+    """The centre of the pixel of a mask that is farthest from its border: XY in original pixels."""
+    x0, y0, x1, y1 = (int(side) for side in rle_box_xyxy(rle))
+    window = np.pad(decode_mask(rle)[y0:y1, x0:x1], 1)  # what lies outside the photo is outside the mask too
+    distance = distance_transform_edt(window)
+    row, column = np.unravel_index(int(distance.argmax()), distance.shape)
+    return x0 + float(column) - 1 + 0.5, y0 + float(row) - 1 + 0.5

@@ -1,0 +1,137 @@
+"""Segment everything: masks at a grid of points, by segment-anything's generator, judged by average recall."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from segment_anything import SamAutomaticMaskGenerator
+from torch import Tensor
+
+from distill.config.schema import GridConfig
+from distill.data.coco import CocoPhoto, CocoSet
+from distill.errors import DistillError
+from distill.evaluation.average_precision import average_recall
+from distill.evaluation.detector_boxes import result_row
+from distill.evaluation.evaluator import Summary, photos_to_ask
+from distill.evaluation.predictors import FILL_BOX, ModelSubject, Oracle, Subject
+from distill.evaluation.prompting import InstanceScore, PhotoScores
+from distill.evaluation.worker_pool import Task, Workers
+from distill.geometry import HW, letterbox, masks_to_original, points_to_prompt_frame
+from distill.models.predictor import MASK_THRESHOLD
+from distill.models.sam import PromptableModel
+from distill.prompts.types import Prompts
+
+
+class GridPredictor:
+    """What segment-anything's generator asks of its SamPredictor, answered by a promptable model."""
+
+    def __init__(self, model: PromptableModel) -> None:
+        self.promptable = model
+        self.device = next(model.parameters()).device
+        self.model = SimpleNamespace(mask_threshold=MASK_THRESHOLD)
+        self.transform = SimpleNamespace(apply_coords=self._to_prompt_frame)
+
+    def set_image(self, photo: np.ndarray) -> None:
+        """Embed a photo, uint8 (H, W, 3) RGB."""
+        self.hw: HW = (photo.shape[0], photo.shape[1])
+        pixels = letterbox(photo, self.promptable.image_size)[None].to(self.device)  # (1, 3, S, S)
+        self.embedding = self.promptable.encode(pixels)
+
+    def reset_image(self) -> None:
+        del self.embedding
+
+    def predict_torch(
+        self, points_xy: Tensor, labels: Tensor, *, multimask_output: bool, return_logits: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Points (P, 1, 2) in the prompt frame: logits (P, 3, H, W), predicted IoU (P, 3), low-res logits."""
+        assert multimask_output and return_logits
+        image_index = torch.zeros(len(points_xy), dtype=torch.long, device=self.device)
+        prompts = Prompts(image_index, points_xy=points_xy.to(self.embedding), point_labels=labels)
+        low_res, predicted_iou = self.promptable.decode(self.embedding, prompts, multimask=True)
+        return masks_to_original(low_res, self.hw, self.promptable.prompt_size), predicted_iou, low_res
+
+    def _to_prompt_frame(self, points_xy: np.ndarray, hw: HW) -> np.ndarray:
+        return points_to_prompt_frame(points_xy, hw, self.promptable.prompt_size)
+
+
+def mask_generator(model: PromptableModel, config: GridConfig) -> SamAutomaticMaskGenerator:
+    """segment-anything's generator of all masks of a photo, on one of our models."""
+    stand_in = SimpleNamespace(image_encoder=SimpleNamespace(img_size=model.prompt_size))  # its predictor is replaced
+    generator = SamAutomaticMaskGenerator(
+        stand_in,
+        points_per_side=config.points_per_side,
+        points_per_batch=config.points_per_batch,
+        pred_iou_thresh=config.predicted_iou_threshold,
+        stability_score_thresh=config.stability_threshold,
+        box_nms_thresh=config.box_nms_threshold,
+        output_mode="coco_rle",
+    )
+    generator.predictor = GridPredictor(model)
+    return generator
+
+
+class EverythingEvaluation:
+    """AR of the masks that a model finds by itself, whatever their category."""
+
+    def __init__(self, coco_set: CocoSet, config: GridConfig, max_images: int = 0) -> None:
+        self.coco_set, self.config = coco_set, config
+        self.photos = photos_to_ask(coco_set, max_images)
+        self.image_ids = coco_set.image_ids
+
+    def ask(self, subject: Subject, photo: CocoPhoto, workers: Workers) -> Task[PhotoScores]:
+        if isinstance(subject, Oracle):
+            yield []
+            found = [proposal(photo.key, instance.rle, instance.area, 1.0, 1.0, []) for instance in photo.instances]
+            return PhotoScores(photo.key, found)
+        if not isinstance(subject, ModelSubject):
+            raise DistillError(f"'{FILL_BOX}' finds nothing by itself; give a model, or 'oracle'")
+        (pixels,) = yield [workers.submit(photo.load)]
+        rows = mask_generator(subject.model, self.config).generate(pixels)
+        masks = [_proposal_of(photo.key, row) for row in rows]
+        masks.sort(key=lambda mask: -(mask.score or 0.0))
+        return PhotoScores(photo.key, masks[: self.config.max_masks])
+
+    def summarize(self, found: Sequence[PhotoScores]) -> Summary:
+        masks = [mask for of_photo in found for mask in of_photo.scores]
+        results = [result_row(mask, self.image_ids[mask.image]) for mask in masks]
+        metrics, intervals = average_recall(
+            self.coco_set, results, [self.image_ids[photo.key] for photo in self.photos]
+        )
+        counts = {
+            "masks_per_image": len(masks) / len(self.photos),
+            "num_images": len(self.photos),
+            "num_instances": sum(len(photo.instances) for photo in self.photos),
+        }
+        return Summary({**metrics, **counts}, intervals)
+
+
+def proposal(
+    image: str, rle: dict[str, Any], area: float, predicted_iou: float, stability: float, points_xy: list[Any]
+) -> InstanceScore:
+    """A mask that nobody asked for, ranked by the mean of predicted IoU and stability (SAM paper, appendix D.3)."""
+    return InstanceScore(
+        image=image,
+        annotation_id=None,
+        area=float(area),
+        iou=None,
+        predicted_iou=predicted_iou,
+        prompt={"points_xy": points_xy, "labels": [1] * len(points_xy)},
+        category_id=1,
+        score=(predicted_iou + stability) / 2,
+        segmentation=rle,
+    )
+
+
+def _proposal_of(image: str, row: dict[str, Any]) -> InstanceScore:
+    return proposal(
+        image,
+        row["segmentation"],
+        row["area"],
+        row["predicted_iou"],
+        row["stability_score"],
+        row["point_coords"],
+    )

@@ -1,0 +1,136 @@
+"""Masks from a detector's boxes, judged by average precision."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from distill.data.coco import CocoPhoto, CocoSet, Instance
+from distill.data.detections import Detection, Detections
+from distill.data.lvis import MAX_DETECTIONS, LvisSet
+from distill.data.rle import rle_area
+from distill.errors import DataError
+from distill.evaluation import prompting as asking
+from distill.evaluation.average_precision import average_precision
+from distill.evaluation.evaluator import Summary
+from distill.evaluation.predictors import Asked, Subject
+from distill.evaluation.prompting import InstanceScore, PhotoScores, judged, look_at
+from distill.evaluation.worker_pool import Task, Workers
+
+
+@dataclass(frozen=True)
+class DetectedPhoto:
+    """A photo and the boxes that a detector found in it."""
+
+    photo: CocoPhoto
+    detections: list[Detection]
+
+    @property
+    def key(self) -> str:
+        return self.photo.key
+
+
+class DetectionEvaluation:
+    """AP of a model's masks in a detector's boxes; masks keep the detector's scores, as published tables have it.
+
+    Photos without a detection count too: what is annotated there is missed. Raises DataError when none has one.
+    """
+
+    def __init__(
+        self, coco_set: CocoSet, detections: Detections, protocol: asking.Protocol, max_images: int = 0
+    ) -> None:
+        self.coco_set, self.detections, self.protocol = coco_set, detections, protocol
+        photos = itertools.islice(coco_set, max_images or None)
+        limit = MAX_DETECTIONS if isinstance(coco_set, LvisSet) else None  # beyond it, LVIS looks at none
+        self.photos = [DetectedPhoto(photo, _best(detections.by_photo.get(photo.key, []), limit)) for photo in photos]
+        if not any(photo.detections for photo in self.photos):
+            raise DataError(
+                f"{detections.path}: no box inside one of the {len(self.photos)} photos that are asked about; give "
+                "their detections, or more photos: data.max_images"
+            )
+        self.image_ids = coco_set.image_ids
+
+    def ask(self, subject: Subject, photo: DetectedPhoto, workers: Workers) -> Task[PhotoScores]:
+        found = PhotoScores(photo.key)
+        if not photo.detections:
+            yield []
+            return found
+        view = yield from look_at(subject, photo.photo.path, photo.photo.hw, workers)
+        size = self.protocol.prompt_batch_size
+        for start in range(0, len(photo.detections), size):
+            detections = photo.detections[start : start + size]
+            boxes = np.array([detection.box_xyxy for detection in detections], np.float64)  # (P, 4)
+            targets = [nearest_instance(detection, photo.photo.instances) for detection in detections]
+            reply = view.answer(Asked(boxes_xyxy=boxes, targets=targets), self.protocol.multimask, size)
+            judgements = yield from judged(reply, photo.photo.hw, [None] * len(detections), workers)
+            found.scores += [
+                InstanceScore(
+                    image=photo.key,
+                    annotation_id=None,
+                    area=float(rle_area(judgement.rle)),
+                    iou=None,
+                    predicted_iou=float(reply.predicted_iou[i, 0]),
+                    prompt={"box_xyxy": list(detection.box_xyxy)},
+                    category_id=detection.category_id,
+                    score=detection.score,
+                    segmentation=judgement.rle,
+                )
+                for i, (detection, judgement) in enumerate(zip(detections, judgements, strict=True))
+            ]
+        return found
+
+    def summarize(self, found: Sequence[PhotoScores]) -> Summary:
+        image_ids = [self.image_ids[photo.key] for photo in self.photos]
+        results = [result_row(score, self.image_ids[score.image]) for of_photo in found for score in of_photo.scores]
+        precision = average_precision(self.coco_set, results, image_ids)
+        counts = {
+            "num_images": len(self.photos),
+            "num_instances": sum(len(photo.photo.instances) for photo in self.photos),
+            "num_detections": len(results),
+            "num_outside": self.detections.num_outside,
+            "num_foreign": self.detections.num_foreign,
+        }
+        return Summary({**precision.metrics, **counts}, precision.intervals())
+
+
+def result_row(score: InstanceScore, image_id: int) -> dict[str, Any]:
+    """An answer in COCO's results format.
+
+    It has no bbox: with one, pycocotools takes the box's area for the mask's where it tells small from large.
+    """
+    row: dict[str, Any] = {
+        "image_id": image_id,
+        "category_id": score.category_id,
+        "segmentation": score.segmentation,
+        "score": score.score,
+        "image": score.image,
+    }
+    return row if score.annotation_id is None else {**row, "annotation_id": score.annotation_id}
+
+
+def nearest_instance(detection: Detection, instances: Sequence[Instance]) -> Instance | None:
+    """The instance that a box means: of its category, with the largest box IoU; None when no box meets it."""
+    same = [instance for instance in instances if instance.category_id == detection.category_id]
+    if not same:
+        return None
+    ious = box_iou(np.array([instance.bbox_xyxy for instance in same]), np.array(detection.box_xyxy))
+    return same[int(ious.argmax())] if ious.max() > 0 else None
+
+
+def box_iou(boxes_xyxy: np.ndarray, box_xyxy: np.ndarray) -> np.ndarray:
+    """IoU of boxes (N, 4) with one box (4,): (N,)."""
+    low, high = np.maximum(boxes_xyxy[:, :2], box_xyxy[:2]), np.minimum(boxes_xyxy[:, 2:], box_xyxy[2:])
+    common = (high - low).clip(0).prod(1)
+    areas = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(1), (box_xyxy[2:] - box_xyxy[:2]).prod()
+    iou: np.ndarray = common / (areas[0] + areas[1] - common)
+    return iou
+
+
+def _best(detections: list[Detection], limit: int | None) -> list[Detection]:
+    if limit is None or len(detections) <= limit:
+        return detections
+    return sorted(detections, key=lambda detection: detection.score, reverse=True)[:limit]

@@ -1,0 +1,210 @@
+"""The run directory of an evaluation: what was found so far, photo by photo, and the files at the end."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import yaml
+
+from distill.data.shards.tar import write_whole
+from distill.errors import RunError
+
+if TYPE_CHECKING:
+    from distill.config.loading import EvaluationRecipe
+    from distill.evaluation.evaluator import Evaluation, Summary
+    from distill.evaluation.prompting import InstanceScore, PhotoScores
+
+RECIPE_FILE, MODEL_FILE, DATA_FILE = "recipe.yaml", "model.json", "data.json"
+INSTANCES_FILE, RESULTS_FILE, METRICS_FILE = "instances.jsonl", "results.json", "metrics.json"
+PARTIAL_DIR = "partial"  # while it runs: one line per photo, one file per process and start
+
+
+class Ranks(Protocol):
+    """The processes of an evaluation, as lightning.Fabric has them."""
+
+    global_rank: int
+    world_size: int
+
+    def barrier(self) -> None: ...
+
+
+class Alone:
+    """One process."""
+
+    global_rank, world_size = 0, 1
+
+    def barrier(self) -> None:
+        """There is nobody to wait for."""
+
+
+class Record:
+    """The run directory as one of the processes sees it.
+
+    A photo is finished when its line is whole, so that a kill loses no more than the photos under way, and a restart
+    may have another number of processes. metrics.json is written last: where it is, all is done.
+
+    Args:
+        model, data: what the scores depend on beside the recipe; kept in model.json and data.json.
+    Raises:
+        RunError: the directory belongs to something else, or to another model, recipe or data.
+    """
+
+    def __init__(
+        self, run: Path, recipe: EvaluationRecipe, model: dict[str, Any], data: dict[str, Any], ranks: Ranks
+    ) -> None:
+        from distill.config.loading import resolved_yaml
+
+        self.run, self.recipe, self.model, self.data, self.ranks = run, recipe, model, data, ranks
+        check_run_directory(run, resume=recipe.resume)
+        recipe_text = resolved_yaml(replace(recipe, resume=False))
+        if (run / MODEL_FILE).is_file():
+            _check_same("model", _read_json(run / MODEL_FILE), model, run)
+            _check_same("recipe", yaml.safe_load((run / RECIPE_FILE).read_text()), yaml.safe_load(recipe_text), run)
+            if (run / DATA_FILE).is_file():
+                _check_same("set of files", _read_json(run / DATA_FILE), data, run)
+        ranks.barrier()  # all have looked before one writes
+        if ranks.global_rank == 0:
+            run.mkdir(parents=True, exist_ok=True)
+            for name, content in ((MODEL_FILE, model), (DATA_FILE, data)):
+                _write_text(run / name, json.dumps(content, indent=2) + "\n")
+            _write_text(run / RECIPE_FILE, recipe_text)
+        ranks.barrier()
+
+    @property
+    def is_finished(self) -> bool:
+        return (self.run / METRICS_FILE).is_file()
+
+    def begin(self, evaluation: Evaluation) -> list[Any]:
+        """The photos that are left to this process: every n-th of those that no process has finished."""
+        (self.run / PARTIAL_DIR).mkdir(exist_ok=True)
+        finished = self.finished()
+        left = [photo for photo in evaluation.photos if photo.key not in finished]
+        rank = self.ranks.global_rank
+        starts = (self.run / PARTIAL_DIR / f"rank{rank}_{start}.jsonl" for start in itertools.count())
+        self._lines = next(path for path in starts if not path.exists())
+        self.ranks.barrier()  # all have read the same before one writes more
+        return left[rank :: self.ranks.world_size]
+
+    def add(self, found: PhotoScores) -> None:
+        """Append the line of one photo."""
+        with open(self._lines, "a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(found)) + "\n")
+
+    def finished(self) -> dict[str, PhotoScores]:
+        """What all processes have found, by photo; a line that a kill cut short is left out."""
+        from distill.evaluation.prompting import InstanceScore, PhotoScores
+
+        found = {}
+        for path in sorted((self.run / PARTIAL_DIR).glob("*.jsonl")):
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError:
+                    continue
+                scores = [InstanceScore(**score) for score in row["scores"]]
+                found[row["image"]] = PhotoScores(row["image"], scores, row["cosine"])
+        return found
+
+    def close(self, evaluation: Evaluation, seconds: float, num_asked: int) -> dict[str, Any]:
+        """Write the files, when all processes are done; returns metrics.json's content. For the first process alone."""
+        finished = self.finished()
+        found = [finished[photo.key] for photo in evaluation.photos]
+        self._write_rows(found, evaluation.image_ids)
+        metrics = write_metrics(
+            self,
+            evaluation.summarize(found),
+            seconds=round(seconds, 1),
+            photos_per_second=round(num_asked / max(seconds, 1e-9), 3),
+        )
+        shutil.rmtree(self.run / PARTIAL_DIR)
+        return metrics
+
+    def _write_rows(self, found: list[PhotoScores], image_ids: Mapping[str, int]) -> None:
+        from distill.evaluation.detector_boxes import result_row
+
+        scores = [score for of_photo in found for score in of_photo.scores]
+        results = [result_row(score, image_ids[score.image]) for score in scores]
+        _write_text(self.run / RESULTS_FILE, json.dumps(results) + "\n")
+        kept = [] if self.recipe.kind == "everything" else scores  # thousands of masks that nobody asked for
+        _write_text(self.run / INSTANCES_FILE, "".join(map(_line, kept)))
+
+
+def write_metrics(record: Record, summary: Summary, **further: Any) -> dict[str, Any]:
+    """Write metrics.json: the numbers, their intervals, and the protocol, data and model that gave them."""
+    content = {
+        **summary.metrics,
+        "intervals": {name: list(interval) for name, interval in summary.intervals.items()},
+        **protocol_of(record.recipe),
+        **record.data,
+        **record.model,
+        **further,
+    }
+    _write_text(record.run / METRICS_FILE, json.dumps(content, indent=2) + "\n")
+    return content
+
+
+def protocol_of(recipe: EvaluationRecipe) -> dict[str, Any]:
+    """How was asked, and about what."""
+    prompt: Any = getattr(recipe, "prompt", None)
+    data: Any = getattr(recipe, "data", recipe)  # of many sets: the recipe itself
+    kind = getattr(prompt, "kind", None)
+    return {
+        "kind": recipe.kind,
+        "protocol": recipe.protocol,
+        "prompt": kind,
+        "num_clicks": getattr(prompt, "num_clicks", None) if kind == "point" else None,
+        "multimask": getattr(recipe, "multimask", None),
+        "resolution": "original",
+        "images": getattr(data, "images", None),
+        "annotations": getattr(data, "annotations", None),
+        "detections": getattr(data, "detections", None),
+        "max_images": data.max_images,
+    }
+
+
+def check_run_directory(run: Path, *, resume: bool) -> None:
+    """Raises RunError when `run` holds something and may not be continued."""
+    if run.exists() and not run.is_dir():
+        raise RunError(f"run={run}: this is a file; give a directory, new or empty")
+    if not run.is_dir() or not any(run.iterdir()):
+        return
+    if not resume:
+        raise RunError(f"run={run}: the directory is not empty; continue it with resume=true, or give another run=")
+    if not (run / RECIPE_FILE).is_file() or not (run / MODEL_FILE).is_file():
+        raise RunError(f"run={run}: no evaluation was begun here ({MODEL_FILE} is missing); give another run=")
+
+
+# Options that may differ between an evaluation and its continuation: how paths are spelled, and what changes the speed
+FREE = ("run", "model", "prompt_batch_size", "num_workers", "grid.points_per_batch")
+
+
+def _check_same(what: str, begun: dict[str, Any], now: dict[str, Any], run: Path) -> None:
+    """Two (nested) mappings agree, but for FREE."""
+    from distill.config.loading import flatten
+
+    old, new = dict(flatten(begun)), dict(flatten(now))
+    keys = [key for key in {**old, **new} if key not in FREE and old.get(key) != new.get(key)]
+    if keys:
+        differences = ", ".join(f"{key} was {old.get(key)} and is {new.get(key)}" for key in keys)
+        raise RunError(f"run={run}: begun with another {what} ({differences}); make them equal, or give another run=")
+
+
+def _write_text(path: Path, text: str) -> None:
+    write_whole(path, text.encode())
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def _line(score: InstanceScore) -> str:
+    row = asdict(score)
+    del row["segmentation"]  # in results.json
+    return json.dumps(row) + "\n"

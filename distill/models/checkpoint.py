@@ -1,0 +1,272 @@
+"""Models on disk: our `student.safetensors`, which needs nothing else, and the released files of others."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import importlib.resources
+import io
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from distill.errors import CheckpointError, DistillError
+from distill.models.foreign_checkpoint import listed, read_tensors
+from distill.models.sam import ModelSpec, PromptableModel, build_from_spec, build_model, spec_for
+from distill.students import check_student_name
+from distill.students.fuse import fuse, is_fused
+
+STUDENT_FILE = "student.safetensors"  # in a run directory
+QUICKSTART = "quickstart"
+QUICKSTART_FILE = "quickstart_teacher.safetensors"  # in distill/quickstart/weights
+SPEC_KEY = "distill"  # of the safetensors metadata: {"format": 1, "spec": {...}}
+SPEC_FORMAT = 1
+ENCODER_PREFIX, DECODER_PARTS = "image_encoder.", ("prompt_encoder", "mask_decoder")
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+HASH_BLOCK = 1 << 20
+
+
+def save_model(model: PromptableModel, path: str | Path, *, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a model and its spec to one safetensors file, whole or not at all.
+
+    Args:
+        metadata: further text to keep in the file's header.
+    Raises:
+        CheckpointError: a fused model; a disk that is full or cannot be written, where nothing is left behind.
+    """
+    _refuse_fused(model)
+    spec = json.dumps({"format": SPEC_FORMAT, "spec": asdict(model.spec)})
+    _write_whole(Path(path), safetensors.torch.save(_tensors(model), {**(metadata or {}), SPEC_KEY: spec}))
+
+
+def save_published(model: PromptableModel, path: str | Path) -> None:
+    """Write a model as the repository that published it reads it: its names, its container, a .pt or .pth file.
+
+    Raises:
+        CheckpointError: a student that nobody else published; a model of other sizes than the published one, which
+            that repository's code could not load; a fused model; a disk that cannot be written.
+    """
+    _refuse_fused(model)
+    name = model.spec.encoder
+    entry = check_student_name(name)
+    if not entry.published:
+        raise CheckpointError(f"{name} was published by no other project; only our own format holds it")
+    if entry.own_decoder:
+        raise CheckpointError(f"{name}: its repository has a decoder of its own, and could not read this one's")
+    ours, theirs = asdict(model.spec), asdict(spec_for(name))
+    if differences := [f"{key} {ours[key]}, not {theirs[key]}" for key in ours if ours[key] != theirs[key]]:
+        raise CheckpointError(
+            f"{name}: the code of its repository cannot hold this model: {'; '.join(differences)}. It loads "
+            "students of a teacher of SAM's shape, trained at the published image_size"
+        )
+    tensors = _tensors(model.image_encoder if entry.encoder_only else model)
+    buffer = io.BytesIO()
+    torch.save({entry.container: tensors} if entry.container else tensors, buffer)
+    _write_whole(Path(path), buffer.getvalue())
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+
+
+def _refuse_fused(model: PromptableModel) -> None:
+    if is_fused(model):
+        raise CheckpointError(
+            "a fused model cannot be saved: its tensors are no longer those of its format. Save the model itself; "
+            "load_for_inference fuses it again"
+        )
+
+
+def _write_whole(path: Path, payload: bytes) -> None:
+    """Write a file, or leave what was there."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        if error.errno in FULL_DISK:
+            message = f"{path}: the disk is full. The file takes {len(payload):,} bytes: free some, or save elsewhere"
+        else:
+            message = f"{path}: cannot be written: {error.strerror}"
+        raise CheckpointError(message) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_model(
+    path_or_name: str | Path, *, name: str | None = None, decoder: str | Path | None = None
+) -> PromptableModel:
+    """Read a promptable model, on the CPU in eval mode.
+
+    Args:
+        path_or_name: a student.safetensors, a run directory that holds one, 'quickstart' (the model that ships with
+            the package), or a released .pt/.pth file of another project.
+        name: which model a released file holds (students.STUDENTS); our own files say it themselves.
+        decoder: the model whose prompt encoder and mask decoder go with a released file of an encoder alone.
+    Raises:
+        CheckpointError: a file that is missing, damaged, of another model, or that would run code when read.
+    """
+    path = find_weights(path_or_name)
+    if path.suffix == ".safetensors" and (SPEC_KEY in read_metadata(path) or name is None):
+        if decoder is not None:
+            raise CheckpointError(f"{path}: holds a decoder of its own; leave the other one out")
+        return _load_own(path, name)
+    if name is None:
+        raise CheckpointError(
+            f"{path}: a released checkpoint does not say which model it is: give its name, as 'efficientvit_sam_l0'"
+        )
+    model = build_model(name)
+    if check_student_name(name).own_decoder:
+        raise CheckpointError(
+            f"{path}: the released files of {name} hold a decoder that is not SAM's, which is not supported; only the "
+            f"encoder is, to be trained with SAM's decoder: student.name={name} student.init_from={path}"
+        )
+    _load_released(model, path, decoder)
+    return model
+
+
+def load_for_inference(path_or_name: str | Path, *, name: str | None = None) -> PromptableModel:
+    """As `load_model`, fused: the same answers from fewer steps. The model can be neither saved nor trained further."""
+    fused = fuse(load_model(path_or_name, name=name))
+    assert isinstance(fused, PromptableModel)
+    return fused
+
+
+def _load_released(model: PromptableModel, path: Path, decoder: str | Path | None) -> None:
+    name = model.spec.encoder
+    state = read_tensors(path)
+    if any(tensor_name.startswith(DECODER_PARTS) for tensor_name in state):
+        if decoder is not None:
+            raise CheckpointError(f"{path}: holds a decoder of its own; leave {decoder} out")
+        load_state_dict_strict(model, state, source=f"{path} as {name}")
+        return
+    load_state_dict_strict(model.image_encoder, without_prefix(state), source=f"{path} as the encoder of {name}")
+    if decoder is None:
+        raise CheckpointError(
+            f"{path}: holds the encoder of {name} alone. Give a file with the decoder that it was trained for: "
+            f"`distill convert {path} --name {name} --decoder FILE`; or train on from it: student.init_from={path}"
+        )
+    load_decoder(model, decoder)
+
+
+def without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An encoder's tensors under their names in the encoder, whether the file says `image_encoder.` or not."""
+    return {name.removeprefix(ENCODER_PREFIX): tensor for name, tensor in state.items()}
+
+
+def load_decoder(model: PromptableModel, source: str | Path) -> None:
+    """Give a model the prompt encoder and mask decoder of a file, whatever encoder it holds.
+
+    Raises CheckpointError on a file that lacks them or has them in another shape.
+    """
+    path = find_weights(source)
+    state = read_tensors(path)
+    for part in DECODER_PARTS:
+        prefix = f"{part}."
+        own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+        load_state_dict_strict(getattr(model, part), own, source=f"{path}, its {part}")
+
+
+def is_packaged(path_or_name: str | Path) -> bool:
+    """Whether this names the packaged model: it does wherever a file or directory of that name lies, too."""
+    return str(path_or_name) == QUICKSTART
+
+
+def find_weights(path_or_name: str | Path) -> Path:
+    """The existing file that `load_model` reads for a path or a name. Raises CheckpointError."""
+    if is_packaged(path_or_name):
+        packaged = Path(str(importlib.resources.files("distill") / "quickstart" / "weights" / QUICKSTART_FILE))
+        if not packaged.is_file():
+            raise CheckpointError(f"'{QUICKSTART}': this installation lacks {packaged}; install the package again")
+        return packaged
+    path = Path(path_or_name)
+    if path.is_dir():
+        if not (path / STUDENT_FILE).is_file():
+            raise CheckpointError(f"{path}: no {STUDENT_FILE} in this directory; a run writes it when it ends")
+        return path / STUDENT_FILE
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path}: no such file. A model is a {STUDENT_FILE}, a run directory that holds one, '{QUICKSTART}', "
+            "or a released .pt/.pth file"
+        )
+    return path
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The text in a safetensors file's header. Raises CheckpointError if the file is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a whole safetensors file ({error}); copy or write it again") from error
+
+
+def _load_own(path: Path, name: str | None) -> PromptableModel:
+    metadata = read_metadata(path)
+    if SPEC_KEY not in metadata:
+        raise CheckpointError(
+            f"{path}: not written by distill (no '{SPEC_KEY}' in its metadata): give the model's name"
+        )
+    spec = _parse_spec(metadata[SPEC_KEY], path)
+    if name not in (None, spec.encoder):
+        raise CheckpointError(f"{path}: holds {spec.encoder}, not {name}")
+    try:
+        model = build_from_spec(spec)
+    except DistillError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    load_state_dict_strict(model, read_tensors(path), source=f"{path} as {spec.encoder}")
+    return model
+
+
+def _parse_spec(text: str, path: Path) -> ModelSpec:
+    try:
+        content = json.loads(text)
+        if content["format"] != SPEC_FORMAT:
+            raise ValueError(f"format {content['format']}, this version reads {SPEC_FORMAT}")
+        return ModelSpec(**content["spec"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{path}: its '{SPEC_KEY}' metadata is of another version of distill: {error}") from error
+
+
+def load_state_dict_strict(module: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
+    """Load tensors, every one of them and no other.
+
+    Args:
+        source: where they come from, for the message.
+    Raises:
+        CheckpointError: lists the tensors that are missing, unexpected, or of another shape; nothing is loaded.
+    """
+    own = module.state_dict()
+    missing = [name for name in own if name not in state]
+    unexpected = [name for name in state if name not in own]
+    misshapen = [
+        f"{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    if missing or unexpected or misshapen:
+        lines = [f"{source}: the tensors do not fit; the file is of another model or variant"]
+        for sort, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen)):
+            if names:
+                lines.append(f"  {len(names)} {sort} (of {len(own)}): {listed(names)}")
+        raise CheckpointError("\n".join(lines))
+    module.load_state_dict(state)
+
+
+def sha256_file(path: str | Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(HASH_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()

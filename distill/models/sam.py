@@ -1,0 +1,219 @@
+"""The promptable model: an image encoder with segment-anything's prompt encoder and mask decoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
+from segment_anything.modeling.common import LayerNorm2d
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from distill.errors import DistillError, did_you_mean
+from distill.models.mask_decoder import SharedImages, decode_prompts, flatten_grid
+from distill.prompts.types import Prompts, paint_prompts
+from distill.students import STUDENTS, build_encoder, check_student_name
+
+PROMPT_PIXELS_PER_CELL = 16  # the prompt frame is 16 E wide: 1024 for SAM, whatever the encoder reads
+LOW_RES_PER_CELL = 4  # the decoder's two stride-2 upsamplings
+
+# segment_anything/build_sam.py
+MASK_IN_CHANNELS = 16
+DECODER_DEPTH, DECODER_HEADS = 2, 8
+IOU_HEAD_DEPTH, IOU_HEAD_DIM = 3, 256
+NUM_MULTIMASK = 3
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """All that is needed to build a promptable model again.
+
+    encoder: a registered student or timm/NAME. image_size: S. embedding_dim: C. embedding_size: E.
+    decoder_mlp_dim: hidden width of the decoder's MLPs. norm_eps: see students.Student.
+    paint_prompts: boxes and clicks also go in as a painted mask prompt (prompts.paint_prompts). SAM's models do not:
+    they learn from 11 million photos what a box token means. With little training a painted box is understood at once.
+    """
+
+    encoder: str
+    image_size: int
+    embedding_dim: int = 256
+    embedding_size: int = 64
+    decoder_mlp_dim: int = 2048
+    norm_eps: float | None = None
+    paint_prompts: bool = False
+
+
+class PromptableModel(nn.Module):
+    """Encoder, prompt encoder and mask decoder under the names of SAM's published checkpoints."""
+
+    def __init__(self, spec: ModelSpec, image_encoder: nn.Module) -> None:
+        super().__init__()
+        self.spec = spec
+        self.image_encoder = image_encoder
+        self.prompt_encoder = PromptEncoder(
+            embed_dim=spec.embedding_dim,
+            image_embedding_size=(spec.embedding_size, spec.embedding_size),
+            input_image_size=(self.prompt_size, self.prompt_size),
+            mask_in_chans=MASK_IN_CHANNELS,
+        )
+        self.mask_decoder = MaskDecoder(
+            num_multimask_outputs=NUM_MULTIMASK,
+            transformer=TwoWayTransformer(
+                depth=DECODER_DEPTH,
+                embedding_dim=spec.embedding_dim,
+                mlp_dim=spec.decoder_mlp_dim,
+                num_heads=DECODER_HEADS,
+            ),
+            transformer_dim=spec.embedding_dim,
+            iou_head_depth=IOU_HEAD_DEPTH,
+            iou_head_hidden_dim=IOU_HEAD_DIM,
+        )
+        if spec.norm_eps is not None:
+            set_norm_eps(self, spec.norm_eps)
+
+    @property
+    def image_size(self) -> int:
+        return self.spec.image_size
+
+    @property
+    def embedding_dim(self) -> int:
+        return self.spec.embedding_dim
+
+    @property
+    def embedding_size(self) -> int:
+        return self.spec.embedding_size
+
+    @property
+    def prompt_size(self) -> int:
+        """Side of the prompt frame in pixels."""
+        return PROMPT_PIXELS_PER_CELL * self.spec.embedding_size
+
+    @property
+    def low_res_size(self) -> int:
+        """Side of the decoder's masks."""
+        return LOW_RES_PER_CELL * self.spec.embedding_size
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels (B, 3, S, S) -> embeddings (B, C, E, E)."""
+        embeddings: Tensor = self.image_encoder(pixels)
+        return embeddings
+
+    def decode(self, embeddings: Tensor, prompts: Prompts, *, multimask: bool) -> tuple[Tensor, Tensor]:
+        """Answer all prompts of a batch of images.
+
+        Args:
+            embeddings: (B, C, E, E). prompts: P prompts that name their image.
+            multimask: three masks per prompt (tokens 1 to 3), else one (token 0).
+        Returns:
+            low-res mask logits (P, K, 4E, 4E) and predicted IoU (P, K).
+        """
+        return self.decode_all(embeddings, prompts, masks=slice(1, None) if multimask else slice(0, 1))
+
+    def decode_all(
+        self,
+        embeddings: Tensor,
+        prompts: Prompts,
+        *,
+        masks: slice = slice(None),
+        prompts_per_chunk: int = 0,
+        checkpointing: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """As `decode`, with all four masks: token 0 (single), then the three of the multimask output.
+
+        Args:
+            masks: which of the four.
+            prompts_per_chunk: how many prompts go through the decoder together; 0: all.
+            checkpointing: what a chunk computes on the way is not kept, but computed again in the backward pass.
+        """
+        positions = flatten_grid(self.prompt_encoder.get_dense_pe())[0]  # (E E, C)
+        images: SharedImages | Tensor = embeddings
+        if not self._has_masks(prompts):
+            no_mask = self.prompt_encoder.no_mask_embed.weight[..., None, None]  # (1, C, 1, 1)
+            images = SharedImages(flatten_grid(embeddings + no_mask), positions, self.mask_decoder)
+        checkpointing = checkpointing and torch.is_grad_enabled()
+        answers = []
+        for chunk in _chunks(prompts, prompts_per_chunk):
+            decode = partial(self._decode_chunk, images, chunk, positions, masks, lean=not checkpointing)
+            answers.append(
+                checkpoint(decode, use_reentrant=False, preserve_rng_state=False) if checkpointing else decode()
+            )
+        logits, iou_predictions = zip(*answers, strict=True)
+        return torch.cat(logits), torch.cat(iou_predictions)
+
+    def _decode_chunk(
+        self, images: SharedImages | Tensor, prompts: Prompts, positions: Tensor, masks: slice, *, lean: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Images: what the prompts share, or the embeddings (B, C, E, E) that the masks of the prompts are added to."""
+        sparse, dense = self._encode_prompts(prompts)
+        if isinstance(images, Tensor):
+            # not images[index]: on several threads its gradient is summed in any order, and a resumed run would differ
+            images = flatten_grid(images.index_select(0, prompts.image_index) + dense)
+        return decode_prompts(self.mask_decoder, images, positions, sparse, prompts.image_index, masks=masks, lean=lean)
+
+    def _has_masks(self, prompts: Prompts) -> bool:
+        return self.spec.paint_prompts or prompts.mask_logits is not None
+
+    def _encode_prompts(self, prompts: Prompts) -> tuple[Tensor, Tensor]:
+        """Prompt tokens (P, T, C), and what is added to the embedding (P, C, E, E)."""
+        points = None
+        if prompts.points_xy is not None:
+            points = (prompts.points_xy, prompts.point_labels)
+        masks = prompts.mask_logits
+        if self.spec.paint_prompts:
+            painted = paint_prompts(prompts, prompt_size=self.prompt_size, low_res_size=self.low_res_size)
+            masks = painted if masks is None else masks + painted
+        sparse, dense = self.prompt_encoder(points=points, boxes=prompts.boxes_xyxy, masks=masks)
+        if len(sparse) != len(prompts):  # a prompt of masks alone: segment_anything returns a batch of one
+            sparse = sparse.expand(len(prompts), -1, -1)
+        return sparse, dense
+
+
+def _chunks(prompts: Prompts, size: int) -> list[Prompts]:
+    """At most `size` prompts each, in their order; 0: all in one."""
+    if not 0 < size < len(prompts):
+        return [prompts]
+    return [prompts.take(slice(start, start + size)) for start in range(0, len(prompts), size)]
+
+
+def set_norm_eps(model: nn.Module, eps: float) -> None:
+    """Set the epsilon of every batch and layer norm."""
+    for module in model.modules():
+        if isinstance(module, (nn.LayerNorm, nn.BatchNorm2d, LayerNorm2d)):
+            module.eps = eps
+
+
+def build_from_spec(spec: ModelSpec) -> PromptableModel:
+    """A promptable model with random weights, in eval mode. Raises DistillError on a spec that cannot be built."""
+    encoder = build_encoder(
+        spec.encoder,
+        image_size=spec.image_size,
+        embedding_dim=spec.embedding_dim,
+        embedding_size=spec.embedding_size,
+    )
+    return PromptableModel(spec, encoder).eval()
+
+
+def spec_for(student: str, *, image_size: int | None = None, like: ModelSpec | None = None) -> ModelSpec:
+    """The spec of a student: with SAM's embedding, or with the embedding and decoder of the model `like`."""
+    entry = check_student_name(student)
+    size = entry.image_size if image_size is None else image_size
+    if like is None:
+        return ModelSpec(student, size, norm_eps=entry.norm_eps)
+    return ModelSpec(
+        student,
+        size,
+        embedding_dim=like.embedding_dim,
+        embedding_size=like.embedding_size,
+        decoder_mlp_dim=like.decoder_mlp_dim,
+        norm_eps=entry.norm_eps,
+        paint_prompts=like.paint_prompts,
+    )
+
+
+def build_model(name: str) -> PromptableModel:
+    """A published model by its name (students.STUDENTS), with random weights, in eval mode."""
+    if name not in STUDENTS:
+        raise DistillError(f"unknown model '{name}'. {did_you_mean(name, STUDENTS)}")
+    return build_from_spec(spec_for(name))

@@ -1,0 +1,68 @@
+"""Simulated clicks: where a person would point, given the mask that is wanted and the mask that was answered.
+
+Clicks lie at the centre of a region: the pixel farthest from everything outside it, the border of the photo included.
+Published protocol: RITM (arXiv:2102.06583), as EfficientViT-SAM's evaluation uses it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.ndimage import distance_transform_edt
+
+from distill.prompts.types import NEGATIVE, POSITIVE
+
+PIXEL_CENTRE = 0.5  # coordinates are continuous, (0, 0) is the outer corner of the first pixel
+
+
+def first_click(mask: np.ndarray) -> np.ndarray:
+    """The centre of a mask.
+
+    Args:
+        mask: bool (H, W), at least one pixel.
+    Returns:
+        float64 (2,) XY in the mask's own pixels, at the middle of a pixel; the first in reading order among equals.
+    """
+    _, (row, column) = _peak(mask)
+    return _xy(row, column)
+
+
+def next_click(
+    predicted: np.ndarray, truth: np.ndarray, *, clicked_xy: np.ndarray | None = None
+) -> tuple[np.ndarray, int] | None:
+    """The centre of the largest error: the deeper of the missed and the false region; at equal depth the false one.
+
+    Args:
+        predicted, truth: bool (H, W).
+        clicked_xy: (K, 2) earlier clicks; their pixels are not clicked again.
+    Returns:
+        XY (2,) as in `first_click`, and POSITIVE for a missed region or NEGATIVE for a false one;
+        None when there is no error that has not been clicked.
+    """
+    clicked = None if clicked_xy is None else np.floor(clicked_xy).astype(int)
+    missed_depth, missed = _peak(truth & ~predicted, clicked)
+    false_depth, false = _peak(predicted & ~truth, clicked)
+    if missed_depth == false_depth == 0:
+        return None
+    if missed_depth > false_depth:
+        return _xy(*missed), POSITIVE
+    return _xy(*false), NEGATIVE
+
+
+def _peak(mask: np.ndarray, clicked: np.ndarray | None = None) -> tuple[float, tuple[int, int]]:
+    """The largest distance to the outside and its (row, column); 0 and (0, 0) for an empty mask."""
+    rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
+    if not len(rows):
+        return 0.0, (0, 0)
+    top, left = rows[0], columns[0]
+    box = mask[top : rows[-1] + 1, left : columns[-1] + 1]  # all outside is as near as this frame of outside
+    depth = distance_transform_edt(np.pad(box, 1))[1:-1, 1:-1]
+    if clicked is not None:
+        x, y = clicked[:, 0] - left, clicked[:, 1] - top
+        inside = (x >= 0) & (x < box.shape[1]) & (y >= 0) & (y < box.shape[0])
+        depth[y[inside], x[inside]] = 0
+    row, column = np.unravel_index(depth.argmax(), depth.shape)
+    return float(depth[row, column]), (int(row + top), int(column + left))
+
+
+def _xy(row: int, column: int) -> np.ndarray:
+    return np.array([column + PIXEL_CENTRE, row + PIXEL_CENTRE])

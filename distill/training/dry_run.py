@@ -1,0 +1,256 @@
+"""`distill train RECIPE --dry-run`: a few batches through everything, and what the run will take. Writes nothing."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import lightning
+import torch
+from torch import Tensor
+
+from distill.batch import ImageBatch
+from distill.bench.loader_sample import peak_memory
+from distill.data.loading.epoch_plan import num_batches
+from distill.data.loading.loader import EpochLoader
+from distill.models.initialization import build_student
+from distill.models.teacher import load_teacher
+from distill.stages.base import Stage
+from distill.stages.optim import part_lr_scales
+from distill.training.run import TrainRecipe, build_data, build_stage, make_trainer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+STEPS = 3  # the first warms up and is not timed
+GIGA, MILLION, HOUR = 1e9, 1e6, 3600
+
+# The trainer's arguments that make it a dry run: one device, and nothing is logged, kept or repeated.
+FEW_STEPS: dict[str, Any] = {
+    "devices": 1,
+    "num_nodes": 1,
+    "strategy": "auto",
+    "accumulate_grad_batches": 1,
+    "max_steps": STEPS,
+    "max_epochs": -1,  # batches are taken from as many epochs as it needs
+    "max_time": None,
+    "min_steps": None,
+    "min_epochs": None,
+    "fast_dev_run": False,
+    "limit_train_batches": None,
+    "limit_val_batches": 1,
+    "num_sanity_val_steps": 0,
+    "profiler": None,
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+
+
+@dataclass
+class Probe(lightning.Callback):
+    """Watches the first steps. Seconds are those of one batch on one device."""
+
+    waits: list[float] = field(default_factory=list)
+    steps: list[float] = field(default_factory=list)
+    validations: list[float] = field(default_factory=list)
+    shapes: dict[str, list[int]] = field(default_factory=dict)
+    terms: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _mark: float = 0.0
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: ImageBatch, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, Stage)
+        if batch_idx:
+            self.waits.append(self._lap())
+            return
+        with trainer.precision_plugin.train_step_context():
+            self.shapes = _shapes(pl_module, batch)
+            self.terms = measure_terms(pl_module, batch)
+        self._lap()
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.steps.append(self._lap())
+
+    def on_validation_batch_start(self, *args: Any) -> None:
+        self._lap()
+
+    def on_validation_batch_end(self, *args: Any) -> None:
+        self.validations.append(self._lap())
+
+    def _lap(self) -> float:
+        """Seconds since the last call."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        seconds, self._mark = now - self._mark, now
+        return seconds
+
+
+def dry_run(recipe: TrainRecipe) -> dict[str, Any]:
+    """Build everything that `distill train` builds, take a few steps on one device, and validate one batch.
+
+    Raises:
+        DistillError: what would stop the run before its first step.
+    """
+    lightning.seed_everything(recipe.seed, workers=True, verbose=False)
+    teacher = load_teacher(recipe.teacher)
+    student = build_student(recipe.student, teacher)
+    data, stage = build_data(recipe, student, teacher), build_stage(recipe, student, teacher)
+    data.setup()  # and no prepare_data, which keeps an index beside the shards
+    probe, idle = Probe(), peak_memory()
+    trainer = make_trainer({**recipe.trainer, **FEW_STEPS, "callbacks": [probe]})
+    try:
+        loader, held_out = data.train_dataloader(), data.val_dataloader()
+        trainer.fit(stage, train_dataloaders=loader)
+        if isinstance(held_out, EpochLoader):
+            trainer.validate(stage, dataloaders=held_out, verbose=False)
+    finally:
+        data.teardown()
+    return {
+        "kind": recipe.kind,
+        "shapes": probe.shapes,
+        "parts": count_parts(stage),
+        "terms": probe.terms,
+        "step": _step(probe),
+        "memory": _memory(idle),
+        "run": estimate(recipe, probe, _num_photos(loader), _num_photos(held_out)),
+    }
+
+
+def measure_terms(stage: Stage, batch: ImageBatch) -> dict[str, dict[str, Any]]:
+    """Every loss term, unweighted, and the norm of its gradient in every part that trains."""
+    parts = {part: [p for p in getattr(stage.model, part).parameters() if p.requires_grad] for part in _parts(stage)}
+    found: dict[str, dict[str, Any]] = {}
+    for name, term in stage.compute_terms(batch).items():
+        norms = {part: _gradient_norm(term, parameters) for part, parameters in parts.items() if parameters}
+        found[name] = {"value": term.item(), "gradient_norms": norms}
+    return found
+
+
+def _gradient_norm(term: Tensor, parameters: list[torch.nn.Parameter]) -> float:
+    if not term.requires_grad:
+        return 0.0
+    gradients = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+    return torch.nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None]).item()
+
+
+def count_parts(stage: Stage) -> list[dict[str, Any]]:
+    """The parameters of each part that are trained and frozen, and its learning rate at the top of the schedule."""
+    rows = []
+    for part, scale in _parts(stage).items():
+        parameters = list(getattr(stage.model, part).parameters())
+        trained = sum(p.numel() for p in parameters if p.requires_grad)
+        frozen = sum(p.numel() for p in parameters) - trained
+        rate = stage.optim_config.lr * scale if trained else 0.0
+        rows.append({"part": part, "trained": trained, "frozen": frozen, "lr": rate})
+    return rows
+
+
+def _parts(stage: Stage) -> dict[str, float]:
+    return part_lr_scales(stage.optim_config)
+
+
+def _shapes(stage: Stage, batch: ImageBatch) -> dict[str, list[int]]:
+    """The tensors of a batch, and what the encoder makes of it."""
+    shapes = {name: list(value.shape) for name, value in vars(batch).items() if isinstance(value, Tensor)}
+    with torch.no_grad():
+        return shapes | {"embeddings": list(stage.model.encode(batch.pixels).shape)}
+
+
+def _step(probe: Probe) -> dict[str, float]:
+    work, wait = statistics.median(probe.steps[1:]), statistics.mean(probe.waits)
+    return {"seconds": work, "data_wait_seconds": wait, "data_wait_share": wait / (work + wait)}
+
+
+def _memory(idle: int) -> dict[str, int]:
+    """Bytes: the most that the process held, that it held before its first batch, and that a GPU held."""
+    on_gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    return {"peak_bytes": peak_memory(), "idle_bytes": idle, "gpu_bytes": on_gpu}
+
+
+def _num_photos(loader: object) -> int:
+    return sum(loader.sampler.shard_sizes) if isinstance(loader, EpochLoader) else 0
+
+
+def estimate(recipe: TrainRecipe, probe: Probe, num_photos: int, num_held_out: int) -> dict[str, Any]:
+    """Steps, photos and hours of the whole run, on as many devices as the recipe says, each as fast as this one."""
+    devices, batch_size = num_devices(recipe.trainer), recipe.data.batch_size
+    accumulated = int(recipe.trainer.get("accumulate_grad_batches", 1))
+    batches = num_batches(num_photos, world_size=devices, batch_size=batch_size)
+    steps, epochs = num_steps(recipe.trainer, -(-batches // accumulated))
+    step = _step(probe)
+    seconds = steps * accumulated * (step["seconds"] + step["data_wait_seconds"])
+    validations = steps // recipe.validation.every_n_steps if num_held_out else 0
+    if validations:
+        batches = num_batches(num_held_out, world_size=devices, batch_size=batch_size)
+        seconds += validations * batches * statistics.mean(probe.validations)
+    return {
+        "devices": devices,
+        "steps": steps,
+        "epochs": epochs,
+        "photos": round(epochs * num_photos),
+        "validations": validations,
+        "hours": seconds / HOUR,
+    }
+
+
+def num_devices(trainer: dict[str, Any]) -> int:
+    """How many processes Lightning starts with these arguments on machines like this one."""
+    devices = trainer.get("devices", "auto")
+    if isinstance(devices, str) and "," in devices:
+        devices = [device for device in devices.split(",") if device]
+    if isinstance(devices, list):
+        of_one_node = len(devices)
+    elif devices in ("auto", -1, "-1"):
+        of_one_node = 1 if trainer.get("accelerator") == "cpu" else max(1, torch.cuda.device_count())
+    else:
+        of_one_node = int(devices)
+    return of_one_node * int(trainer.get("num_nodes", 1))
+
+
+def num_steps(trainer: dict[str, Any], steps_an_epoch: int) -> tuple[int, float]:
+    """The length of a run in steps and epochs; it ends with what comes first."""
+    limit = trainer.get("limit_train_batches")
+    if isinstance(limit, int):
+        steps_an_epoch = min(steps_an_epoch, limit)
+    elif limit is not None:
+        steps_an_epoch = max(1, int(steps_an_epoch * limit))
+    steps, epochs = trainer.get("max_steps"), trainer.get("max_epochs")
+    lengths = [steps] if steps not in (None, -1) else []
+    lengths += [epochs * steps_an_epoch] if epochs not in (None, -1) else []
+    found = min(lengths, default=int(trainer.get("fast_dev_run") or 0))
+    return found, found / steps_an_epoch
+
+
+def tables(found: dict[str, Any]) -> list[Table | str]:
+    """The report for a terminal."""
+    from rich.table import Table
+
+    shapes = Table("tensor", "shape", title="a batch")
+    for name, shape in found["shapes"].items():
+        shapes.add_row(name, " x ".join(map(str, shape)))
+    parts = Table("part", "trained (M)", "frozen (M)", "learning rate", title="parameters")
+    for row in found["parts"]:
+        counts = (f"{row[name] / MILLION:.2f}" for name in ("trained", "frozen"))
+        parts.add_row(row["part"], *counts, f"{row['lr']:.2e}" if row["lr"] else "")
+    norms = next(iter(found["terms"].values()))["gradient_norms"]
+    terms = Table("term", "value", *norms, title="loss terms as they are, and the norms of their gradients")
+    for name, row in found["terms"].items():
+        terms.add_row(name, f"{row['value']:.4g}", *(f"{norm:.3g}" for norm in row["gradient_norms"].values()))
+    step, memory, run = found["step"], found["memory"], found["run"]
+    on_gpu = f", the GPU {memory['gpu_bytes'] / GIGA:.2f} GB" if memory["gpu_bytes"] else ""
+    lines = (
+        f"step: {step['seconds']:.3f} s, and {step['data_wait_seconds']:.3f} s of waiting for data "
+        f"({step['data_wait_share']:.0%})",
+        f"memory: the process held up to {memory['peak_bytes'] / GIGA:.2f} GB, "
+        f"{memory['idle_bytes'] / GIGA:.2f} GB of them before its first batch{on_gpu}",
+        f"run: {run['steps']:,} steps ({run['epochs']:.2f} epochs, {run['photos']:,} photos) on {run['devices']} "
+        f"device(s) and {run['validations']:,} validations: some {run['hours']:.2f} hours at this one's speed",
+        "nothing was written",
+    )
+    return [shapes, parts, terms, *lines]

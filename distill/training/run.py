@@ -1,0 +1,236 @@
+"""From a recipe to a trained student: builds the parts, checks them, writes the run directory, and trains."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import nullcontext
+from dataclasses import asdict
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
+
+from distill.cli.card import refresh_card
+from distill.config.loading import flatten, load_recipe, resolved_yaml
+from distill.config.schema import ASKS_TEACHER, FeatureRecipe, MaskRecipe
+from distill.data.cache.embeddings import EmbeddingCache, fingerprint_of
+from distill.data.loading.datamodule import DistillDataModule
+from distill.data.shards.index import ShardIndex
+from distill.errors import RecipeError, RunError
+from distill.memory import keep_freed_memory
+from distill.models.checkpoint import STUDENT_FILE, save_model
+from distill.models.initialization import build_student
+from distill.models.sam import PromptableModel
+from distill.models.teacher import Teacher, load_teacher
+from distill.stages.base import Stage
+from distill.stages.feature import FeatureStage
+from distill.stages.mask import MaskStage
+from distill.stages.validation import Validator
+from distill.training.cost import CostRecord
+from distill.training.directory import (
+    BEST_CHECKPOINT,
+    CHECKPOINTS,
+    LAST_CHECKPOINT,
+    LOG_FILE,
+    RECIPE_FILE,
+    CheckpointAtEnd,
+    ContinueMetrics,
+    DataWait,
+    LogFile,
+    check_run_directory,
+    is_rank_zero,
+    write_record,
+)
+from distill.training.loggers import Hyperparameters, build_loggers
+
+TrainRecipe = FeatureRecipe | MaskRecipe
+
+BEST_METRIC = {"feature": "val/cosine", "mask": "val/box_miou"}
+VALIDATION_METRICS = ("val/cosine", "val/box_miou", "val/point_miou")
+# A checkpoint cannot go on with another value of these.
+FIXED = ("kind", "teacher.name", "student.name", "student.image_size")
+
+logger = logging.getLogger(__name__)
+
+
+def run_training(recipe: TrainRecipe) -> Path:
+    """Train by a recipe; every rank calls it, rank 0 writes.
+
+    Returns:
+        The path of the student's weights.
+    Raises:
+        DistillError: a mistake in what the recipe names, before the run directory is made; or a run that cannot go on.
+    """
+    run = Path(recipe.run)
+    writes = is_rank_zero()  # other ranks may start after rank 0 has written
+    checkpoint = check_run_directory(run, resume=recipe.resume or not writes)
+    if recipe.resume and writes:
+        _check_resumable(run, recipe)
+    lightning.seed_everything(recipe.seed, workers=True, verbose=False)
+    teacher = load_teacher(recipe.teacher)
+    student = build_student(recipe.student, teacher)
+    data = build_data(recipe, student, teacher)
+    stage = build_stage(recipe, student, teacher)
+    trainer = _build_trainer(recipe)
+    if writes:
+        data.prepare_data()
+        data.setup()  # finds what is wrong with the shards
+        write_record(run, resolved_yaml(recipe))
+    with LogFile(run / LOG_FILE) if writes else nullcontext():
+        if checkpoint is not None and recipe.resume:
+            logger.info("going on from %s", checkpoint)
+        _fit(trainer, stage, data, checkpoint if recipe.resume else None)
+        weights = run / STUDENT_FILE
+        if trainer.is_global_zero:
+            save_model(student, weights, metadata={"recipe": resolved_yaml(recipe)})
+            refresh_card(str(run))
+        logger.info("%d steps; the student is %s", trainer.global_step, weights)
+    return weights
+
+
+def build_data(recipe: TrainRecipe, student: PromptableModel, teacher: Teacher) -> DistillDataModule:
+    cache = None
+    if _needs_cache(recipe):
+        assert recipe.cache.dir is not None
+        expected = None
+        if is_rank_zero():
+            expected = fingerprint_of(teacher, ShardIndex.open(recipe.data.images), recipe.cache)
+        cache = EmbeddingCache.open(recipe.cache.dir, expected)
+    return DistillDataModule(
+        recipe.data,
+        image_size=student.image_size,
+        embedding_size=student.embedding_size,
+        masks=isinstance(recipe, MaskRecipe) and not recipe.prompts.teacher_instances,
+        seed=recipe.seed,
+        teacher_image_size=teacher.image_size,
+        online_teacher=recipe.teacher.source == "online" and _asks_teacher(recipe),
+        cache=cache,
+        validation=recipe.validation,
+    )
+
+
+def _needs_cache(recipe: TrainRecipe) -> bool:
+    return recipe.teacher.source == "cache" and _asks_teacher(recipe)
+
+
+def _asks_teacher(recipe: TrainRecipe) -> bool:
+    """Whether training needs the teacher's embeddings."""
+    return isinstance(recipe, FeatureRecipe) or any(attrgetter(option)(recipe) for option in ASKS_TEACHER)
+
+
+def build_stage(recipe: TrainRecipe, student: PromptableModel, teacher: Teacher) -> Stage:
+    validator = Validator(recipe.validation, teacher) if recipe.data.val_images is not None else None
+    if isinstance(recipe, MaskRecipe):
+        return MaskStage(
+            student,
+            teacher if _asks_teacher(recipe) else None,
+            prompts=recipe.prompts,
+            targets=recipe.targets,
+            loss=recipe.loss,
+            decoder=recipe.decoder,
+            optim=recipe.optim,
+            validator=validator,
+            seed=recipe.seed,
+        )
+    online = teacher if recipe.teacher.source == "online" else None
+    return FeatureStage(student, online, loss=recipe.loss, optim=recipe.optim, validator=validator)
+
+
+def _build_trainer(recipe: TrainRecipe) -> lightning.Trainer:
+    """Lightning's trainer with the recipe's arguments as they are, our loggers and our callbacks."""
+    run = Path(recipe.run)
+    options = {
+        **recipe.trainer,
+        "default_root_dir": run,
+        "logger": build_loggers(recipe.logger, run),
+        "callbacks": _callbacks(recipe),
+        "use_distributed_sampler": False,  # the loading plan gives each rank its share
+        "check_val_every_n_epoch": None,  # validation goes by steps, across epochs
+    }
+    accumulated = recipe.trainer.get("accumulate_grad_batches", 1)
+    if isinstance(accumulated, int):  # Lightning counts batches; it refuses other values itself
+        options["val_check_interval"] = recipe.validation.every_n_steps * accumulated
+    return make_trainer(options)
+
+
+def make_trainer(options: dict[str, Any]) -> lightning.Trainer:
+    """A trainer; on a CPU this process then keeps the memory that it frees (allocator.keep_freed_memory).
+
+    Raises RecipeError on arguments that Lightning refuses.
+    """
+    try:
+        trainer = lightning.Trainer(**options)
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        raise RecipeError("trainer", [f"lightning.Trainer refuses these arguments: {error}"]) from error
+    if trainer.strategy.root_device.type == "cpu":
+        keep_freed_memory()
+    return trainer
+
+
+def _callbacks(recipe: TrainRecipe) -> list[lightning.Callback]:
+    folder = Path(recipe.run) / CHECKPOINTS
+    metrics = ("train/loss", *(VALIDATION_METRICS if recipe.data.val_images is not None else ()))
+    callbacks: list[lightning.Callback] = [
+        ContinueMetrics(),
+        Hyperparameters(dict(flatten(asdict(recipe))), metrics),
+        CostRecord(Path(recipe.run)),
+        DataWait(),
+        LearningRateMonitor(logging_interval="step"),
+        CheckpointAtEnd(folder / f"{LAST_CHECKPOINT}.ckpt"),
+        ModelCheckpoint(
+            folder,
+            filename=LAST_CHECKPOINT,
+            every_n_train_steps=recipe.validation.every_n_steps,
+            enable_version_counter=False,
+        ),
+    ]
+    if recipe.data.val_images is not None:
+        callbacks.append(
+            ModelCheckpoint(
+                folder,
+                filename=BEST_CHECKPOINT,
+                monitor=BEST_METRIC[recipe.kind],
+                mode="max",
+                save_on_train_epoch_end=False,
+                enable_version_counter=False,
+            )
+        )
+    if recipe.optim.ema_decay:
+        callbacks.append(EMAWeightAveraging(decay=recipe.optim.ema_decay))
+    return callbacks
+
+
+def _fit(
+    trainer: lightning.Trainer, stage: lightning.LightningModule, data: DistillDataModule, checkpoint: Path | None
+) -> None:
+    try:
+        trainer.fit(stage, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit:  # Lightning's answer to Ctrl-C
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
+    callbacks: list[lightning.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    has_trained = any(isinstance(callback, CheckpointAtEnd) and callback.is_written for callback in callbacks)
+    if checkpoint is not None and not has_trained:
+        logger.warning("the run had reached its end before; for more steps raise trainer.max_steps or max_epochs")
+        # Lightning has restored the weights of the last step; those of a finished run are the averaged ones.
+        stage.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
+
+
+def _check_resumable(run: Path, recipe: TrainRecipe) -> None:
+    """Raises RunError when the run was begun with another model; other changes are the user's to make, and logged."""
+    if not (run / RECIPE_FILE).is_file():
+        return
+    begun = load_recipe(run / RECIPE_FILE, check_paths=False)
+    old, new = dict(flatten(asdict(begun))), dict(flatten(asdict(recipe)))
+    for key in [key for key in {**old, **new} if old.get(key) != new.get(key) and key not in ("resume", "run")]:
+        if key in FIXED:
+            raise RunError(
+                f"resume=true, but '{run}' was begun with {key}={old.get(key)}, not {new.get(key)}; "
+                "give the old value, or another directory: run=DIR"
+            )
+        logger.warning("resumed with %s=%s; the run was begun with %s", key, new.get(key), old.get(key))

@@ -1,1 +1,0 @@
-"""The weights that ship with the package, each beside a card."""

@@ -1,0 +1,106 @@
+"""Who starts the processes of a caching job: torchrun on two nodes, SLURM's job arrays, or the command itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from distill.cli import main as cli
+from distill.cli.launch import duration, is_array_task_alone, job_rank, progress_line
+
+COMMAND = ["distill.cli.main", "cache", "build"]
+ARRAY = {"SLURM_ARRAY_TASK_ID": "6", "SLURM_ARRAY_TASK_MIN": "2", "SLURM_ARRAY_TASK_STEP": "2"}
+TIMEOUT = 180
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+@pytest.fixture
+def recipe(teacher_file: Path, photo_shards, tmp_path: Path) -> list[str]:
+    """The arguments of a job over ten shards."""
+    photo_shards(40, 4)
+    return ["quickstart/cache", f"teacher.name={teacher_file}", f"data.images={tmp_path / 'images'}"]
+
+
+def test_ranks_over_a_job_array(monkeypatch: pytest.MonkeyPatch):
+    assert job_rank(1, 4) == (1, 4) and not is_array_task_alone()
+    for name, value in (ARRAY | {"SLURM_ARRAY_TASK_COUNT": "5"}).items():
+        monkeypatch.setenv(name, value)
+    assert job_rank(1, 4) == (9, 20) and job_rank(0, 1) == (2, 5) and is_array_task_alone()
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    assert not is_array_task_alone()
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "77")  # --array=2,4,77: a rank all the same
+    assert job_rank(0, 1)[0] < 5
+
+
+def test_progress_lines():
+    assert progress_line(500, 11_000_000, 100.0) == (
+        "500 of 11,000,000 photos by all processes, 100.0 photos/s, 31 h left"
+    )
+    assert progress_line(0, 10, 0.0).endswith("unknown time left")
+    assert [duration(seconds) for seconds in (7.2, 300, 36_000)] == ["7 s", "5 min", "10 h"]
+
+
+def test_a_task_of_a_job_array(recipe, tmp_path, monkeypatch: pytest.MonkeyPatch, capsys):
+    """Its batch script has no srun; what SLURM says of tasks is not taken for ranks that would be waited for."""
+    for name, value in (ARRAY | {"SLURM_ARRAY_TASK_COUNT": "5", "SLURM_NTASKS": "8", "SLURM_NNODES": "2"}).items():
+        monkeypatch.setenv(name, value)
+    assert cli.main(["cache", "build", *recipe, f"cache.dir={tmp_path / 'cache'}"]) == 0
+    output = capsys.readouterr().out
+    assert "40 embeddings" in output and "on 5 devices" in output
+
+
+@pytest.mark.slow
+def test_two_nodes_build_one_cache(recipe, tmp_path):
+    """Two torchruns that meet over the loopback, each a node with one process."""
+    assert cli.main(["cache", "build", *recipe, f"cache.dir={tmp_path / 'alone'}"]) == 0
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    torchrun += ["--rdzv-backend", "c10d", "--rdzv-id", "cache", "--rdzv-endpoint", f"127.0.0.1:{port}", "-m"]
+    nodes = [
+        subprocess.Popen(
+            [*torchrun, *COMMAND, *recipe, f"cache.dir={tmp_path / 'cache'}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    outputs = [node.communicate(timeout=TIMEOUT)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], outputs
+    assert sum("40 embeddings" in output for output in outputs) == 1 and "on 2 devices" in "".join(outputs)
+    assert contents(tmp_path / "cache") == contents(tmp_path / "alone")
+
+
+@pytest.mark.slow
+def test_processes_end_with_the_one_that_started_them(recipe, tmp_path):
+    """The first process is killed; the other goes soon after, and the same command ends the job."""
+    cache = tmp_path / "cache"
+    command = [sys.executable, "-m", *COMMAND, *recipe, f"cache.dir={cache}"]
+    job = subprocess.Popen([*command, "--devices", "2"], stdout=subprocess.DEVNULL, start_new_session=True)
+    until = time.monotonic() + TIMEOUT
+    while job.poll() is None and not list(cache.glob("sa_*.tar")) and time.monotonic() < until:
+        time.sleep(0.01)
+    job.send_signal(signal.SIGKILL)
+    job.wait()
+    while time.monotonic() < until:
+        try:
+            os.killpg(job.pid, 0)
+        except ProcessLookupError:
+            break
+        time.sleep(0.2)
+    else:
+        pytest.fail("a process outlived the one that started it")
+    subprocess.run(command, check=True, capture_output=True, timeout=TIMEOUT)
+    assert cli.main(["cache", "verify", str(cache)]) == 0

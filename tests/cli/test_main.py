@@ -1,0 +1,161 @@
+"""The command line: exit codes, clear lines, and no heavy import on the way to help or a check."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import distill.cli
+from distill.cli import main as cli
+from distill.errors import RunError
+
+HEAVY = {"torch", "torchvision", "lightning", "timm", "numpy", "segment_anything", "matplotlib", "pycocotools"}
+PROGRAM = """
+import sys
+from distill.cli.main import main
+code = main(sys.argv[1:])
+print(*sys.modules, file=sys.stderr)
+sys.exit(code)
+"""
+
+
+def run(arguments: list[str], cwd: Path) -> tuple[int, str, set[str]]:
+    """Exit code, stdout and top-level modules of a command in a fresh interpreter."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True, cwd=cwd, timeout=60, check=False
+    )
+    return done.returncode, done.stdout, {name.partition(".")[0] for name in done.stderr.split()}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["--version"], ["recipes", "ls"]])
+def test_help_imports_nothing_heavy(tmp_path, arguments):
+    code, output, modules = run(arguments, tmp_path)
+    assert code == 0 and output
+    assert not modules & HEAVY
+
+
+def test_check_imports_nothing_heavy(tmp_path):
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "sa_000000.tar").touch()
+    arguments = ["check", "quickstart/feature", "data.images=shards", "run=out", "teacher.source=online"]
+    code, output, modules = run(arguments, tmp_path)
+    assert (code, output) == (0, "quickstart/feature: no mistakes found\n")
+    assert not modules & HEAVY
+
+
+def test_module_runs(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "distill.cli.main", "recipes", "show", "eval/coco_box"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=True,
+    )
+    assert done.stdout.startswith("# Masks from ground-truth boxes")
+
+
+def test_every_command_file_is_listed():
+    folder = Path(distill.cli.__path__[0])
+    files = {path.stem for path in folder.glob("*.py") if "def add_parser(" in path.read_text()}
+    assert files == set(cli.COMMANDS)
+
+
+def leaves(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
+    """The parsers of all commands, those with actions of their own included."""
+    found = []
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for child in action.choices.values():
+                found += [child, *leaves(child)]
+    return found
+
+
+def test_every_command_has_examples():
+    commands = next(a for a in cli.build_parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
+    for name, parser in commands.items():
+        assert f"distill {name}" in (parser.epilog or ""), name
+
+
+def test_every_leaf_command_runs_something():
+    for parser in leaves(cli.build_parser()):
+        if not leaves(parser):
+            assert parser.get_default("run") is not None, parser.prog
+
+
+def test_the_users_mistake_is_clear_lines_and_exit_code_2(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["check", "quickstart/feature", "data.imagez=x", "optim.lr=fast"]) == 2
+    error = capsys.readouterr().err
+    assert "data.imagez: unknown key. Did you mean 'data.images' or 'data.val_images'?" in error
+    assert "optim.lr: expected a number, got 'fast'" in error
+    assert "Traceback" not in error
+
+
+def test_wrong_usage_is_exit_code_2(capsys):
+    assert cli.main([]) == 2
+    assert cli.main(["chekc"]) == 2
+    assert cli.main(["check", "quickstart/feature", "--nope", "run=x"]) == 2
+    assert "unrecognized arguments: --nope" in capsys.readouterr().err
+
+
+def test_overrides_may_come_after_options(capsys):
+    assert cli.main(["check", "quickstart/feature", "--resolved", "optim.lr=fast"]) == 2
+    assert "override 'optim.lr=fast'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (RunError("the mend"), 2, "error: the mend\n"),
+        (OSError(errno.ENOSPC, "No space left on device", "runs/x"), 2, "the disk is full while writing runs/x"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (ValueError("a fault of ours"), 1, "Traceback"),
+        (PermissionError(errno.EACCES, "denied", "x"), 1, "Traceback"),
+    ],
+)
+def test_exit_codes(monkeypatch, capsys, error, code, message):
+    def fail(arguments: argparse.Namespace) -> int:
+        raise error
+
+    def parser() -> argparse.ArgumentParser:
+        failing = argparse.ArgumentParser()
+        failing.set_defaults(run=fail)
+        return failing
+
+    monkeypatch.setattr(cli, "build_parser", parser)
+    assert cli.main([]) == code
+    captured = capsys.readouterr().err
+    assert message in captured
+    assert ("Traceback" in captured) == (code == 1)
+
+
+def test_recipes_copy_never_overwrites(tmp_path, capsys):
+    target = tmp_path / "mine.yaml"
+    assert cli.main(["recipes", "copy", "efficientvit_sam/l0_feature", str(target)]) == 0
+    assert "efficientvit_sam_l0" in target.read_text()
+    target.write_text("precious")
+    assert cli.main(["recipes", "copy", "efficientvit_sam/l1_feature", str(target)]) == 2
+    assert target.read_text() == "precious"
+    assert "not overwritten" in capsys.readouterr().err
+    assert cli.main(["recipes", "copy", "eval/coco_box", str(tmp_path / "no" / "x.yaml")]) == 2
+    assert cli.main(["recipes", "copy", "eval/coco_box", str(tmp_path)]) == 0
+    assert (tmp_path / "coco_box.yaml").is_file()
+
+
+def test_a_copied_recipe_still_finds_its_parent(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    cli.main(["recipes", "copy", "efficientvit_sam/l0_feature", "mine.yaml"])
+    cli.main(["check", "mine.yaml"])
+    assert "extends" not in capsys.readouterr().err
+
+
+def test_recipes_ls_lists_kinds_and_summaries(capsys):
+    assert cli.main(["recipes", "ls"]) == 0
+    output = capsys.readouterr().out
+    assert "efficientvit_sam/xl1_mask" in output
+    assert "_feature.yaml" not in output and "efficientvit_sam/_mask" not in output

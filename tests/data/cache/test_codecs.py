@@ -1,0 +1,121 @@
+"""Codecs: what is lost, what is stored, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load
+
+from distill.data.cache.codecs import CODECS, decode_embedding, encode_embedding, read_entry_header
+from distill.data.shards.tar import TAR_BLOCK
+from distill.errors import CacheError
+from distill.geometry import valid_grid_hw
+
+# Largest relative L2 error: half a unit in the last place of 11 and of 8 bits; 1.5 % for int8.
+LARGEST_ERROR = {"fp16": 2**-11, "bf16": 2**-8, "int8": 0.015}
+SQUARE, WIDE = (1000, 1000), (1000, 1500)
+
+
+def embeddings() -> dict[str, torch.Tensor]:
+    """Maps of SAM's shape: normal values, channels of several means and widths, heavy tails."""
+    generator = torch.Generator().manual_seed(0)
+    normal = torch.randn(256, 64, 64, generator=generator)
+    channels = normal * torch.rand(256, 1, 1, generator=generator) + torch.randn(256, 1, 1, generator=generator)
+    chi_squared = torch.randn(4, 256, 64, 64, generator=generator).square().sum(0)
+    heavy = normal * (4 / chi_squared).sqrt()  # Student-t of 4 degrees of freedom
+    return {"normal": normal, "channels": channels, "heavy": heavy}
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("hw", [SQUARE, WIDE, (1500, 1000), (3, 1000)])
+def test_round_trip(codec: str, hw: tuple[int, int]):
+    rows, cols = valid_grid_hw(hw, 64)
+    for name, embedding in embeddings().items():
+        decoded = decode_embedding(encode_embedding(embedding, hw, codec))
+        assert decoded.dtype == torch.float32 and decoded.shape == embedding.shape
+        exact = embedding[:, :rows, :cols]
+        error = (decoded[:, :rows, :cols] - exact).norm() / exact.norm()
+        assert error <= LARGEST_ERROR[codec], name
+
+
+@pytest.mark.parametrize(("width", "grid"), [(256, 64), (128, 48), (128, 40), (128, 32)])
+def test_int8_bytes(width: int, grid: int):
+    """Of the tar: an entry, its header, and what fills its last block."""
+    embedding = torch.randn(width, grid, grid)
+    full = len(encode_embedding(embedding, SQUARE, "fp16"))
+    assert len(encode_embedding(embedding, SQUARE, "int8")) <= 0.52 * full
+    for hw in (WIDE, WIDE[::-1]):
+        entry = len(encode_embedding(embedding, hw, "int8", key="sa_10000000"))
+        assert TAR_BLOCK + entry + -entry % TAR_BLOCK <= 0.36 * 2 * embedding.numel()
+    assert len(encode_embedding(embedding, WIDE, "int8")) <= 0.52 * len(encode_embedding(embedding, WIDE, "fp16"))
+
+
+def test_int8_of_flat_channels():
+    """A channel of one value, zero included, comes back exactly."""
+    embedding = torch.tensor([0.0, 3.25, -1e4])[:, None, None].expand(3, 8, 8)
+    assert torch.equal(decode_embedding(encode_embedding(embedding, SQUARE, "int8")), embedding)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_the_entry_describes_itself(codec: str):
+    blob = encode_embedding(torch.randn(32, 8, 8), (30, 64), codec, key="sa_1")
+    header = read_entry_header(blob)
+    assert (header.key, header.view, header.codec, header.layout) == ("sa_1", "identity", codec, "C,block+padding")
+    assert (header.original_hw, header.valid_hw, header.grid) == ((30, 64), (4, 8), 8)
+    assert header.dtype == {"fp16": "float16", "bf16": "bfloat16", "int8": "int8"}[codec]
+    values = load(blob)["values"]  # any safetensors reader
+    assert values.shape == (32, 4 * 8 + 4 + 1) and str(values.dtype) == f"torch.{header.dtype}"
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_same_values_same_bytes(codec: str):
+    """Whatever the memory layout, and each time: safetensors shuffles metadata keys."""
+    embedding = torch.randn(32, 8, 8)
+    channels_last = embedding.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    blobs = {encode_embedding(item, (48, 64), codec, key="a") for item in [embedding, channels_last] * 5}
+    assert len(blobs) == 1
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("hw", [(1000, 1500), (1500, 1000)])
+def test_the_padding_comes_back_by_its_means(codec: str, hw: tuple[int, int]):
+    """Values that are the sum of one for the line and one that changes slowly along it lose no more than the codec."""
+    rows, cols = valid_grid_hw(hw, 64)
+    y, x = torch.arange(64.0)[:, None], torch.arange(64.0)
+    embedding = torch.randn(8, 1, 1) + torch.exp(-y / 9) + torch.exp(-x / 9)  # (8, 64, 64)
+    smooth = (y if rows < 64 else x) / 40
+    embedding = torch.where((y >= rows) | (x >= cols), torch.exp(-smooth) + (x if rows < 64 else y) / 64, embedding)
+    decoded = decode_embedding(encode_embedding(embedding, hw, codec))
+    torch.testing.assert_close(decoded, embedding, rtol=0.02, atol=0.06)
+
+
+def test_refuses_what_cannot_be_stored():
+    embedding = torch.zeros(2, 8, 8)
+    with pytest.raises(CacheError, match="unknown codec 'fp61'. Did you mean 'fp16'"):
+        encode_embedding(embedding, SQUARE, "fp61")
+    embedding[1, 2, 3] = float("nan")
+    for codec in CODECS:
+        with pytest.raises(CacheError, match="sample 'sa_1': .* 1 values that are NaN or infinite"):
+            encode_embedding(embedding, SQUARE, codec, key="sa_1")
+    embedding[1, 2, 3] = 1e5
+    with pytest.raises(CacheError, match="beyond fp16's range; set cache.codec=bf16"):
+        encode_embedding(embedding, SQUARE, "fp16")
+    assert decode_embedding(encode_embedding(embedding, SQUARE, "bf16"))[1, 2, 3] == pytest.approx(1e5, rel=2**-8)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_damaged_entries(codec: str):
+    blob = encode_embedding(torch.randn(4, 8, 8), SQUARE, codec)
+    for damaged in (b"", blob[:100], blob[:-1], b"\xff" * len(blob), blob[: len(blob) // 2]):
+        with pytest.raises(CacheError, match="origin: damaged entry"):
+            decode_embedding(damaged, origin="origin")
+
+
+def test_an_entry_of_a_newer_distill():
+    blob = encode_embedding(torch.randn(4, 8, 8), SQUARE, "fp16")
+    newer = blob.replace(b'\\"codec\\": \\"fp16\\"', b'\\"codec\\": \\"fp99\\"')
+    assert json.loads(newer[8 : 8 + int.from_bytes(newer[:8], "little")]) and newer != blob
+    with pytest.raises(CacheError, match="codec 'fp99' is of a newer distill"):
+        decode_embedding(newer)

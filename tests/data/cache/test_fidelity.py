@@ -1,0 +1,42 @@
+"""What the codecs cost with the packaged teacher, on photos that are no squares: what is promised of int8."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from distill.config.schema import CacheConfig, TeacherConfig
+from distill.data.cache.fidelity import NUM_PHOTOS, measure_fidelity
+from distill.data.cache.teacher_pool import TeacherPool
+from distill.data.coco import CocoSet
+from distill.data.shards.build import build_coco_shards
+from distill.data.shards.index import ShardIndex
+from distill.data.synthetic.coco_set import write_coco_set
+from distill.data.synthetic.source_photos import HELD_OUT_PHOTOGRAPHS, load_photographs
+from distill.models.teacher import load_teacher
+
+LONG, SHORT = 2, 3  # cut to 3:2
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> ShardIndex:
+    directory = tmp_path_factory.mktemp("scenes")
+    photographs = load_photographs(HELD_OUT_PHOTOGRAPHS)
+    wide = [photo for photo in photographs if photo.shape[0] < photo.shape[1]]
+    cut = [np.ascontiguousarray(photo[: photo.shape[1] * LONG // SHORT]) for photo in wide]
+    write_coco_set(directory, cut, num_photos=NUM_PHOTOS, seed=1)
+    coco_set = CocoSet(directory / "photos", directory / "annotations.json")
+    build_coco_shards(coco_set, directory / "shards", samples_per_shard=NUM_PHOTOS)
+    return ShardIndex.open(directory / "shards")
+
+
+def test_int8_keeps_values_and_masks(scenes: ShardIndex):
+    teacher = load_teacher(TeacherConfig())
+    with TeacherPool(teacher, scenes, CacheConfig()) as pool:
+        found = measure_fidelity(pool, ["fp16", "int8"])
+    assert found["int8"].num_images == NUM_PHOTOS and found["int8"].prompts == "box"
+    for codec, fidelity in found.items():
+        assert fidelity.relative_l2 <= {"fp16": 0.001, "int8": 0.015}[codec]
+        assert fidelity.cosine >= 0.999
+        assert fidelity.mask_iou >= 0.99 and fidelity.mask_iou_float32 >= 0.99
+    assert found["int8"].bytes_per_image <= 0.52 * found["fp16"].bytes_per_image

@@ -1,0 +1,44 @@
+"""Sealed JSON: every bit counts, and nothing is half there."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from distill.data.cache.sealed_json import disk_errors, unseal, write_sealed
+from distill.errors import CacheError
+
+CONTENT = {"name": "a", "values": [1, 2.5, None, "é"], "nested": {"b": [["k", 1]]}}
+
+
+def test_round_trip(tmp_path: Path):
+    path = tmp_path / "a.json"
+    write_sealed(path, CONTENT)
+    assert unseal(path.read_bytes(), str(path)) == CONTENT
+    assert [item.name for item in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_every_flipped_bit_is_found(tmp_path: Path):
+    path = tmp_path / "a.json"
+    write_sealed(path, CONTENT)
+    data = path.read_bytes()
+    for bit in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        with pytest.raises(CacheError, match="damaged"):
+            unseal(path.read_bytes(), str(path))
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"{}", b"null", b'{"seal": null}'])
+def test_other_json_is_damaged(data: bytes):
+    with pytest.raises(CacheError, match="damaged"):
+        unseal(data, "a.json")
+
+
+def test_disk_errors_name_the_mend(tmp_path: Path):
+    for number, mend in ((errno.ENOSPC, "full; free some"), (errno.EROFS, "not writable"), (errno.EIO, "file system")):
+        with pytest.raises(CacheError, match=mend), disk_errors(tmp_path / "a"):
+            raise OSError(number, "words")
