@@ -15,7 +15,6 @@ import torch
 from rich.table import Table
 
 from distill.bench.photos import draw_mask, draw_photo
-from distill.cli.arguments import usable_device
 from distill.config.schema import EvaluatePromptConfig
 from distill.data.coco import CocoPhoto, CocoSet
 from distill.data.rle import rle_area, rle_box_xyxy
@@ -25,6 +24,7 @@ from distill.evaluation.predictors import Asked, ModelSubject
 from distill.evaluation.prompting import Protocol
 from distill.evaluation.worker_pool import Workers
 from distill.models.checkpoint import load_model
+from distill.models.devices import usable_device
 from distill.models.sam import PromptableModel, build_model
 from distill.students import STUDENTS
 

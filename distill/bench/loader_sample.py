@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import io
 import json
-import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +25,7 @@ from torch import Tensor
 from distill.data.loading.samples import PhotoBatches, Request
 from distill.data.shards.index import ShardIndex
 from distill.geometry import PIXEL_MEAN, PIXEL_STD, resized_hw
+from distill.memory import peak_memory
 
 IMAGE_SIZE = 512  # EfficientViT-SAM L0-L2
 EMBEDDING_SIZE = 64
@@ -64,16 +63,6 @@ def published(index: ShardIndex) -> Callable[[int], Any]:
 
 
 FORMULATIONS = {"ours": ours, "published": published}
-
-
-def peak_memory() -> int:
-    """The most bytes that this process has held. Linux: VmHWM, since a child's ru_maxrss begins at its parent's."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) << 10
-    unit = 1 if sys.platform == "darwin" else 1 << 10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def main(formulation: str, shards: str, repeats: int) -> None:

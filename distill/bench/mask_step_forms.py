@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from distill.bench.loader_sample import peak_memory
 from distill.bench.photos import draw_mask, draw_photo
 from distill.config.schema import MaskLossConfig
 from distill.data.rle import coverage, decode_mask, rle_box_xyxy
 from distill.geometry import boxes_to_prompt_frame, letterbox
 from distill.losses.mask import OVERSAMPLE_RATIO, UNCERTAIN_SHARE, mask_losses
+from distill.memory import peak_memory
 from distill.models.checkpoint import find_weights, load_model
 from distill.models.sam import PromptableModel, build_from_spec, spec_for
 from distill.prompts.sampling import draw_points

@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.cli.console import progress_bar
-from distill.cli.students import count_encoder
 from distill.errors import DistillError
 from distill.models.checkpoint import find_weights, is_packaged, load_model
+from distill.models.complexity import count_encoder
 from distill.models.sam import ModelSpec, build_from_spec, spec_for
 from distill.students.fuse import fuse, is_fused
+from distill.text import progress_bar
 
 PRECISIONS = ("fp32", "bf16")
 ROUNDS = 5

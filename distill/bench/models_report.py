@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distill.text import BILLION, MILLION
+
 if TYPE_CHECKING:
     from rich.table import Table
 
-MILLION, BILLION = 1e6, 1e9
 NAME_WIDTH = 40  # columns; a longer name, as a path may be, goes on in the next line
 
 Found = Mapping[str, Any]

@@ -9,10 +9,10 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from distill.cli.students import encoder_macs
 from distill.comparison.entries import HEADLINES, Training, protocol_of, read_trainings
 from distill.comparison.tables import METRIC_WORDS, markdown_table
 from distill.models.checkpoint import load_model, read_metadata
+from distill.models.complexity import encoder_macs
 from distill.models.sam import ModelSpec
 from distill.training.cost import read_cost
 

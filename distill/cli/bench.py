@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from distill.cli.arguments import add_command, usable_device
+from distill.cli.arguments import add_command
 from distill.errors import DistillError
+from distill.models.devices import usable_device
 
 EPILOG = """\
 examples:

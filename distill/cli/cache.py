@@ -8,11 +8,12 @@ import logging
 from typing import TYPE_CHECKING
 
 from distill.cli.arguments import add_command
-from distill.cli.console import progress_bar
-from distill.cli.launch import end_with_parent, is_helper, job_progress, job_rank, launch_fabric, one_device
+from distill.cli.launch import end_with_parent, is_helper, job_progress, job_rank, launch_fabric
 from distill.config.schema import CacheRecipe
 from distill.data.cache import cost_report as cache_plan
 from distill.errors import CacheError, DistillError
+from distill.models.devices import one_device
+from distill.text import progress_bar
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric

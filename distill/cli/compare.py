@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distill.cli.arguments import add_command, usable_device
+from distill.cli.arguments import add_command
 from distill.errors import RunError
+from distill.models.devices import usable_device
 
 if TYPE_CHECKING:
     from distill.comparison.join import Comparison

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.cli.arguments import add_command, usable_device
+from distill.cli.arguments import add_command
 from distill.config.schema import (
     EVALUATIONS,
     AgreementRecipe,
@@ -21,6 +21,7 @@ from distill.config.schema import (
     EverythingRecipe,
 )
 from distill.evaluation.record import METRICS_FILE, RESULTS_FILE, Alone, Ranks, Record, write_metrics
+from distill.models.devices import usable_device
 
 if TYPE_CHECKING:
     import torch
@@ -103,9 +104,9 @@ class Job:
 
     def run(self, recipe: EvaluationRecipe) -> dict[str, Any]:
         """Ask about the photos that are left to this process; returns the metrics in the first process."""
-        from distill.cli.console import progress_bar
         from distill.evaluation.evaluator import ask_all
         from distill.evaluation.worker_pool import Workers
+        from distill.text import progress_bar
 
         evaluation, data = self._evaluation(recipe)
         self.subject = self.subject or self._load(recipe.fuse)

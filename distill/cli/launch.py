@@ -10,8 +10,9 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from distill.text import duration
+
 if TYPE_CHECKING:
-    import torch
     from lightning.fabric import Fabric
 
     from distill.data.cache.job import CacheJob
@@ -48,14 +49,6 @@ def launch_fabric(devices: int | None = None) -> Fabric:
     fabric = Fabric(accelerator="auto", devices=devices, num_nodes=num_nodes, strategy=strategy, plugins=plugins)
     fabric.launch()
     return fabric
-
-
-def one_device() -> torch.device:
-    """The device that a lone process takes here, whatever cluster it stands in."""
-    from lightning.fabric import Fabric
-    from lightning.fabric.plugins.environments import LightningEnvironment
-
-    return Fabric(accelerator="auto", devices=1, plugins=LightningEnvironment()).device
 
 
 def is_helper(fabric: Fabric) -> bool:
@@ -146,12 +139,3 @@ def progress_line(done: int, total: int, photos_per_second: float) -> str:
     """One line about a job: how many photos, how fast, how long still."""
     left = duration((total - done) / photos_per_second) if photos_per_second > 0 else "unknown time"
     return f"{done:,} of {total:,} photos by all processes, {photos_per_second:,.1f} photos/s, {left} left"
-
-
-def duration(seconds: float) -> str:
-    """Seconds, minutes or hours, whichever reads well."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if seconds < 100 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:,.0f} h"

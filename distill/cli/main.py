@@ -6,7 +6,6 @@ Exit codes: 0 done, 2 the user's mistake or the machine's state (clear lines, no
 from __future__ import annotations
 
 import argparse
-import errno
 import importlib
 import sys
 import traceback
@@ -14,6 +13,7 @@ from collections.abc import Sequence
 
 from distill import __version__
 from distill.errors import DistillError
+from distill.files import FULL_DISK
 
 DONE, OURS, USERS, INTERRUPTED = 0, 1, 2, 130
 
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the outermost place: what arrives here is a fault of ours
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        if isinstance(error, OSError) and error.errno in FULL_DISK:
             where = f" while writing {error.filename}" if error.filename else ""
             print(f"error: the disk is full{where}; free some space and run the command again", file=sys.stderr)
             return USERS

@@ -95,9 +95,9 @@ class Chain:
 
     def compose_data(self) -> None:
         """Two COCO-format sets of composed scenes, and image shards of both."""
-        from distill.cli.console import progress_bar
         from distill.data.synthetic.coco_set import write_coco_set
         from distill.data.synthetic.source_photos import HELD_OUT_PHOTOGRAPHS, TRAIN_PHOTOGRAPHS, load_photographs
+        from distill.text import progress_bar
 
         started = time.monotonic()
         for split, names, num_photos, seed in (
@@ -164,8 +164,8 @@ class Chain:
 
     def summarize(self) -> dict[str, Any]:
         """Write summary.json and the report."""
-        from distill.cli.students import encoder_macs
         from distill.models.checkpoint import load_model
+        from distill.models.complexity import encoder_macs
         from distill.quickstart.report import write_report
 
         summary: dict[str, Any] = {}

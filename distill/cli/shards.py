@@ -69,9 +69,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def build_coco(arguments: argparse.Namespace) -> int:
     """Write shards from a COCO-format set."""
-    from distill.cli.console import progress_bar
     from distill.data.coco import CocoSet
     from distill.data.shards.build import build_coco_shards
+    from distill.text import progress_bar
 
     coco_set = CocoSet(arguments.images, arguments.annotations)
     with progress_bar("photos", len(coco_set)) as advance:
@@ -82,9 +82,9 @@ def build_coco(arguments: argparse.Namespace) -> int:
 
 def build_folder(arguments: argparse.Namespace) -> int:
     """Write shards from a folder of photos."""
-    from distill.cli.console import progress_bar
     from distill.data.folder import PhotoFolder
     from distill.data.shards.build import build_folder_shards
+    from distill.text import progress_bar
 
     folder = PhotoFolder(arguments.images)
     with progress_bar("photos", len(folder)) as advance:

@@ -8,16 +8,12 @@ import json
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
 from distill.cli.arguments import add_command
 from distill.errors import DistillError, did_you_mean
-from distill.students import STUDENTS, TIMM_PREFIX, build_encoder, check_student_name, plugins
+from distill.students import STUDENTS, TIMM_PREFIX, check_student_name, plugins
+from distill.text import BILLION, MILLION
 
-if TYPE_CHECKING:
-    from distill.models.sam import ModelSpec
-
-MILLION, BILLION = 1e6, 1e9
 OWN_DECODER = "its encoder only; its own decoder is not supported"
 PIPE_WIDTH = 110  # columns, where there is no terminal
 
@@ -110,34 +106,13 @@ def describe(name: str) -> Row:
         return Row(name, None, None, None, "", "", str(error))
     published = f"{entry.published}; {OWN_DECODER}" if entry.own_decoder else entry.published
     size = entry.image_size
+    from distill.models.complexity import count_encoder
+
     try:
         num_parameters, macs = count_encoder(name)
     except (DistillError, RuntimeError, NotImplementedError, ValueError, TypeError, AssertionError) as error:
         return Row(name, size, None, None, entry.summary, published, f"{type(error).__name__}: {error}")
     return Row(name, size, num_parameters, macs, entry.summary, published)
-
-
-def count_encoder(
-    name: str, *, image_size: int | None = None, embedding_dim: int = 256, embedding_size: int = 64
-) -> tuple[int, int]:
-    """Parameters, and multiply-adds of one image, attention products included. Raises as `build_encoder`."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    size = check_student_name(name).image_size if image_size is None else image_size
-    sizes = {"image_size": size, "embedding_dim": embedding_dim, "embedding_size": embedding_size}
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        encoder = build_encoder(name, **sizes).eval()
-        built = counter.get_total_flops()  # plug-ins and timm's backbones are tried when they are built
-        encoder(torch.empty(1, 3, size, size))
-    num_parameters = sum(parameter.numel() for parameter in encoder.parameters())
-    return num_parameters, (counter.get_total_flops() - built) // 2
-
-
-def encoder_macs(spec: ModelSpec) -> int:
-    """Multiply-adds of a model's encoder on one image."""
-    sizes = {"image_size": spec.image_size, "embedding_dim": spec.embedding_dim, "embedding_size": spec.embedding_size}
-    return count_encoder(spec.encoder, **sizes)[1]
 
 
 def _print_table(rows: list[Row]) -> None:

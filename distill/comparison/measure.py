@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.cli.arguments import usable_device
 from distill.cli.quickstart import run_command
 from distill.comparison.entries import EVALUATION_METRICS, MODEL_FILE, Entry, read_evaluation
 from distill.comparison.join import read_bench
 from distill.config.loading import load_recipe
 from distill.config.schema import EvaluateRecipe
 from distill.errors import RunError
+from distill.models.devices import usable_device
 from distill.training.directory import environment
 
 BENCH_FILE, EVALUATIONS = "bench.json", "evaluations"  # in the comparison's directory

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from distill.comparison.entries import Entry, Evaluation, Protocol
 from distill.comparison.join import Comparison, bench_run, differences, teachers
+from distill.text import BILLION, MILLION, markdown_table
 
-MILLION, BILLION = 1e6, 1e9
 ABSENT = "–"
 METRIC_WORDS = {"miou": "mIoU", "ap": "AP", "map": "mean AP", "ar_1000": "AR@1000"}
 # What metrics.json says beside its numbers.
@@ -186,9 +185,3 @@ def _photos(entry: Entry) -> Cell:
     if not counts or len(counts) < len(entry.trainings):
         return Cell(None, ABSENT)
     return Cell(sum(counts), f"{sum(counts):,}")
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown; the first column is aligned left."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import yaml
 
-from distill.data.shards.tar import write_whole
 from distill.errors import RunError
+from distill.files import write_text
 
 if TYPE_CHECKING:
     from distill.config.loading import EvaluationRecipe
@@ -72,8 +72,8 @@ class Record:
         if ranks.global_rank == 0:
             run.mkdir(parents=True, exist_ok=True)
             for name, content in ((MODEL_FILE, model), (DATA_FILE, data)):
-                _write_text(run / name, json.dumps(content, indent=2) + "\n")
-            _write_text(run / RECIPE_FILE, recipe_text)
+                write_text(run / name, json.dumps(content, indent=2) + "\n")
+            write_text(run / RECIPE_FILE, recipe_text)
         ranks.barrier()
 
     @property
@@ -130,9 +130,9 @@ class Record:
 
         scores = [score for of_photo in found for score in of_photo.scores]
         results = [result_row(score, image_ids[score.image]) for score in scores]
-        _write_text(self.run / RESULTS_FILE, json.dumps(results) + "\n")
+        write_text(self.run / RESULTS_FILE, json.dumps(results) + "\n")
         kept = [] if self.recipe.kind == "everything" else scores  # thousands of masks that nobody asked for
-        _write_text(self.run / INSTANCES_FILE, "".join(map(_line, kept)))
+        write_text(self.run / INSTANCES_FILE, "".join(map(_line, kept)))
 
 
 def write_metrics(record: Record, summary: Summary, **further: Any) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def write_metrics(record: Record, summary: Summary, **further: Any) -> dict[str,
         **record.model,
         **further,
     }
-    _write_text(record.run / METRICS_FILE, json.dumps(content, indent=2) + "\n")
+    write_text(record.run / METRICS_FILE, json.dumps(content, indent=2) + "\n")
     return content
 
 
@@ -193,10 +193,6 @@ def _check_same(what: str, begun: dict[str, Any], now: dict[str, Any], run: Path
     if keys:
         differences = ", ".join(f"{key} was {old.get(key)} and is {new.get(key)}" for key in keys)
         raise RunError(f"run={run}: begun with another {what} ({differences}); make them equal, or give another run=")
-
-
-def _write_text(path: Path, text: str) -> None:
-    write_whole(path, text.encode())
 
 
 def _read_json(path: Path) -> dict[str, Any]:

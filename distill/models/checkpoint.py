@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import importlib.resources
 import io
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from distill.errors import CheckpointError, DistillError
+from distill.files import write_whole
 from distill.models.foreign_checkpoint import listed, read_tensors
 from distill.models.sam import ModelSpec, PromptableModel, build_from_spec, build_model, spec_for
 from distill.students import check_student_name
@@ -29,7 +28,6 @@ QUICKSTART_FILE = "quickstart_teacher.safetensors"  # in distill/quickstart/weig
 SPEC_KEY = "distill"  # of the safetensors metadata: {"format": 1, "spec": {...}}
 SPEC_FORMAT = 1
 ENCODER_PREFIX, DECODER_PARTS = "image_encoder.", ("prompt_encoder", "mask_decoder")
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 HASH_BLOCK = 1 << 20
 
 
@@ -86,21 +84,7 @@ def _refuse_fused(model: PromptableModel) -> None:
 
 def _write_whole(path: Path, payload: bytes) -> None:
     """Write a file, or leave what was there."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        if error.errno in FULL_DISK:
-            message = f"{path}: the disk is full. The file takes {len(payload):,} bytes: free some, or save elsewhere"
-        else:
-            message = f"{path}: cannot be written: {error.strerror}"
-        raise CheckpointError(message) from error
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, payload, raises=CheckpointError, note=f"the file takes {len(payload):,} bytes")
 
 
 def load_model(

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from distill.batch import ImageBatch
-from distill.bench.loader_sample import peak_memory
 from distill.data.loading.epoch_plan import num_batches
 from distill.data.loading.loader import EpochLoader
+from distill.memory import peak_memory
 from distill.models.initialization import build_student
 from distill.models.teacher import load_teacher
 from distill.stages.base import Stage

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from distill.cli import main as cli
-from distill.cli.launch import duration, is_array_task_alone, job_rank, progress_line
+from distill.cli.launch import is_array_task_alone, job_rank, progress_line
+from distill.text import duration
 
 COMMAND = ["distill.cli.main", "cache", "build"]
 ARRAY = {"SLURM_ARRAY_TASK_ID": "6", "SLURM_ARRAY_TASK_MIN": "2", "SLURM_ARRAY_TASK_STEP": "2"}

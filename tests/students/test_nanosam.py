@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from distill.cli.students import count_encoder
 from distill.errors import DistillError
+from distill.models.complexity import count_encoder
 from distill.students import build_encoder
 
 

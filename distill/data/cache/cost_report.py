@@ -7,8 +7,9 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING
 
-from distill.cli.launch import duration, one_device
 from distill.config.schema import CacheRecipe
+from distill.models.devices import one_device
+from distill.text import duration
 
 if TYPE_CHECKING:
     from distill.data.cache.estimate import CachePlan

@@ -24,11 +24,12 @@ from distill.data.cache.manifest import (
     sidecar_path,
 )
 from distill.data.cache.manifest import fingerprint_of as fingerprint_of
-from distill.data.cache.sealed_json import TEMPORARY_SUFFIX, disk_errors, temporary_path
+from distill.data.cache.sealed_json import disk_errors
 from distill.data.cache.views import IDENTITY
 from distill.data.shards.storage import Place, place_of
-from distill.data.shards.tar import TAR_BLOCK, commit_file
+from distill.data.shards.tar import TAR_BLOCK
 from distill.errors import CacheError, DataError
+from distill.files import TEMPORARY_SUFFIX, commit_file, temporary_path
 
 
 class EmbeddingShardWriter:

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from distill.data.cache.codecs import decode_embedding
 from distill.data.cache.manifest import Fidelity
-from distill.data.cache.sealed_json import disk_errors, temporary_path
+from distill.data.cache.sealed_json import disk_errors
 from distill.data.cache.teacher_pool import TeacherPool
 from distill.data.shards.index import Member
 from distill.errors import DataError
+from distill.files import temporary_path
 
 SPEED_PHOTOS = 32  # run through the teacher to time it ...
 SPEED_SECONDS = 10.0  # ... or fewer, once this time is over

@@ -32,12 +32,13 @@ from distill.data.cache.manifest import (
     finished_sidecar,
     sidecar_path,
 )
-from distill.data.cache.sealed_json import TEMPORARY_SUFFIX, disk_errors
+from distill.data.cache.sealed_json import disk_errors
 from distill.data.cache.teacher_pool import TeacherPool
 from distill.data.cache.views import check_views
 from distill.data.shards.index import ShardIndex
 from distill.data.shards.storage import is_remote
 from distill.errors import CacheError, DataError
+from distill.files import TEMPORARY_SUFFIX
 from distill.models.teacher import Teacher
 
 NUM_NAMED = 5  # keys that an error names

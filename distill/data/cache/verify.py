@@ -10,9 +10,10 @@ from typing import Literal
 
 from distill.data.cache.leases import claimed_name
 from distill.data.cache.manifest import MANIFEST, ImageShard, Manifest, Sidecar, sidecar_name
-from distill.data.cache.sealed_json import TEMPORARY_SUFFIX, DamagedFileError
+from distill.data.cache.sealed_json import DamagedFileError
 from distill.data.shards.storage import Place, place_of
 from distill.errors import CacheError, DataError
+from distill.files import TEMPORARY_SUFFIX
 
 READ_BYTES = 1 << 22
 

@@ -21,15 +21,9 @@ import numpy as np
 
 from distill.data.images import PHOTO_SUFFIXES
 from distill.data.shards.storage import Place, RemotePlace, place_of
-from distill.data.shards.tar import (
-    TAR_BLOCK,
-    append_member,
-    commit_file,
-    header_names,
-    list_members,
-    write_errors,
-)
+from distill.data.shards.tar import TAR_BLOCK, append_member, header_names, list_members
 from distill.errors import DataError
+from distill.files import commit_file, write_errors
 
 logger = logging.getLogger(__name__)
 

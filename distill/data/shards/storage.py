@@ -14,8 +14,9 @@ from typing import Any, BinaryIO, TypeVar
 
 import fsspec
 
-from distill.data.shards.tar import OpenFiles, write_whole
+from distill.data.shards.tar import OpenFiles
 from distill.errors import DataError
+from distill.files import write_whole
 
 TAR_SUFFIX = ".tar"
 NUM_TRIES = 3  # of a remote read: object stores drop a request now and then

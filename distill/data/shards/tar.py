@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import io
 import os
 import tarfile
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -18,8 +16,6 @@ from distill.errors import DataError
 TAR_BLOCK = 512  # tar's unit: a header is one block, and two blocks of zeros end the file
 NAME_FIELD = 100  # bytes of a member's name in its header
 MAX_OPEN_FILES = 16  # per process and thread
-
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class TarMember(NamedTuple):
@@ -104,45 +100,3 @@ class OpenFiles:
 
     def __reduce__(self) -> tuple[type[OpenFiles], tuple[()]]:
         return OpenFiles, ()
-
-
-@contextlib.contextmanager
-def write_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError while writing `path` into a DataError that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in FULL_DISK:
-            raise DataError(
-                f"{path}: the disk is full (or a quota is reached); free some space or choose another place, "
-                "then run the command again"
-            ) from error
-        raise DataError(
-            f"{path}: cannot be written ({error.strerror or error}); choose another place or change its permissions"
-        ) from error
-
-
-def commit_file(file: BinaryIO, temporary: Path, path: Path) -> None:
-    """Flush a finished file to the disk, close it and give it its name."""
-    file.flush()
-    os.fsync(file.fileno())
-    file.close()
-    os.replace(temporary, path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a small file so that it is there whole or not at all. Raises DataError on a full or read-only disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with write_errors(path):
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                commit_file(file, temporary, path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                temporary.unlink()

@@ -220,7 +220,7 @@ def test_a_full_disk(tmp_path: Path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
-        with pytest.raises(CacheError, match=r"sa_000000.tar: cannot write .*full; free some"):  # noqa: SIM117
+        with pytest.raises(CacheError, match=r"sa_000000.tar: cannot be written: the disk is full .*; free some"):  # noqa: SIM117
             with EmbeddingShardWriter(tmp_path, SHARDS[0], "digest") as writer:
                 for i in range(50):
                     writer.add(f"k{i}", blob)

@@ -42,7 +42,10 @@ def test_a_disk_that_is_full_in_mid_shard(tiny_teacher, photo_shards, config, tm
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (6000, limits[1]))
     try:
-        with pytest.raises(CacheError, match=r"sa_000001.tar: cannot write .*full; free some and run the same command"):
+        with pytest.raises(
+            CacheError,
+            match=r"sa_000001.tar: cannot be written: .*full .*; free some .*run the command again: finished shards",
+        ):
             job.run()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -54,7 +57,7 @@ def test_a_disk_that_is_full_in_mid_shard(tiny_teacher, photo_shards, config, tm
 @pytest.mark.skipif(sys.platform != "linux", reason="a directory that nobody, root included, can write to")
 @pytest.mark.parametrize("name", ["/sys/kernel", "/sys/kernel/cache"])
 def test_a_read_only_directory(tiny_teacher, photo_shards, name):
-    with pytest.raises(CacheError, match="cannot write .*not writable; choose another cache.dir"):
+    with pytest.raises(CacheError, match="cannot be written: .*not writable; choose another cache.dir"):
         build_cache(tiny_teacher, photo_shards(2), CacheConfig(dir=name))
 
 

@@ -133,7 +133,7 @@ def test_a_holder_that_was_taken_for_dead(tmp_path: Path, caplog: pytest.LogCapt
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a directory that nobody, root included, can write to")
 def test_a_read_only_directory():
-    with pytest.raises(CacheError, match=r"a.tar.claim0: cannot write .*not writable; choose another cache.dir"):
+    with pytest.raises(CacheError, match=r"a.tar.claim0: cannot be written: .*not writable; choose another cache.dir"):
         Claims(Path("/sys/kernel")).take("a.tar")
 
 

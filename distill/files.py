@@ -1,0 +1,97 @@
+"""Files that are whole or absent, and clear errors of the disk.
+
+Every writer of the package goes through here: a file is written under a temporary name beside its target, flushed to
+the disk, and renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from distill.errors import DataError, DistillError
+
+FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+NOT_WRITABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+TEMPORARY_SUFFIX = ".tmp"
+
+
+@contextlib.contextmanager
+def write_errors(
+    path: Path, raises: type[DistillError] = DataError, *, elsewhere: str = "another place", note: str = ""
+) -> Iterator[None]:
+    """Turn an OSError while writing `path` into one line that says what to do.
+
+    Args:
+        raises: the kind of error.
+        elsewhere: what the user may choose instead, such as "another cache.dir".
+        note: ends the message of a full disk, such as "finished shards are kept".
+    """
+    try:
+        yield
+    except OSError as error:
+        tail = f": {note}" if note else ""
+        if error.errno in FULL_DISK:
+            mend = (
+                f"the disk is full (or a quota is reached); free some space or choose {elsewhere}, "
+                f"and run the command again{tail}"
+            )
+        elif error.errno in NOT_WRITABLE:
+            mend = f"{error.strerror}: not writable; choose {elsewhere} or change its permissions"
+        else:
+            mend = f"{error.strerror or error}; check the file system or choose {elsewhere}, and run the command again{tail}"
+        raise raises(f"{path}: cannot be written: {mend}") from error
+
+
+def temporary_path(path: Path) -> Path:
+    """Return a name of its own beside `path`, to be opened with mode "xb" and given to `commit_file`."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}")
+
+
+def commit_file(file: BinaryIO, temporary: Path, path: Path) -> None:
+    """Flush a finished file to the disk, close it and give it its name."""
+    file.flush()
+    os.fsync(file.fileno())
+    file.close()
+    os.replace(temporary, path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def write_whole(
+    path: Path,
+    content: bytes,
+    *,
+    raises: type[DistillError] = DataError,
+    elsewhere: str = "another place",
+    note: str = "",
+) -> None:
+    """Write a file, or leave what was there. The other arguments are those of `write_errors`."""
+    temporary = temporary_path(path)
+    with write_errors(path, raises, elsewhere=elsewhere, note=note):
+        try:
+            with temporary.open("xb") as file:
+                file.write(content)
+                commit_file(file, temporary, path)
+        finally:
+            with contextlib.suppress(OSError):  # of a folder that is not there; the first error tells
+                temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str, *, raises: type[DistillError] = DataError) -> None:
+    """Write a text file in UTF-8, or leave what was there."""
+    write_whole(path, text.encode(), raises=raises)
+
+
+def write_json(path: Path, content: Any, *, indent: int = 2, raises: type[DistillError] = DataError) -> None:
+    """Write a JSON file that ends with a line break, or leave what was there."""
+    write_text(path, json.dumps(content, indent=indent) + "\n", raises=raises)

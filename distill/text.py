@@ -1,0 +1,42 @@
+"""What goes out to a person: units, durations, tables and progress bars.
+
+Whatever comes from outside and goes out again (a name, a path, a label) is escaped here for the place it goes to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+MILLION, BILLION = 1e6, 1e9
+
+
+def duration(seconds: float) -> str:
+    """Return seconds, minutes or hours, whichever reads well."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 100 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:,.0f} h"
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown; its first column is aligned left, and bars in cells are escaped."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+@contextlib.contextmanager
+def progress_bar(what: str, total: int, *, shown: bool = True) -> Iterator[Callable[[int], None]]:
+    """Show a bar on stderr with the time that is left.
+
+    Yields:
+        a function to call with the number of items done since its last call.
+    """
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress
+
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())  # description, bar, share, time that is left
+    with Progress(*columns, console=Console(stderr=True), disable=not shown) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda count: progress.advance(task, count)
