@@ -16,7 +16,7 @@ from rich.table import Table
 
 from distill.bench.photos import draw_mask, draw_photo
 from distill.config.schema import EvaluatePromptConfig
-from distill.data.coco import CocoPhoto, CocoSet
+from distill.data.coco import AnnotatedPhoto, CocoSet
 from distill.data.rle import rle_area, rle_box_xyxy
 from distill.evaluation.evaluator import PromptEvaluation, ask_all
 from distill.evaluation.mask_scoring import read_resized
@@ -126,7 +126,7 @@ def tables(found: dict[str, Any]) -> list[Table]:
     return [table]
 
 
-def _ready(photo: CocoPhoto, image_size: int) -> tuple[np.ndarray, Asked]:
+def _ready(photo: AnnotatedPhoto, image_size: int) -> tuple[np.ndarray, Asked]:
     resized, _ = read_resized(photo.path, photo.hw, image_size)
     boxes = np.array([rle_box_xyxy(instance.rle) for instance in photo.instances])
     return resized, Asked(boxes_xyxy=boxes)

@@ -11,7 +11,7 @@ import numpy as np
 
 from distill.comparison.entries import INSTANCES_FILE, RESULTS_FILE, Evaluation, Protocol, read_lines
 from distill.comparison.join import Comparison
-from distill.data.coco import CocoPhoto, CocoSet
+from distill.data.coco import AnnotatedPhoto, CocoSet
 from distill.data.rle import decode_mask
 from distill.errors import RunError
 from distill.evaluation.metrics import LARGE_AREA, SMALL_AREA
@@ -83,7 +83,7 @@ def size_of(area: float) -> str:
 
 def _photos(
     evaluation: Evaluation, keys: Sequence[Key], images: Path | None, annotations: Path | None
-) -> dict[str, CocoPhoto]:
+) -> dict[str, AnnotatedPhoto]:
     """The photos of some keys. Raises DataError as CocoSet does, RunError when one is not in the set."""
     wanted = {photo for photo, _ in keys}
     coco_set = CocoSet(images or evaluation.metrics["images"], annotations or evaluation.metrics["annotations"])

@@ -30,7 +30,7 @@ class Instance(NamedTuple):
     area: float
 
 
-class CocoPhoto(NamedTuple):
+class AnnotatedPhoto(NamedTuple):
     """One photo: key (file stem), path, (height, width) as annotated, and its instances that have pixels."""
 
     key: str
@@ -78,12 +78,12 @@ class CocoSet:
         """Annotations that are not crowd regions; those of `empty` included."""
         return sum(len(rows) for rows in self._annotations.values())
 
-    def __iter__(self) -> Iterator[CocoPhoto]:
+    def __iter__(self) -> Iterator[AnnotatedPhoto]:
         for key, row in self._photos.items():
             hw = self._size(row)
             instances = [self._instance(annotation, key, hw) for annotation in self._annotations.get(row["id"], [])]
             path = self.images_dir / self._file_name(row)
-            yield CocoPhoto(key, path, hw, [instance for instance in instances if instance is not None])
+            yield AnnotatedPhoto(key, path, hw, [instance for instance in instances if instance is not None])
 
     def _field(self, row: dict[str, Any], name: str, kind: str) -> Any:
         if name not in row:

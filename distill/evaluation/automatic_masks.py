@@ -12,7 +12,7 @@ from segment_anything import SamAutomaticMaskGenerator
 from torch import Tensor
 
 from distill.config.schema import GridConfig
-from distill.data.coco import CocoPhoto, CocoSet
+from distill.data.coco import AnnotatedPhoto, CocoSet
 from distill.errors import DistillError
 from distill.evaluation.average_precision import average_recall
 from distill.evaluation.detector_boxes import result_row
@@ -82,7 +82,7 @@ class EverythingEvaluation:
         self.photos = photos_to_ask(coco_set, max_images)
         self.image_ids = coco_set.image_ids
 
-    def ask(self, subject: Subject, photo: CocoPhoto, workers: Workers) -> Task[PhotoScores]:
+    def ask(self, subject: Subject, photo: AnnotatedPhoto, workers: Workers) -> Task[PhotoScores]:
         if isinstance(subject, Oracle):
             yield []
             found = [proposal(photo.key, instance.rle, instance.area, 1.0, 1.0, []) for instance in photo.instances]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from distill.data.coco import CocoPhoto, CocoSet, Instance
+from distill.data.coco import AnnotatedPhoto, CocoSet, Instance
 from distill.data.detections import Detection, Detections
 from distill.data.lvis import MAX_DETECTIONS, LvisSet
 from distill.data.rle import rle_area
@@ -26,7 +26,7 @@ from distill.evaluation.worker_pool import Task, Workers
 class DetectedPhoto:
     """A photo and the boxes that a detector found in it."""
 
-    photo: CocoPhoto
+    photo: AnnotatedPhoto
     detections: list[Detection]
 
     @property

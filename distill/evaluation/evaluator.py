@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from distill.config.schema import EvaluateDataConfig
-from distill.data.coco import CocoPhoto, CocoSet
+from distill.data.coco import AnnotatedPhoto, CocoSet
 from distill.data.lvis import LvisSet
 from distill.errors import DataError
 from distill.evaluation import prompting as asking
@@ -63,7 +63,7 @@ class PromptEvaluation:
         self.photos = photos_to_ask(coco_set, max_images)
         self.image_ids = coco_set.image_ids
 
-    def ask(self, subject: Subject, photo: CocoPhoto, workers: Workers) -> Task[PhotoScores]:
+    def ask(self, subject: Subject, photo: AnnotatedPhoto, workers: Workers) -> Task[PhotoScores]:
         return ask_photo(subject, photo, self.protocol, workers)
 
     def summarize(self, found: Sequence[PhotoScores]) -> Summary:
@@ -77,7 +77,7 @@ def open_set(data: EvaluateDataConfig) -> CocoSet:
     return (LvisSet if data.format == "lvis" else CocoSet)(data.images, data.annotations)
 
 
-def photos_to_ask(coco_set: CocoSet, max_images: int = 0) -> list[CocoPhoto]:
+def photos_to_ask(coco_set: CocoSet, max_images: int = 0) -> list[AnnotatedPhoto]:
     """The first `max_images` photos of a set (0: all), without those that have no instance.
 
     Raises DataError when none is left.
@@ -100,7 +100,7 @@ def ask_all(evaluation: Evaluation, subject: Subject, photos: Iterable[Any], wor
 
 def evaluate_model(
     model: PromptableModel | Subject,
-    photos: Iterable[CocoPhoto],
+    photos: Iterable[AnnotatedPhoto],
     protocol: asking.Protocol,
     *,
     finished: Sequence[InstanceScore] = (),
@@ -131,7 +131,7 @@ def evaluate_model(
 
 
 def evaluate_photo(
-    model: PromptableModel | Subject, photo: CocoPhoto, protocol: asking.Protocol
+    model: PromptableModel | Subject, photo: AnnotatedPhoto, protocol: asking.Protocol
 ) -> list[InstanceScore]:
     """The scores of one photo's instances, in their order. Raises DataError when the photo cannot be decoded."""
     found: list[InstanceScore] = []

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from distill.config.schema import EvaluatePromptConfig
-from distill.data.coco import CocoPhoto, Instance
+from distill.data.coco import AnnotatedPhoto, Instance
 from distill.data.rle import RLE
 from distill.evaluation.mask_scoring import Click, Judgement, Question, first_clicks, judge, read_resized
 from distill.evaluation.predictors import Asked, Reply, Subject, View
@@ -70,7 +70,7 @@ class Protocol:
     prompt_batch_size: int = 64
 
 
-def ask_photo(subject: Subject, photo: CocoPhoto, protocol: Protocol, workers: Workers) -> Task[PhotoScores]:
+def ask_photo(subject: Subject, photo: AnnotatedPhoto, protocol: Protocol, workers: Workers) -> Task[PhotoScores]:
     """The scores of one photo's instances, in their order. Raises DataError when the photo cannot be decoded."""
     view = yield from look_at(subject, photo.path, photo.hw, workers)
     ask = ask_boxes if protocol.prompt.kind == "box" else ask_clicks

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from distill.data.coco import CocoPhoto, CocoSet, Instance, read_photo
+from distill.data.coco import AnnotatedPhoto, CocoSet, Instance, read_photo
 from distill.data.folder import PhotoFolder
 from distill.data.images import decode_as_annotated, decode_image, is_upright, photo_suffix
 from distill.data.rle import decode_mask, encode_mask, rle_area
@@ -138,7 +138,7 @@ def encode_jpeg(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _rows(photo: CocoPhoto, stored_hw: HW, report: BuildReport) -> list[dict[str, Any]]:
+def _rows(photo: AnnotatedPhoto, stored_hw: HW, report: BuildReport) -> list[dict[str, Any]]:
     """SA-1B's `annotations` of a photo; masks that vanish when they are reduced are noted in the report."""
     rows = []
     for instance in photo.instances:
