@@ -102,8 +102,8 @@ def refresh_card(model: str, evaluations: Sequence[Evaluation] = (), bench: Mapp
     Args:
         model: as `load_model` takes it.
     """
+    from distill.config.run_directory import RECIPE_FILE
     from distill.models.checkpoint import STUDENT_FILE, is_packaged
-    from distill.training.directory import RECIPE_FILE
 
     if is_packaged(model):
         return

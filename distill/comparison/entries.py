@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
+from distill.config.run_directory import RECIPE_FILE
 from distill.errors import CheckpointError, DistillError, RunError
 from distill.models.checkpoint import STUDENT_FILE, find_weights, is_packaged, sha256_file
 from distill.training.cost import Cost, read_cost
-from distill.training.directory import RECIPE_FILE
 
 MODEL_FILE, EVALUATION_METRICS = "model.json", "metrics.json"
 INSTANCES_FILE, RESULTS_FILE = "instances.jsonl", "results.json"

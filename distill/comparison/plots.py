@@ -25,7 +25,7 @@ from distill.pages.html import (
     read_curves,
     to_svg,
 )
-from distill.training.directory import METRICS_FILE
+from distill.training.directory import SCALARS_FILE
 
 SIZES = {"miou": ("miou_large", "miou_medium", "miou_small"), "ap": ("ap_large", "ap_medium", "ap_small")}
 SIZES["ar_1000"] = ("ar_large", "ar_medium", "ar_small")
@@ -132,7 +132,7 @@ def training_plots(comparison: Comparison) -> dict[str, list[Markup]]:
             curves = [
                 Curve(entry.label, curve.steps, curve.values, colour_of(i))
                 for i, entry, training in runs.values()
-                for curve in read_curves(training.run / METRICS_FILE, [name])
+                for curve in read_curves(training.run / SCALARS_FILE, [name])
             ]
             if curves:
                 by_stage.setdefault(heading, []).append(plot(curves, title, unit))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import yaml
 
+from distill.config.run_directory import RECIPE_FILE, check_run_directory
 from distill.errors import RunError
 from distill.files import write_text
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from distill.evaluation.evaluator import Evaluation, Summary
     from distill.evaluation.prompting import InstanceScore, PhotoScores
 
-RECIPE_FILE, MODEL_FILE, DATA_FILE = "recipe.yaml", "model.json", "data.json"
+MODEL_FILE, DATA_FILE = "model.json", "data.json"
 INSTANCES_FILE, RESULTS_FILE, METRICS_FILE = "instances.jsonl", "results.json", "metrics.json"
 PARTIAL_DIR = "partial"  # while it runs: one line per photo, one file per process and start
 
@@ -61,7 +62,7 @@ class Record:
         from distill.config.loading import resolved_yaml
 
         self.run, self.recipe, self.model, self.data, self.ranks = run, recipe, model, data, ranks
-        check_run_directory(run, resume=recipe.resume)
+        check_run_directory(run, resume=recipe.resume, what="evaluation", first_files=(RECIPE_FILE, MODEL_FILE))
         recipe_text = resolved_yaml(replace(recipe, resume=False))
         if (run / MODEL_FILE).is_file():
             _check_same("model", _read_json(run / MODEL_FILE), model, run)
@@ -166,18 +167,6 @@ def protocol_of(recipe: EvaluationRecipe) -> dict[str, Any]:
         "detections": getattr(data, "detections", None),
         "max_images": data.max_images,
     }
-
-
-def check_run_directory(run: Path, *, resume: bool) -> None:
-    """Raises RunError when `run` holds something and may not be continued."""
-    if run.exists() and not run.is_dir():
-        raise RunError(f"run={run}: this is a file; give a directory, new or empty")
-    if not run.is_dir() or not any(run.iterdir()):
-        return
-    if not resume:
-        raise RunError(f"run={run}: the directory is not empty; continue it with resume=true, or give another run=")
-    if not (run / RECIPE_FILE).is_file() or not (run / MODEL_FILE).is_file():
-        raise RunError(f"run={run}: no evaluation was begun here ({MODEL_FILE} is missing); give another run=")
 
 
 # Options that may differ between an evaluation and its continuation: how paths are spelled, and what changes the speed

@@ -21,11 +21,11 @@ import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from distill.config.run_directory import RECIPE_FILE, check_run_directory
 from distill.errors import RunError
 
-RECIPE_FILE = "recipe.yaml"
 ENVIRONMENT_FILE = "environment.json"
-METRICS_FILE = "metrics.jsonl"
+SCALARS_FILE = "metrics.jsonl"
 LOG_FILE = "log.txt"
 CHECKPOINTS = "checkpoints"
 LAST_CHECKPOINT, BEST_CHECKPOINT = "last", "best"
@@ -35,31 +35,17 @@ LOGGED = ("distill", "lightning.pytorch", "lightning.fabric")
 LIBRARIES = ("distill-sam", "torch", "torchvision", "lightning", "timm", "segment-anything", "webdataset", "numpy")
 
 
-def check_run_directory(directory: str | Path, *, resume: bool) -> Path | None:
-    """Whether a run may write here; writes nothing.
+def find_checkpoint(directory: Path, *, resume: bool) -> Path | None:
+    """Return the checkpoint that a training continues from, or None to start at step 0. Writes nothing.
 
-    Returns:
-        The checkpoint to go on from; None starts at step 0.
     Raises:
-        RunError: the path is a file, the directory holds something and `resume` is off, what it holds is no run, or its
-            checkpoint is cut short.
+        RunError: the directory is refused (`check_run_directory`), or its checkpoint is cut short.
     """
-    directory = Path(directory)
-    if directory.exists() and not directory.is_dir():
-        raise RunError(f"run '{directory}' is a file; give a directory: run=DIR")
-    if not directory.exists() or not any(directory.iterdir()):
+    if not check_run_directory(directory, resume=resume):
         return None
-    if not resume:
-        raise RunError(
-            f"run directory '{directory}' is not empty; go on with it (resume=true), or give another (run=DIR)"
-        )
-    if not (directory / RECIPE_FILE).is_file():
-        raise RunError(
-            f"resume=true, but '{directory}' holds no run (no {RECIPE_FILE}); give another directory: run=DIR"
-        )
     last = directory / CHECKPOINTS / f"{LAST_CHECKPOINT}.ckpt"
-    if not last.exists():
-        return None  # killed before its first checkpoint: from the start
+    if not last.exists():  # the run was killed before its first checkpoint
+        return None
     if last.is_file() and not zipfile.is_zipfile(last):  # a directory is a sharded checkpoint
         raise RunError(f"'{last}' is cut short or damaged; copy {BEST_CHECKPOINT}.ckpt over it, or begin anew: run=DIR")
     return last

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoa
 from torch.utils.tensorboard.summary import hparams
 
 from distill.errors import RunError
-from distill.training.directory import METRICS_FILE, JsonLinesLogger, is_rank_zero
+from distill.training.directory import SCALARS_FILE, JsonLinesLogger, is_rank_zero
 
 PROJECT = "distill"  # where the service's own variable names no other
 
@@ -53,7 +53,7 @@ def build_loggers(names: Sequence[str], run: Path) -> list[Logger]:
 
     Raises RunError when a service refuses what is known before the first number.
     """
-    return [*(BUILDERS[name](run) for name in names), JsonLinesLogger(run / METRICS_FILE)]
+    return [*(BUILDERS[name](run) for name in names), JsonLinesLogger(run / SCALARS_FILE)]
 
 
 class Hyperparameters(lightning.Callback):

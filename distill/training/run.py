@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor,
 
 from distill.cli.card import refresh_card
 from distill.config.loading import flatten, load_recipe, resolved_yaml
+from distill.config.run_directory import RECIPE_FILE
 from distill.config.schema import ASKS_TEACHER, FeatureRecipe, MaskRecipe
 from distill.data.cache.embeddings import EmbeddingCache, fingerprint_of
 from distill.data.loading.datamodule import DistillDataModule
@@ -36,12 +37,11 @@ from distill.training.directory import (
     CHECKPOINTS,
     LAST_CHECKPOINT,
     LOG_FILE,
-    RECIPE_FILE,
     CheckpointAtEnd,
     ContinueMetrics,
     DataWait,
     LogFile,
-    check_run_directory,
+    find_checkpoint,
     is_rank_zero,
     write_record,
 )
@@ -67,7 +67,7 @@ def run_training(recipe: TrainRecipe) -> Path:
     """
     run = Path(recipe.run)
     writes = is_rank_zero()  # other ranks may start after rank 0 has written
-    checkpoint = check_run_directory(run, resume=recipe.resume or not writes)
+    checkpoint = find_checkpoint(run, resume=recipe.resume or not writes)
     if recipe.resume and writes:
         _check_resumable(run, recipe)
     lightning.seed_everything(recipe.seed, workers=True, verbose=False)

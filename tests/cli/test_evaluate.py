@@ -96,7 +96,7 @@ def test_the_recipe_in_the_run_directory_repeats_the_run(inputs):
 
 def test_a_run_directory_in_use_is_refused_with_both_remedies(inputs):
     run(inputs)
-    with pytest.raises(RunError, match=r"resume=true.*another run="):
+    with pytest.raises(RunError, match=r"is not empty; go on with it .resume=true., or give another .run=DIR"):
         run(inputs)
 
 
@@ -174,7 +174,7 @@ def test_resume_over_changed_annotations_is_refused(inputs):
 def test_a_directory_of_something_else_is_refused(inputs):
     (inputs / "run").mkdir()
     (inputs / "run" / "holiday.txt").write_text("")
-    with pytest.raises(RunError, match="no evaluation was begun here"):
+    with pytest.raises(RunError, match="holds no evaluation .no recipe.yaml."):
         run(inputs, "resume=true")
 
 
