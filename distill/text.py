@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
 MILLION, BILLION = 1e6, 1e9
+NUM_NAMED = 5  # a message names this many things, and counts the others
 
 
 def duration(seconds: float) -> str:
@@ -18,6 +19,11 @@ def duration(seconds: float) -> str:
     if seconds < 100 * 60:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:,.0f} h"
+
+
+def first_few(names: Sequence[str]) -> str:
+    """Return the first NUM_NAMED names of a message, separated by commas, and "..." where there are more."""
+    return ", ".join(names[:NUM_NAMED]) + (", ..." if len(names) > NUM_NAMED else "")
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

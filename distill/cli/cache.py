@@ -13,7 +13,7 @@ from distill.config.schema import CacheRecipe
 from distill.data.cache import cost_report as cache_plan
 from distill.errors import CacheError, DistillError
 from distill.models.devices import one_device
-from distill.text import progress_bar
+from distill.text import first_few, progress_bar
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -195,7 +195,7 @@ def stats(arguments: argparse.Namespace) -> int:
     rows = {name: _shown(value) for name, value in vars(manifest.fingerprint).items()}
     rows["shards"] = f"{len(found)} of {len(manifest.shards)} finished"
     rows["samples"] = f"{samples:,} of {sum(shard.num_samples for shard in manifest.shards):,}"
-    rows["bad photos"] = f"{len(bad):,}" + (f" ({', '.join(bad[:5])}{', ...' if len(bad) > 5 else ''})" if bad else "")
+    rows["bad photos"] = f"{len(bad):,}" + (f" ({first_few(bad)})" if bad else "")
     rows["bytes"] = f"{num_bytes:,} ({num_bytes / MIB:,.1f} MiB)"
     if samples:
         full = full_map_bytes(manifest.fingerprint)
@@ -251,7 +251,7 @@ def repair(arguments: argparse.Namespace) -> int:
     num_mended = len(problems) - len(left)
     print(f"{job.directory}: " + (f"{num_mended} problems mended" if problems else "nothing to repair"))
     if left:
-        named = ", ".join(problem.file for problem in left[:5]) + (", ..." if len(left) > 5 else "")
+        named = first_few([problem.file for problem in left])
         raise CacheError(
             f"{job.directory}: {len(left)} files are not this cache's, or are in use, and were left ({named}); move "
             "them away, or delete them by --remove-foreign (directories: by hand)"

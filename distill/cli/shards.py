@@ -6,13 +6,13 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from distill.cli.arguments import add_command
+from distill.text import NUM_NAMED, first_few
 
 if TYPE_CHECKING:
     from distill.data.shards.build import BuildReport
 
 SAMPLES_PER_SHARD = 1000
 MAX_BAD_SHARE = 0.01
-NUM_NAMED = 5  # photos and masks that were left out and are named; the others are counted
 
 EPILOG = """\
 examples:
@@ -145,9 +145,8 @@ def _conclude(directory: str, report: BuildReport) -> None:
     if len(report.bad) > NUM_NAMED:
         print(f"skipped: {len(report.bad) - NUM_NAMED} more photos that cannot be decoded")
     if report.empty:
-        named = ", ".join(f"{identity} (photo '{key}')" for identity, key in list(report.empty.items())[:NUM_NAMED])
-        more = ", ..." if len(report.empty) > NUM_NAMED else ""
-        print(f"skipped: {len(report.empty)} masks without a pixel: annotations {named}{more}")
+        named = first_few([f"{identity} (photo '{key}')" for identity, key in report.empty.items()])
+        print(f"skipped: {len(report.empty)} masks without a pixel: annotations {named}")
     if report.num_crowd:
         print(f"skipped: {report.num_crowd} crowd regions, which are no single objects")
     print(f"{directory}: {report.num_samples:,} photos with {report.num_instances:,} masks")

@@ -14,10 +14,9 @@ from distill.data.images import decode_as_annotated, key_of
 from distill.data.rle import RLE, rle_area, rle_box_xyxy, to_rle
 from distill.errors import DataError
 from distill.geometry import HW
+from distill.text import first_few
 
 BoxXYXY = tuple[float, float, float, float]
-
-NUM_NAMED = 5  # an error names this many of the offenders, and counts the others
 
 
 class Instance(NamedTuple):
@@ -131,10 +130,9 @@ class CocoSet:
             if not (self.images_dir / name).is_file():
                 absent.append(f"{name} (image {image_id})")
         if absent:
-            shown = ", ".join(absent[:NUM_NAMED]) + (", ..." if len(absent) > NUM_NAMED else "")
             raise DataError(
                 f"{self.images_dir}: {len(absent)} of the {len(images)} photos that {self.annotations_file} names "
-                f"are absent: {shown}; give the directory that holds them, or remove them from the annotations"
+                f"are absent: {first_few(absent)}; give the directory that holds them, or remove them from the annotations"
             )
         if not photos:
             raise DataError(f"{self.annotations_file}: 'images' is empty; give annotations of at least one photo")

@@ -30,6 +30,7 @@ from distill.data.shards.storage import Place, place_of
 from distill.data.shards.tar import TAR_BLOCK
 from distill.errors import CacheError, DataError
 from distill.files import TEMPORARY_SUFFIX, commit_file, temporary_path
+from distill.text import first_few
 
 
 class EmbeddingShardWriter:
@@ -142,9 +143,8 @@ class EmbeddingCache:
             raise CacheError(str(error)) from error
         missing = [shard.name for shard in manifest.shards if not {shard.name, sidecar_name(shard.name)} <= present]
         if missing:
-            shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
             raise CacheError(
-                f"{directory}: {len(missing)} of {len(manifest.shards)} embedding shards are missing ({shown}); run "
+                f"{directory}: {len(missing)} of {len(manifest.shards)} embedding shards are missing ({first_few(missing)}); run "
                 f"'distill cache build RECIPE cache.dir={directory}': finished shards are kept"
             )
         return cls(place, manifest)

@@ -40,8 +40,8 @@ from distill.data.shards.storage import is_remote
 from distill.errors import CacheError, DataError
 from distill.files import TEMPORARY_SUFFIX
 from distill.models.teacher import Teacher
+from distill.text import first_few
 
-NUM_NAMED = 5  # keys that an error names
 MAX_PAUSE_SECONDS = 15.0  # between two looks at the shards of others, of which a large job has many
 log = logging.getLogger(__name__)
 
@@ -234,9 +234,8 @@ class CacheJob:
         num_samples = len(self.index)
         if len(bad) <= self.max_bad_share * num_samples:
             return
-        named = ", ".join(bad[:NUM_NAMED]) + (", ..." if len(bad) > NUM_NAMED else "")
         raise DataError(
-            f"{self.index.directory}: {len(bad)} of {num_samples} photos cannot be decoded ({named}), more than "
+            f"{self.index.directory}: {len(bad)} of {num_samples} photos cannot be decoded ({first_few(bad)}), more than "
             f"data.max_bad_share={self.max_bad_share:g} allows; replace them, or raise data.max_bad_share"
         )
 

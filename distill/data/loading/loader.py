@@ -13,9 +13,9 @@ from distill.batch import ImageBatch
 from distill.data.loading.epoch_plan import epoch_plan, num_batches
 from distill.data.loading.samples import BadPhoto, LoadedBatch, PhotoBatches, Request
 from distill.errors import DataError
+from distill.text import first_few
 
 PREFETCHED_BATCHES = 2  # per worker
-NUM_NAMED = 5  # an error names this many of the photos
 
 logger = logging.getLogger(__name__)
 
@@ -189,7 +189,7 @@ class EpochLoader:
             raise DataError(
                 f"{self.photos.index.directory}: {len(bad)} of the {self.sampler.num_samples} photos of this epoch "
                 f"cannot be used, more than data.max_bad_share={self.max_bad_share} allows "
-                f"({', '.join(sorted(bad)[:NUM_NAMED])}); "
+                f"({first_few(sorted(bad))}); "
                 "build the shards again without them, or raise data.max_bad_share"
             )
 
