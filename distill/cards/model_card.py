@@ -9,8 +9,9 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from distill.comparison.entries import HEADLINES, Training, protocol_of, read_trainings
+from distill.comparison.entries import Training, read_trainings
 from distill.comparison.tables import METRIC_WORDS, markdown_table
+from distill.evaluation.finished import headline_of, protocol_of
 from distill.models.checkpoint import load_model, read_metadata
 from distill.models.complexity import encoder_macs
 from distill.models.sam import ModelSpec
@@ -37,6 +38,7 @@ DATA_LICENCES = {
 }
 USE = """\
 ```python
+from distill.evaluation.finished import headline_of, protocol_of
 from distill.models.checkpoint import load_model
 from distill.models.predictor import Predictor
 
@@ -76,7 +78,7 @@ def _front_matter(title: str, trainings: Sequence[Training], evaluations: Sequen
     teacher = trainings[-1].teacher if trainings else ""
     results = []
     for metrics in evaluations:
-        headline = _headline(metrics)
+        headline = headline_of(metrics)
         if metrics.get(headline) is None:
             continue
         results.append(
@@ -85,7 +87,7 @@ def _front_matter(title: str, trainings: Sequence[Training], evaluations: Sequen
                 dataset_type=Path(str(metrics.get("annotations", "unknown"))).stem,
                 dataset_name=Path(str(metrics.get("annotations", "unknown"))).stem,
                 metric_type=headline,
-                metric_name=f"{METRIC_WORDS[headline]}, {protocol_of(dict(metrics)).title}",
+                metric_name=f"{METRIC_WORDS[headline]}, {protocol_of(metrics).title}",
                 metric_value=round(metrics[headline], 4),
             )
         )
@@ -124,11 +126,11 @@ def _scores(evaluations: Sequence[Mapping[str, Any]]) -> str:
         return "## Scores\n\nNot evaluated yet: `distill evaluate` adds its scores here.\n"
     rows = []
     for metrics in evaluations:
-        headline = _headline(metrics)
+        headline = headline_of(metrics)
         interval = metrics.get("intervals", {}).get(headline)
         rows.append(
             [
-                protocol_of(dict(metrics)).title,
+                protocol_of(metrics).title,
                 str(metrics.get("multimask") or ""),
                 f"{METRIC_WORDS[headline]} {_number(metrics.get(headline))}",
                 f"[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "",
@@ -207,10 +209,6 @@ def _from_header(weights: Path) -> list[Training]:
     """The last stage as the header of the weights tells it, where the file stands alone."""
     text = read_metadata(weights).get("recipe")
     return [Training(weights.parent, yaml.safe_load(text), read_cost(weights.parent))] if text else []
-
-
-def _headline(metrics: Mapping[str, Any]) -> str:
-    return next((key for key in HEADLINES if key in metrics), HEADLINES[0])
 
 
 def _number(value: float | None) -> str:

@@ -17,7 +17,7 @@ from distill.cli.arguments import add_command
 from distill.errors import RunError
 
 if TYPE_CHECKING:
-    from distill.comparison.entries import Evaluation
+    from distill.evaluation.finished import FinishedEvaluation
 
 CARD_FILE, MEASURED_FILE = "README.md", "card.json"
 # The last line of a card. A card without it was made its owner's, and is never written over.
@@ -46,8 +46,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def card(arguments: argparse.Namespace) -> int:
     """Write the card."""
-    from distill.comparison.entries import find_evaluations
     from distill.comparison.join import read_bench
+    from distill.evaluation.finished import find_evaluations
     from distill.models.checkpoint import find_weights, sha256_file
 
     weights = find_weights(arguments.model)
@@ -69,7 +69,9 @@ def is_ours(folder: Path) -> bool:
     return not path.is_file() or OURS in path.read_text(encoding="utf-8")
 
 
-def write_card(weights: Path, evaluations: Sequence[Evaluation] = (), bench: Mapping[str, Any] | None = None) -> Path:
+def write_card(
+    weights: Path, evaluations: Sequence[FinishedEvaluation] = (), bench: Mapping[str, Any] | None = None
+) -> Path:
     """Write the card beside the weights, with what was measured now and before.
 
     Args:
@@ -96,7 +98,9 @@ def write_card(weights: Path, evaluations: Sequence[Evaluation] = (), bench: Map
     return path
 
 
-def refresh_card(model: str, evaluations: Sequence[Evaluation] = (), bench: Mapping[str, Any] | None = None) -> None:
+def refresh_card(
+    model: str, evaluations: Sequence[FinishedEvaluation] = (), bench: Mapping[str, Any] | None = None
+) -> None:
     """Add what was measured to the card of a student that was trained here; other models and read-only ones get none.
 
     Args:

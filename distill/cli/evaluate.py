@@ -20,7 +20,7 @@ from distill.config.schema import (
     EvaluateSetsRecipe,
     EverythingRecipe,
 )
-from distill.evaluation.record import METRICS_FILE, RESULTS_FILE, Alone, Ranks, Record, write_metrics
+from distill.evaluation.record import EVALUATION_METRICS_FILE, RESULTS_FILE, Alone, Ranks, Record, write_metrics
 from distill.models.devices import usable_device
 
 if TYPE_CHECKING:
@@ -75,8 +75,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def evaluate(arguments: argparse.Namespace) -> int:
     """Check everything, then ask, then write the metrics."""
     from distill.cli.card import refresh_card
-    from distill.comparison.entries import read_evaluation
     from distill.config.loading import load_recipe
+    from distill.evaluation.finished import read_evaluation
 
     recipe = load_recipe(arguments.recipe, arguments.overrides, kinds=EVALUATIONS)
     ranks, device = start_ranks(arguments.devices, arguments.device)
@@ -84,7 +84,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     metrics = job.run_sets(recipe) if isinstance(recipe, EvaluateSetsRecipe) else job.run(recipe)  # type: ignore[arg-type]
     if ranks.global_rank == 0:
         run = Path(recipe.run)  # type: ignore[union-attr]
-        _report(metrics, run / METRICS_FILE)
+        _report(metrics, run / EVALUATION_METRICS_FILE)
         refresh_card(arguments.model, [read_evaluation(run)])
     return 0
 
@@ -112,7 +112,7 @@ class Job:
         self.subject = self.subject or self._load(recipe.fuse)
         record = Record(Path(recipe.run), recipe, describe_model(self.source), data, self.ranks)
         if record.is_finished:
-            return json.loads((record.run / METRICS_FILE).read_text(encoding="utf-8"))
+            return json.loads((record.run / EVALUATION_METRICS_FILE).read_text(encoding="utf-8"))
         photos = record.begin(evaluation)
         started = time.monotonic()
         num_workers = choose_num_workers(recipe.num_workers, len(photos))

@@ -2,82 +2,26 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-import yaml
-
-from distill.config.run_directory import RECIPE_FILE
+from distill.config.run_directory import read_recipe_tree
 from distill.errors import CheckpointError, DistillError, RunError
+from distill.evaluation.finished import (
+    FinishedEvaluation,
+    ProtocolKey,
+    find_evaluations,
+    is_evaluation,
+    read_evaluation,
+)
+from distill.evaluation.record import MODEL_FILE
 from distill.models.checkpoint import STUDENT_FILE, find_weights, is_packaged, sha256_file
 from distill.training.cost import Cost, read_cost
 
-MODEL_FILE, EVALUATION_METRICS = "model.json", "metrics.json"
-INSTANCES_FILE, RESULTS_FILE = "instances.jsonl", "results.json"
 TRAINING_KINDS = ("feature", "mask")
 RELEASED = (".pt", ".pth")
-HEADLINES = ("miou", "ap", "map", "ar_1000")  # of each kind of evaluation the first that it has
-
-
-class Protocol(NamedTuple):
-    """What two evaluations share that may stand in one column."""
-
-    name: str
-    prompt: str | None
-    num_clicks: int | None
-    multimask: str | None
-
-    @property
-    def title(self) -> str:
-        """Its words in tables, the policy included where it is not the usual one for such prompts."""
-        if self.prompt == "point":
-            words = f"{self.num_clicks} click" + ("s" if self.num_clicks != 1 else "")
-        else:
-            words = {"box": "box", "detection": "detector boxes"}.get(self.prompt or "", self.name)
-        usual = {"box": "single", "point": "best", "detection": "single"}.get(self.prompt or "", self.multimask)
-        policy = {"single": "single mask", "best": "best of three", "oracle": "oracle's pick"}
-        return words if self.multimask in (usual, None) else f"{words}, {policy.get(self.multimask, self.multimask)}"
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A finished evaluation: its directory, and metrics.json as it is."""
-
-    directory: Path
-    protocol: Protocol
-    metrics: dict[str, Any]
-
-    @property
-    def headline(self) -> str:
-        """The key of the one number that stands for the evaluation."""
-        return next((key for key in HEADLINES if key in self.metrics), HEADLINES[0])
-
-    def interval(self, key: str) -> tuple[float, float] | None:
-        """The 95 % interval of a metric, where the evaluation has one."""
-        found = self.metrics.get("intervals", {}).get(key)
-        return None if found is None else (found[0], found[1])
-
-    @cached_property
-    def instances(self) -> Instances:
-        return read_instances(self.directory / INSTANCES_FILE)
-
-
-@dataclass(frozen=True)
-class Instances:
-    """N judged instances: keys (photo, annotation id), areas (N,) in original pixels, IoU (N,), NaN without a truth."""
-
-    keys: list[tuple[str, int | None]]
-    areas: np.ndarray
-    ious: np.ndarray
-
-    @property
-    def photos(self) -> list[str]:
-        return [photo for photo, _ in self.keys]
 
 
 @dataclass(frozen=True)
@@ -106,10 +50,10 @@ class Entry:
     sha256: str | None
     name: str | None = None
     trainings: list[Training] = field(default_factory=list)
-    evaluations: dict[Protocol, Evaluation] = field(default_factory=dict)
+    evaluations: dict[ProtocolKey, FinishedEvaluation] = field(default_factory=dict)
     bench: dict[str, Any] | None = None
 
-    def add(self, evaluation: Evaluation) -> None:
+    def add(self, evaluation: FinishedEvaluation) -> None:
         """Raises RunError when it has one by this protocol from elsewhere."""
         own = self.evaluations.setdefault(evaluation.protocol, evaluation)
         if own.directory.resolve() != evaluation.directory.resolve():
@@ -158,16 +102,12 @@ def split_label(source: str) -> tuple[str | None, str]:
     return label, path
 
 
-def is_evaluation(path: Path) -> bool:
-    return (path / MODEL_FILE).is_file() or _recipe(path).get("kind") not in (None, *TRAINING_KINDS)
-
-
 def read_model(source: str, label: str | None, others: Iterable[Entry] = ()) -> Entry:
     """A model with the record of its training. Raises DistillError."""
     path = Path(source)
     is_directory = path.is_dir() and not is_packaged(source)
     if is_directory and not (path / STUDENT_FILE).is_file():
-        if _recipe(path).get("kind") in TRAINING_KINDS:
+        if read_recipe_tree(path).get("kind") in TRAINING_KINDS:
             raise RunError(f"{path}: this training has not ended (no {STUDENT_FILE}): go on with it by resume=true")
         raise RunError(
             f"{path}: neither a run (no {STUDENT_FILE}) nor an evaluation (no {MODEL_FILE}); a directory of "
@@ -186,62 +126,13 @@ def read_model(source: str, label: str | None, others: Iterable[Entry] = ()) -> 
     return Entry(label or default_label(source), source, sha256, name, trainings)
 
 
-def read_evaluation(directory: Path) -> Evaluation:
-    """A finished evaluation. Raises RunError."""
-    path = directory / EVALUATION_METRICS
-    if not path.is_file():
-        raise RunError(f"{directory}: this evaluation is not finished (no {path.name}): go on with it by resume=true")
-    try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-        metrics = {"weights_sha256": None, **metrics, "model": str(metrics["model"])}
-        return Evaluation(directory, protocol_of(metrics), metrics)
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{path}: not the metrics of an evaluation ({error}); evaluate again") from error
-
-
-def protocol_of(metrics: dict[str, Any]) -> Protocol:
-    """The protocol that metrics.json names."""
-    name = metrics.get("protocol") or metrics.get("prompt") or str(metrics["kind"])
-    return Protocol(name, *(metrics.get(key) for key in ("prompt", "num_clicks", "multimask")))
-
-
-def find_evaluations(folder: Path) -> tuple[list[Evaluation], list[Path]]:
-    """The finished evaluations below a directory, and the directories of those begun only. Raises RunError."""
-    if not folder.is_dir():
-        raise RunError(f"--evaluations {folder}: no such directory")
-    directories = sorted(path.parent for path in folder.rglob(MODEL_FILE))
-    directories = [d for d in directories if d == folder or d.parent not in directories]  # sets of a whole are parts
-    finished = [directory for directory in directories if (directory / EVALUATION_METRICS).is_file()]
-    if not directories:
-        raise RunError(f"--evaluations {folder}: no evaluation in it (no {MODEL_FILE}); `distill evaluate` writes them")
-    return [read_evaluation(directory) for directory in finished], [d for d in directories if d not in finished]
-
-
-def read_instances(path: Path) -> Instances:
-    """The lines of instances.jsonl. Raises RunError when it is missing or cut short."""
-    keys, areas, ious = [], [], []
-    for row in read_lines(path):
-        keys.append((str(row["image"]), row["annotation_id"]))
-        areas.append(row["area"])
-        ious.append(float("nan") if row["iou"] is None else row["iou"])
-    return Instances(keys, np.array(areas, np.float64), np.array(ious, np.float64))
-
-
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON-lines file. Raises RunError."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            for line in file:
-                yield json.loads(line)
-    except (OSError, json.JSONDecodeError) as error:
-        raise RunError(f"{path}: missing or cut short ({error}); evaluate again") from error
-
-
 def read_trainings(run: Path) -> list[Training]:
     """The stages that led to a run, the first one first: each names the run that it started from."""
     trainings: list[Training] = []
     seen: set[Path] = set()
-    while run.is_dir() and run.resolve() not in seen and (recipe := _recipe(run)).get("kind") in TRAINING_KINDS:
+    while (
+        run.is_dir() and run.resolve() not in seen and (recipe := read_recipe_tree(run)).get("kind") in TRAINING_KINDS
+    ):
         seen.add(run.resolve())
         trainings.append(Training(run, recipe, read_cost(run)))
         start = Path(str(recipe.get("student", {}).get("init_from")))
@@ -249,7 +140,7 @@ def read_trainings(run: Path) -> list[Training]:
     return trainings[::-1]
 
 
-def join(entries: list[Entry], evaluation: Evaluation, label: str | None) -> None:
+def join(entries: list[Entry], evaluation: FinishedEvaluation, label: str | None) -> None:
     """Add an evaluation to the entry of its model, or to a new one, which knows its weights if they are still there."""
     entry = entry_of(entries, evaluation)
     if entry is None:
@@ -263,7 +154,7 @@ def join(entries: list[Entry], evaluation: Evaluation, label: str | None) -> Non
     entry.add(evaluation)
 
 
-def entry_of(entries: Iterable[Entry], evaluation: Evaluation) -> Entry | None:
+def entry_of(entries: Iterable[Entry], evaluation: FinishedEvaluation) -> Entry | None:
     """The entry of the model that was judged."""
     sha256, model = evaluation.metrics["weights_sha256"], evaluation.metrics["model"]
     for entry in entries:
@@ -286,18 +177,6 @@ def _sha256_or_none(source: str) -> str | None:
         return sha256_file(find_weights(source))
     except (DistillError, OSError):
         return None
-
-
-def _recipe(path: Path) -> dict[str, Any]:
-    """The recipe of a run directory as a tree; empty when it has none."""
-    file = path / RECIPE_FILE
-    if not file.is_file():
-        return {}
-    try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RunError(f"{file}: not YAML ({' '.join(str(error).split())}); restore it") from error
-    return tree if isinstance(tree, dict) else {}
 
 
 def _make_labels_unique(entries: list[Entry]) -> None:

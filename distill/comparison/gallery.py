@@ -9,19 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from distill.comparison.entries import INSTANCES_FILE, RESULTS_FILE, Evaluation, Protocol, read_lines
 from distill.comparison.join import Comparison
 from distill.data.coco import AnnotatedPhoto, CocoSet
 from distill.data.rle import decode_mask
 from distill.errors import RunError
+from distill.evaluation.finished import FinishedEvaluation, ProtocolKey, read_lines
 from distill.evaluation.metrics import LARGE_AREA, SMALL_AREA
+from distill.evaluation.record import INSTANCES_FILE, RESULTS_FILE
 from distill.pages.mask_gallery import GalleryRow
 
 Key = tuple[str, int | None]
 
 
 def gallery_rows(
-    comparison: Comparison, protocol: Protocol, *, num_rows: int, images: Path | None, annotations: Path | None
+    comparison: Comparison, protocol: ProtocolKey, *, num_rows: int, images: Path | None, annotations: Path | None
 ) -> Iterator[GalleryRow]:
     """Instances of a protocol with the answer of every model that was judged by it.
 
@@ -82,7 +83,7 @@ def size_of(area: float) -> str:
 
 
 def _photos(
-    evaluation: Evaluation, keys: Sequence[Key], images: Path | None, annotations: Path | None
+    evaluation: FinishedEvaluation, keys: Sequence[Key], images: Path | None, annotations: Path | None
 ) -> dict[str, AnnotatedPhoto]:
     """The photos of some keys. Raises DataError as CocoSet does, RunError when one is not in the set."""
     wanted = {photo for photo, _ in keys}
@@ -95,7 +96,7 @@ def _photos(
     return found
 
 
-def _masks(evaluation: Evaluation, keys: Sequence[Key]) -> dict[Key, Any]:
+def _masks(evaluation: FinishedEvaluation, keys: Sequence[Key]) -> dict[Key, Any]:
     """The codes of an evaluation's answers."""
     path = evaluation.directory / RESULTS_FILE
     try:

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distill.comparison.entries import Entry, Evaluation, Protocol
+from distill.comparison.entries import Entry
 from distill.errors import RunError, did_you_mean
 from distill.evaluation.bootstrap import Difference, paired_difference
+from distill.evaluation.finished import FinishedEvaluation, ProtocolKey
 
 # What evaluations must share beside their instances.
 SHARED = ("num_images", "num_instances", "num_detections", "teacher_sha256")
@@ -33,12 +34,12 @@ class Comparison:
 
     entries: list[Entry]
     reference: Entry
-    protocols: list[Protocol]
+    protocols: list[ProtocolKey]
     notes: list[str] = field(default_factory=list)
     setting: Setting | None = None
     machine: dict[str, Any] = field(default_factory=dict)
 
-    def evaluations(self, protocol: Protocol) -> list[tuple[Entry, Evaluation]]:
+    def evaluations(self, protocol: ProtocolKey) -> list[tuple[Entry, FinishedEvaluation]]:
         """Those by a protocol, in the order of the entries."""
         return [(e, e.evaluations[protocol]) for e in self.entries if protocol in e.evaluations]
 
@@ -105,7 +106,7 @@ def read_bench(path: Path) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def differences(comparison: Comparison, protocol: Protocol) -> dict[str, Difference]:
+def differences(comparison: Comparison, protocol: ProtocolKey) -> dict[str, Difference]:
     """Mean IoU of each entry minus the reference's over the same instances, by label; the reference left out.
 
     Empty without an evaluation of the reference, or where instances have no IoU of their own.
@@ -126,7 +127,7 @@ def teachers(comparison: Comparison) -> dict[str, str]:
     return {entry.label: entry.trainings[-1].teacher for entry in comparison.entries if entry.trainings}
 
 
-def _check_same_photos(evaluations: Sequence[tuple[Entry, Evaluation]]) -> None:
+def _check_same_photos(evaluations: Sequence[tuple[Entry, FinishedEvaluation]]) -> None:
     """Raises RunError where two evaluations judged other instances; every later one is held against the first."""
     (first_entry, first), *others = evaluations
     for entry, evaluation in others:

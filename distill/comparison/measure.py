@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from distill.cli.quickstart import run_command
-from distill.comparison.entries import EVALUATION_METRICS, MODEL_FILE, Entry, read_evaluation
+from distill.comparison.entries import Entry
 from distill.comparison.join import read_bench
 from distill.config.loading import load_recipe
 from distill.config.schema import EvaluateRecipe
 from distill.errors import RunError
+from distill.evaluation.finished import read_evaluation
+from distill.evaluation.record import EVALUATION_METRICS_FILE, MODEL_FILE
 from distill.models.devices import usable_device
 from distill.training.directory import environment
 
@@ -87,7 +89,7 @@ def measure(entries: Sequence[Entry], out: Path, device: str | None) -> dict[str
 
 def _is_finished(directory: Path, entry: Entry, recipe: EvaluateRecipe) -> bool:
     """Whether an evaluation of these weights over this data is there. Another one is left to `distill evaluate`."""
-    if not (directory / EVALUATION_METRICS).is_file():
+    if not (directory / EVALUATION_METRICS_FILE).is_file():
         return False
     metrics = read_evaluation(directory).metrics
     wanted = {

@@ -9,9 +9,10 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from distill.bench.models_report import pareto_indices
-from distill.comparison.entries import Entry, Protocol, Training
+from distill.comparison.entries import Entry, Training
 from distill.comparison.join import Comparison, differences
 from distill.comparison.tables import METRIC_WORDS, Column
+from distill.evaluation.finished import ProtocolKey
 from distill.pages.html import (
     COLOURS,
     INK,
@@ -56,7 +57,7 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
     return [points[i] for i in pareto_indices([(point.cost, -point.quality) for point in points])]
 
 
-def quality_plots(comparison: Comparison, protocol: Protocol, costs: Sequence[Column]) -> Iterator[Markup]:
+def quality_plots(comparison: Comparison, protocol: ProtocolKey, costs: Sequence[Column]) -> Iterator[Markup]:
     """The headline of a protocol against each cost that is known, with the Pareto front."""
     found = comparison.evaluations(protocol)
     headline = found[0][1].headline
@@ -72,7 +73,7 @@ def quality_plots(comparison: Comparison, protocol: Protocol, costs: Sequence[Co
             yield _quality_plot(points, column.title, f"{METRIC_WORDS[headline]}, {protocol.title}")
 
 
-def size_plot(comparison: Comparison, protocol: Protocol) -> Markup | None:
+def size_plot(comparison: Comparison, protocol: ProtocolKey) -> Markup | None:
     """Bars of the headline and of COCO's sizes, with 95 % intervals; None where an evaluation has no sizes."""
     found = comparison.evaluations(protocol)
     headline = found[0][1].headline
@@ -100,7 +101,7 @@ def size_plot(comparison: Comparison, protocol: Protocol) -> Markup | None:
         return to_svg(figure)
 
 
-def difference_plot(comparison: Comparison, protocol: Protocol) -> Markup | None:
+def difference_plot(comparison: Comparison, protocol: ProtocolKey) -> Markup | None:
     """Paired differences to the reference with 95 % intervals; None where there is none."""
     found = differences(comparison, protocol)
     if not found:

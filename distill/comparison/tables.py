@@ -6,8 +6,9 @@ import csv
 import io
 from dataclasses import dataclass
 
-from distill.comparison.entries import Entry, Evaluation, Protocol
+from distill.comparison.entries import Entry
 from distill.comparison.join import Comparison, bench_run, differences, teachers
+from distill.evaluation.finished import FinishedEvaluation, ProtocolKey
 from distill.text import BILLION, MILLION, markdown_table
 
 ABSENT = "–"
@@ -56,7 +57,7 @@ def score_columns(comparison: Comparison) -> list[Column]:
     return columns
 
 
-def metric_columns(comparison: Comparison, protocol: Protocol) -> list[Column]:
+def metric_columns(comparison: Comparison, protocol: ProtocolKey) -> list[Column]:
     """Every number of metrics.json, by its key."""
     found = {entry.label: evaluation for entry, evaluation in comparison.evaluations(protocol)}
     keys = dict.fromkeys(
@@ -157,7 +158,7 @@ def print_table(comparison: Comparison, *, width: int | None = None) -> None:
     Console(highlight=False, markup=False, width=None if console.is_terminal else width).print(table)
 
 
-def _score(evaluation: Evaluation | None, key: str) -> Cell:
+def _score(evaluation: FinishedEvaluation | None, key: str) -> Cell:
     if evaluation is None or evaluation.metrics.get(key) is None:
         return Cell(None, ABSENT)
     value = evaluation.metrics[key]

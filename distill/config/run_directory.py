@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from distill.errors import RunError
 
@@ -36,3 +39,19 @@ def check_run_directory(
         if not (run / name).is_file():
             raise RunError(f"resume=true, but '{run}' holds no {what} (no {name}); give another directory: run=DIR")
     return True
+
+
+def read_recipe_tree(run: Path) -> dict[str, Any]:
+    """Read the recipe of a run directory as a plain tree. Return an empty one if the directory has no recipe.
+
+    Raises:
+        RunError: the file is not YAML.
+    """
+    file = run / RECIPE_FILE
+    if not file.is_file():
+        return {}
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RunError(f"{file}: not YAML ({' '.join(str(error).split())}); restore it") from error
+    return tree if isinstance(tree, dict) else {}

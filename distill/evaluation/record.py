@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from distill.evaluation.prompting import InstanceScore, PhotoScores
 
 MODEL_FILE, DATA_FILE = "model.json", "data.json"
-INSTANCES_FILE, RESULTS_FILE, METRICS_FILE = "instances.jsonl", "results.json", "metrics.json"
+INSTANCES_FILE, RESULTS_FILE, EVALUATION_METRICS_FILE = "instances.jsonl", "results.json", "metrics.json"
 PARTIAL_DIR = "partial"  # while it runs: one line per photo, one file per process and start
 
 
@@ -79,7 +79,7 @@ class Record:
 
     @property
     def is_finished(self) -> bool:
-        return (self.run / METRICS_FILE).is_file()
+        return (self.run / EVALUATION_METRICS_FILE).is_file()
 
     def begin(self, evaluation: Evaluation) -> list[Any]:
         """The photos that are left to this process: every n-th of those that no process has finished."""
@@ -146,7 +146,7 @@ def write_metrics(record: Record, summary: Summary, **further: Any) -> dict[str,
         **record.model,
         **further,
     }
-    write_text(record.run / METRICS_FILE, json.dumps(content, indent=2) + "\n")
+    write_text(record.run / EVALUATION_METRICS_FILE, json.dumps(content, indent=2) + "\n")
     return content
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from distill.comparison.entries import Entry, read_evaluation, read_model
+from distill.comparison.entries import Entry, read_model
 from distill.comparison.join import build_comparison
 from distill.comparison.page import render
+from distill.evaluation.finished import read_evaluation
 from distill.pages.html import table
 
 SHOWN = {

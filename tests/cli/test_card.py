@@ -17,7 +17,7 @@ from huggingface_hub import ModelCard
 from distill.cards.model_card import card_text
 from distill.cli.card import CARD_FILE, MEASURED_FILE, OURS, refresh_card
 from distill.cli.main import main
-from distill.comparison.entries import read_evaluation
+from distill.evaluation.finished import read_evaluation
 
 NOTHING: dict[str, Any] = {"evaluations": {}, "bench": None}
 

@@ -12,10 +12,11 @@ import pytest
 import yaml
 
 from distill.cli.main import main
-from distill.comparison.entries import Protocol, read_entries, split_label
+from distill.comparison.entries import read_entries, split_label
 from distill.comparison.gallery import choose
 from distill.comparison.plots import Point, pareto_front
 from distill.evaluation.bootstrap import paired_difference
+from distill.evaluation.finished import ProtocolKey
 from distill.models.checkpoint import find_weights, sha256_file
 
 
@@ -276,11 +277,11 @@ def test_labels(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("protocol", "title"),
     [
-        (Protocol("coco_box", "box", None, "single"), "box"),
-        (Protocol("coco_box", "box", None, "best"), "box, best of three"),
-        (Protocol("coco_point3", "point", 3, "best"), "3 clicks"),
-        (Protocol("coco_point", "point", 1, "single"), "1 click, single mask"),
-        (Protocol("everything", None, None, None), "everything"),
+        (ProtocolKey("coco_box", "box", None, "single"), "box"),
+        (ProtocolKey("coco_box", "box", None, "best"), "box, best of three"),
+        (ProtocolKey("coco_point3", "point", 3, "best"), "3 clicks"),
+        (ProtocolKey("coco_point", "point", 1, "single"), "1 click, single mask"),
+        (ProtocolKey("everything", None, None, None), "everything"),
     ],
 )
 def test_titles(protocol, title):

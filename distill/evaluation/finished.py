@@ -1,0 +1,153 @@
+"""Finished evaluations, read back from their directories. The one reader for cards, comparisons and reports."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from distill.config.run_directory import read_recipe_tree
+from distill.config.schema import EVALUATIONS
+from distill.errors import RunError
+from distill.evaluation.record import EVALUATION_METRICS_FILE, INSTANCES_FILE, MODEL_FILE
+
+HEADLINES = ("miou", "ap", "map", "ar_1000")  # the first that an evaluation has is its headline
+
+
+class ProtocolKey(NamedTuple):
+    """The part of a protocol that two evaluations must share to stand in one column."""
+
+    name: str
+    prompt: str | None
+    num_clicks: int | None
+    multimask: str | None
+
+    @property
+    def title(self) -> str:
+        """The protocol in words, with the multimask policy where it is not the usual one for such prompts."""
+        if self.prompt == "point":
+            words = f"{self.num_clicks} click" + ("s" if self.num_clicks != 1 else "")
+        else:
+            words = {"box": "box", "detection": "detector boxes"}.get(self.prompt or "", self.name)
+        usual = {"box": "single", "point": "best", "detection": "single"}.get(self.prompt or "", self.multimask)
+        policy = {"single": "single mask", "best": "best of three", "oracle": "oracle's pick"}
+        return words if self.multimask in (usual, None) else f"{words}, {policy.get(self.multimask, self.multimask)}"
+
+
+@dataclass(frozen=True)
+class FinishedEvaluation:
+    """A finished evaluation: its directory, its protocol, and the content of metrics.json."""
+
+    directory: Path
+    protocol: ProtocolKey
+    metrics: dict[str, Any]
+
+    @property
+    def headline(self) -> str:
+        """The key of the one number that stands for the evaluation."""
+        return headline_of(self.metrics)
+
+    def interval(self, key: str) -> tuple[float, float] | None:
+        """Return the 95 % interval of a metric, or None where the evaluation has none."""
+        found = self.metrics.get("intervals", {}).get(key)
+        return None if found is None else (found[0], found[1])
+
+    @cached_property
+    def instances(self) -> ScoredInstances:
+        """The scored instances, read from disk on the first use."""
+        return read_instances(self.directory / INSTANCES_FILE)
+
+
+@dataclass(frozen=True)
+class ScoredInstances:
+    """N scored instances of one evaluation.
+
+    keys: (photo, annotation id) of each. areas: (N,) in original pixels. ious: (N,), NaN for a mask without a truth.
+    """
+
+    keys: list[tuple[str, int | None]]
+    areas: np.ndarray
+    ious: np.ndarray
+
+    @property
+    def photos(self) -> list[str]:
+        """The photo of each instance, by its key."""
+        return [photo for photo, _ in self.keys]
+
+
+def is_evaluation(path: Path) -> bool:
+    """Return whether a directory holds an evaluation, finished or begun."""
+    return (path / MODEL_FILE).is_file() or read_recipe_tree(path).get("kind") in EVALUATIONS
+
+
+def read_evaluation(directory: Path) -> FinishedEvaluation:
+    """Read a finished evaluation.
+
+    Raises:
+        RunError: the evaluation is not finished, or its metrics.json cannot be read.
+    """
+    path = directory / EVALUATION_METRICS_FILE
+    if not path.is_file():
+        raise RunError(f"{directory}: this evaluation is not finished (no {path.name}): go on with it by resume=true")
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+        metrics = {"weights_sha256": None, **metrics, "model": str(metrics["model"])}
+        return FinishedEvaluation(directory, protocol_of(metrics), metrics)
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{path}: not the metrics of an evaluation ({error}); evaluate again") from error
+
+
+def headline_of(metrics: Mapping[str, Any]) -> str:
+    """Return the key of the one number of metrics.json that stands for the evaluation."""
+    return next((key for key in HEADLINES if key in metrics), HEADLINES[0])
+
+
+def protocol_of(metrics: Mapping[str, Any]) -> ProtocolKey:
+    """Return the protocol that metrics.json names."""
+    name = metrics.get("protocol") or metrics.get("prompt") or str(metrics["kind"])
+    return ProtocolKey(name, *(metrics.get(key) for key in ("prompt", "num_clicks", "multimask")))
+
+
+def find_evaluations(folder: Path) -> tuple[list[FinishedEvaluation], list[Path]]:
+    """Find the evaluations below a directory.
+
+    An evaluation over many sets counts once: the directories of its sets are left out.
+
+    Returns:
+        the finished evaluations, and the directories of those that were begun but not finished.
+    Raises:
+        RunError: the directory does not exist, or holds no evaluation.
+    """
+    if not folder.is_dir():
+        raise RunError(f"--evaluations {folder}: no such directory")
+    directories = sorted(path.parent for path in folder.rglob(MODEL_FILE))
+    directories = [d for d in directories if d == folder or d.parent not in directories]
+    finished = [directory for directory in directories if (directory / EVALUATION_METRICS_FILE).is_file()]
+    if not directories:
+        raise RunError(f"--evaluations {folder}: no evaluation in it (no {MODEL_FILE}); `distill evaluate` writes them")
+    return [read_evaluation(directory) for directory in finished], [d for d in directories if d not in finished]
+
+
+def read_instances(path: Path) -> ScoredInstances:
+    """Read the lines of instances.jsonl. Raises RunError when the file is missing or cut short."""
+    keys, areas, ious = [], [], []
+    for row in read_lines(path):
+        keys.append((str(row["image"]), row["annotation_id"]))
+        areas.append(row["area"])
+        ious.append(float("nan") if row["iou"] is None else row["iou"])
+    return ScoredInstances(keys, np.array(areas, np.float64), np.array(ious, np.float64))
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a JSON-lines file. Raises RunError when the file is missing or cut short."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                yield json.loads(line)
+    except (OSError, json.JSONDecodeError) as error:
+        raise RunError(f"{path}: missing or cut short ({error}); evaluate again") from error
