@@ -9,13 +9,14 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from distill.comparison.entries import Training, read_trainings
-from distill.comparison.tables import METRIC_WORDS, markdown_table
+from distill.comparison.tables import METRIC_WORDS
 from distill.evaluation.finished import headline_of, protocol_of
 from distill.models.checkpoint import load_model, read_metadata
 from distill.models.complexity import encoder_macs
 from distill.models.sam import ModelSpec
+from distill.text import markdown_table
 from distill.training.cost import read_cost
+from distill.training.record import Training, read_trainings
 
 CODE_LICENCE = "the code that trained it, `distill`: Apache-2.0"
 # Of a teacher's weights, by the beginning of its name.

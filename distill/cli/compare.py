@@ -70,7 +70,7 @@ def compare(arguments: argparse.Namespace) -> int:
     """Read, measure what is missing, join, and write."""
     check_arguments(arguments)
 
-    from distill.cli.card import refresh_card
+    from distill.cards.writing import refresh_card
     from distill.comparison.entries import read_entries
     from distill.comparison.join import add_benches, build_comparison, read_bench
     from distill.comparison.measure import Data, evaluate_missing, measure

@@ -74,7 +74,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """Check everything, then ask, then write the metrics."""
-    from distill.cli.card import refresh_card
+    from distill.cards.writing import refresh_card
     from distill.config.loading import load_recipe
     from distill.evaluation.finished import read_evaluation
 

@@ -59,7 +59,7 @@ def push(arguments: argparse.Namespace) -> int:
 
 def files_to_push(model: str) -> list[Path]:
     """The weights, their card and their recipe. Raises CheckpointError without weights."""
-    from distill.cli.card import CARD_FILE, write_card
+    from distill.cards.writing import CARD_FILE, write_card
     from distill.models.checkpoint import find_weights
 
     weights = find_weights(model)

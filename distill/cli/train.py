@@ -54,10 +54,12 @@ def train(arguments: argparse.Namespace) -> int:
             console.print(item)
         return 0
 
+    from distill.cards.writing import refresh_card
     from distill.training.directory import is_rank_zero
     from distill.training.run import run_training
 
     weights = run_training(recipe)
     if is_rank_zero():
+        refresh_card(recipe.run)
         print(f"wrote {weights}")
     return 0

@@ -18,23 +18,9 @@ from distill.evaluation.finished import (
 )
 from distill.evaluation.record import MODEL_FILE
 from distill.models.checkpoint import STUDENT_FILE, find_weights, is_packaged, sha256_file
-from distill.training.cost import Cost, read_cost
+from distill.training.record import TRAINING_KINDS, Training, read_trainings
 
-TRAINING_KINDS = ("feature", "mask")
 RELEASED = (".pt", ".pth")
-
-
-@dataclass(frozen=True)
-class Training:
-    """One stage: its run directory, its recipe as a tree, and its cost where that was recorded."""
-
-    run: Path
-    recipe: dict[str, Any]
-    cost: Cost | None
-
-    @property
-    def teacher(self) -> str:
-        return str(self.recipe.get("teacher", {}).get("name", "?"))
 
 
 @dataclass
@@ -124,20 +110,6 @@ def read_model(source: str, label: str | None, others: Iterable[Entry] = ()) -> 
             raise RunError(f"{source}: the same weights as {other.source or other.label}; give them once")
     trainings = read_trainings(path) if is_directory else []
     return Entry(label or default_label(source), source, sha256, name, trainings)
-
-
-def read_trainings(run: Path) -> list[Training]:
-    """The stages that led to a run, the first one first: each names the run that it started from."""
-    trainings: list[Training] = []
-    seen: set[Path] = set()
-    while (
-        run.is_dir() and run.resolve() not in seen and (recipe := read_recipe_tree(run)).get("kind") in TRAINING_KINDS
-    ):
-        seen.add(run.resolve())
-        trainings.append(Training(run, recipe, read_cost(run)))
-        start = Path(str(recipe.get("student", {}).get("init_from")))
-        run = start.parent if start.name == STUDENT_FILE else start
-    return trainings[::-1]
 
 
 def join(entries: list[Entry], evaluation: FinishedEvaluation, label: str | None) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from distill.bench.models_report import pareto_indices
-from distill.comparison.entries import Entry, Training
+from distill.comparison.entries import Entry
 from distill.comparison.join import Comparison, differences
 from distill.comparison.tables import METRIC_WORDS, Column
 from distill.evaluation.finished import ProtocolKey
@@ -27,6 +27,7 @@ from distill.pages.html import (
     to_svg,
 )
 from distill.training.directory import SCALARS_FILE
+from distill.training.record import Training
 
 SIZES = {"miou": ("miou_large", "miou_medium", "miou_small"), "ap": ("ap_large", "ap_medium", "ap_small")}
 SIZES["ar_1000"] = ("ar_large", "ar_medium", "ar_small")

@@ -14,7 +14,6 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
 
-from distill.cli.card import refresh_card
 from distill.config.loading import flatten, load_recipe, resolved_yaml
 from distill.config.run_directory import RECIPE_FILE
 from distill.config.schema import ASKS_TEACHER, FeatureRecipe, MaskRecipe
@@ -87,7 +86,6 @@ def run_training(recipe: TrainRecipe) -> Path:
         weights = run / STUDENT_FILE
         if trainer.is_global_zero:
             save_model(student, weights, metadata={"recipe": resolved_yaml(recipe)})
-            refresh_card(str(run))
         logger.info("%d steps; the student is %s", trainer.global_step, weights)
     return weights
 

@@ -15,7 +15,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from distill.cards.model_card import card_text
-from distill.cli.card import CARD_FILE, MEASURED_FILE, OURS, refresh_card
+from distill.cards.writing import CARD_FILE, MEASURED_FILE, OURS, refresh_card
 from distill.cli.main import main
 from distill.evaluation.finished import read_evaluation
 

@@ -1,0 +1,41 @@
+"""Records of finished trainings: the stages that led to a run, read from run directories."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distill.config.run_directory import read_recipe_tree
+from distill.models.checkpoint import STUDENT_FILE
+from distill.training.cost import Cost, read_cost
+
+TRAINING_KINDS = ("feature", "mask")
+
+
+@dataclass(frozen=True)
+class Training:
+    """One finished stage: its run directory, its recipe as a tree, and its cost (None: not recorded)."""
+
+    run: Path
+    recipe: dict[str, Any]
+    cost: Cost | None
+
+    @property
+    def teacher(self) -> str:
+        """Return the name or path of the teacher, or "?" if the recipe names none."""
+        return str(self.recipe.get("teacher", {}).get("name", "?"))
+
+
+def read_trainings(run: Path) -> list[Training]:
+    """Read the stages that led to a run, the first one first. Each stage names the run that it started from."""
+    trainings: list[Training] = []
+    seen: set[Path] = set()
+    while (
+        run.is_dir() and run.resolve() not in seen and (recipe := read_recipe_tree(run)).get("kind") in TRAINING_KINDS
+    ):
+        seen.add(run.resolve())
+        trainings.append(Training(run, recipe, read_cost(run)))
+        start = Path(str(recipe.get("student", {}).get("init_from")))
+        run = start.parent if start.name == STUDENT_FILE else start
+    return trainings[::-1]
