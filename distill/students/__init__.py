@@ -1,7 +1,7 @@
-"""The students: one literal dict from a name to the file that builds it. Importing this loads no torch.
+"""The registry of students: one literal dict from a name to the module that builds it. It imports no torch.
 
-A student in someone else's package is an entry point of the group `distill.students`: its name is the student's, its
-object a `Student` that names the module to build from.
+A student of another package is an entry point of the group `distill.students`. The entry point's name is the student's
+name; its object is a `Student`, which names the module that builds the encoder.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ PLUGIN_GROUP = "distill.students"
 
 @dataclass(frozen=True)
 class Student:
-    """Where a student is built and what it reads.
+    """The registry's entry for one student.
 
-    module: dotted name of the module with `build(name, *, image_size, embedding_dim, embedding_size)`, which returns an
-        nn.Module from normalised pixels (B, 3, S, S) to (B, C, E, E).
-    image_size: side S of the input in pixels that the published model reads.
-    norm_eps: epsilon of every norm layer of the whole promptable model, or None for the constructors' own.
-    published: the released checkpoint files whose tensors fit, by name and project; empty if there are none.
-    own_decoder: the released files hold a decoder that is not SAM's: it is not supported, the encoder alone is.
-    container: the key under which the published code looks for the tensors in a file; empty: at the top.
-    encoder_only: the published file holds the encoder alone.
+    module: dotted name of the module with `build(name, *, image_size, embedding_dim, embedding_size)`. It returns an
+        nn.Module that maps normalised pixels (B, 3, S, S) to an embedding (B, C, E, E).
+    image_size: side S, in pixels, of the input that the published model reads.
+    summary: one line for the list of students.
+    norm_eps: epsilon of every norm layer of the complete promptable model; None keeps the constructors' own.
+    published: the released checkpoint files whose tensors fit, with their projects; empty if there are none.
+    own_decoder: True if the released files hold a decoder other than SAM's, which is not supported; the encoder is.
+    container: the key under which the published code expects the tensors in a file; empty if they are at the top.
+    encoder_only: True if the published file holds only the encoder.
     """
 
     module: str
@@ -115,10 +116,10 @@ STUDENTS: dict[str, Student] = {
 
 
 def plugins() -> dict[str, importlib.metadata.EntryPoint]:
-    """The students of other installed packages, not yet loaded. A name of our own stays ours.
+    """Find the students of other installed packages without loading them. They cannot replace a name of ours.
 
     Raises:
-        DistillError: two packages that give one name.
+        DistillError: two packages give the same name to different students.
     """
     found: dict[str, importlib.metadata.EntryPoint] = {}
     for point in importlib.metadata.entry_points(group=PLUGIN_GROUP):
@@ -137,7 +138,7 @@ def _load_plugin(point: importlib.metadata.EntryPoint) -> Student:
     origin = f"student '{point.name}' of {point.dist.name if point.dist else 'another package'} ({point.value})"
     try:
         student = point.load()
-    except Exception as error:  # another's code: the user needs its name and its error
+    except Exception as error:  # another package's code: the user needs its name and its error
         raise DistillError(f"{origin} cannot be imported: {type(error).__name__}: {error}") from error
     if not isinstance(student, Student):
         raise DistillError(
@@ -147,7 +148,11 @@ def _load_plugin(point: importlib.metadata.EntryPoint) -> Student:
 
 
 def check_student_name(name: str) -> Student:
-    """The entry of a student, of ours or of a plug-in; an unknown name raises DistillError with the near ones."""
+    """Return the entry of a student: one of ours, timm/NAME, or a plug-in.
+
+    Raises:
+        DistillError: an unknown name (the error lists similar ones), or a plug-in that cannot be imported.
+    """
     if name.startswith(TIMM_PREFIX) and len(name) > len(TIMM_PREFIX):
         return Student("distill.students.timm", TIMM_IMAGE_SIZE, f"timm's {name[len(TIMM_PREFIX) :]} through a neck")
     if name in STUDENTS:
@@ -164,13 +169,14 @@ def check_student_name(name: str) -> Student:
 def build_encoder(
     name: str, *, image_size: int | None = None, embedding_dim: int = 256, embedding_size: int = 64
 ) -> nn.Module:
-    """An untrained student encoder: (B, 3, S, S) normalised pixels -> (B, C, E, E).
+    """Build an untrained student encoder: normalised pixels (B, 3, S, S) -> embeddings (B, C, E, E).
 
     Args:
-        image_size: S; None takes the student's own.
-        embedding_dim: C, embedding_size: E: those of the teacher.
+        image_size: S; None selects the student's own.
+        embedding_dim: C of the teacher.
+        embedding_size: E of the teacher.
     Raises:
-        DistillError: an unknown name, a size that the student cannot have, or a plug-in that does not keep its word.
+        DistillError: an unknown name, a size that the student does not support, or a plug-in that fails.
     """
     entry = check_student_name(name)
     sizes = {

@@ -1,10 +1,10 @@
-"""EfficientSAM's image encoders: a plain ViT with global attention and SAM's neck, tiny and small.
+"""EfficientSAM's image encoders, tiny and small: a plain ViT with global attention and SAM's neck.
 
-EfficientSAM has a decoder of its own, which is not supported: these encoders go with SAM's decoder, and so must be
-trained with it. Their input is the letterboxed photo like any other student's; the published code squashes it instead.
+EfficientSAM's own decoder is not supported: these encoders are combined with SAM's decoder and must be trained with it.
+Their input is the letterboxed photo, as for every student; the published code squashes the photo to a square instead.
 
-Written from the paper (EfficientSAM, Xiong et al. 2024). Tensor names and the function computed are those of the
-released checkpoints' encoder; golden numbers test both.
+This is written from the paper (EfficientSAM, Xiong et al. 2024). Tensor names and the computed function are those of
+the encoder in the released checkpoints; golden numbers test both.
 """
 
 from __future__ import annotations
@@ -15,19 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.errors import DistillError
-from distill.students.layers import SamNeck, init_linear, to_grid
+from distill.students.layers import SamNeck, check_image_size, init_linear, to_grid
 
 PATCH_SIZE = 16
 DEPTH = 12
 EXPAND = 4  # hidden width of the MLPs
 NORM_EPS = 1e-6
-PRETRAINED_GRID = 14  # side of the position embedding: pre-trained on ImageNet at 224 pixels
+PRETRAINED_GRID = 14  # side of the position embedding, which was pre-trained on ImageNet at 224 pixels
 
 
 @dataclass(frozen=True)
 class Size:
-    """Width and attention heads."""
+    """Width and attention heads of a ViT."""
 
     width: int
     num_heads: int
@@ -37,20 +36,20 @@ SIZES = {"efficient_sam_vitt": Size(192, 3), "efficient_sam_vits": Size(384, 6)}
 
 
 class PatchEmbed(nn.Module):
-    """One linear map of each patch."""
+    """One linear map, applied to each patch."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(3, width, PATCH_SIZE, stride=PATCH_SIZE)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, S, S) -> (B, width, S/16, S/16)."""
+        """Map pixels (B, 3, S, S) to patches (B, width, S/16, S/16)."""
         out: Tensor = self.proj(pixels)
         return out
 
 
 class Attention(nn.Module):
-    """Every position attends to every other."""
+    """Attention of every position to every other."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -67,7 +66,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two layers."""
+    """Two linear layers with a GELU between them."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -90,14 +89,14 @@ class Block(nn.Module):
         self.mlp = Mlp(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, N, width) -> the same shape."""
+        """Map tokens (B, N, width) to the same shape."""
         x = x + self.attn(self.norm1(x))
         out: Tensor = x + self.mlp(self.norm2(x))
         return out
 
 
 class EfficientSamEncoder(nn.Module):
-    """A plain ViT and SAM's neck: (B, 3, S, S) normalised pixels -> (B, C, E, E), float32."""
+    """A plain ViT and SAM's neck: normalised pixels (B, 3, S, S) -> embeddings (B, C, E, E), float32."""
 
     def __init__(self, size: Size, *, image_size: int, embedding_dim: int, embedding_size: int) -> None:
         super().__init__()
@@ -105,11 +104,11 @@ class EfficientSamEncoder(nn.Module):
         self.embedding_dim = embedding_dim
         self.embedding_size = embedding_size
         self.patch_embed = PatchEmbed(size.width)
-        # The first row is that of the class token, which pre-training had and this encoder has not.
+        # The first row belongs to the class token, which pre-training used and this encoder does not.
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + PRETRAINED_GRID**2, size.width))
         self.blocks = nn.ModuleList(Block(size.width, size.num_heads) for _ in range(DEPTH))
         self.neck = SamNeck(size.width, embedding_dim)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)  # as ViTs are begun
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)  # the usual initialisation of ViTs
         self.apply(init_linear)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -123,7 +122,7 @@ class EfficientSamEncoder(nn.Module):
         return embedding
 
     def _positions(self, side: int) -> Tensor:
-        """The position embedding (1, c, side, side), bicubic from its 14 x 14."""
+        """Interpolate the 14 x 14 position embedding to (1, c, side, side), bicubic."""
         grid = self.pos_embed[:, 1:].transpose(1, 2).unflatten(2, (PRETRAINED_GRID, PRETRAINED_GRID))
         if side == PRETRAINED_GRID:
             return grid
@@ -131,18 +130,16 @@ class EfficientSamEncoder(nn.Module):
 
 
 def build(name: str, *, image_size: int, embedding_dim: int, embedding_size: int) -> EfficientSamEncoder:
-    """A member of the family with random weights.
+    """Build one of the encoders with random weights.
 
     Args:
-        image_size: S, a multiple of 16. embedding_dim: C.
-        embedding_size: E, any; the last map, of side S/16, is resized to it before the neck.
+        image_size: S, a multiple of 16.
+        embedding_dim: C.
+        embedding_size: E, any size; the last map of side S/16 is resized to it before the neck.
     Raises:
-        DistillError: an image size that the patches do not divide.
+        DistillError: the image size is not a multiple of the patches' width.
     """
-    if image_size < PATCH_SIZE or image_size % PATCH_SIZE:
-        raise DistillError(
-            f"{name}: image_size {image_size} is not a multiple of {PATCH_SIZE}, the width of its patches"
-        )
+    check_image_size(name, image_size, PATCH_SIZE, "the width of its patches")
     return EfficientSamEncoder(
         SIZES[name], image_size=image_size, embedding_dim=embedding_dim, embedding_size=embedding_size
     )

@@ -1,7 +1,7 @@
 """EfficientViT-SAM's image encoders: L0, L1, L2, XL0, XL1, and this project's small T.
 
-Written from the papers (EfficientViT, Cai et al. 2023; EfficientViT-SAM, Zhang et al. 2024). Tensor names and the
-function computed are those of the released checkpoints; golden numbers test both.
+This is written from the papers (EfficientViT, Cai et al. 2023; EfficientViT-SAM, Zhang et al. 2024). Tensor names and
+the computed function are those of the released checkpoints; golden numbers test both.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ import torch.nn.functional as F
 from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 
-from distill.errors import DistillError
 from distill.students import EFFICIENTVIT_EPS
-from distill.students.layers import to_grid, without_autocast
+from distill.students.layers import check_image_size, to_grid, without_autocast
 
-ATTENTION_EPS = 1e-15  # published code: the normaliser of the ReLU attention
+ATTENTION_EPS = 1e-15  # published code: added to the normaliser of the ReLU attention
 NECK_LEVELS = 3  # the neck fuses the last three stages
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Blocks at one resolution; the first of them halves it.
+    """Blocks at one resolution; the first block halves it.
 
     block: res (two 3x3), fmb (fused inverted bottleneck), mb (inverted bottleneck), att (linear attention + mb).
-    depth: blocks after the first. expand: hidden width of a bottleneck, as a multiple of its input's.
+    depth: number of blocks after the first.
+    expand: hidden width of a bottleneck as a multiple of its input's width.
     """
 
     block: Literal["res", "fmb", "mb", "att"]
@@ -39,7 +39,11 @@ class Stage:
 
 @dataclass(frozen=True)
 class Architecture:
-    """stages[0] is the stem. first_expand: a stage's first bottleneck expands this many times more than its others."""
+    """The sizes of one member of the family.
+
+    stages: the stem, then the stages.
+    first_expand: how many times more the first bottleneck of a stage expands than the stage's other ones.
+    """
 
     stages: tuple[Stage, ...]
     attention_dim: int  # channels of one head
@@ -87,8 +91,8 @@ def _extra_large(depths: Sequence[int], neck_depth: int) -> Architecture:
     )
 
 
-# L and XL: EfficientViT-SAM, published code. T is ours: narrow where the resolution is high, dense 3x3 convolutions
-# there (a depthwise one is slow on CPUs for its work), attention at stride 32 alone.
+# L and XL: EfficientViT-SAM, published code. T is ours. It is narrow where the resolution is high and uses dense 3x3
+# convolutions there, because depthwise ones are slow on CPUs for their work. It has attention at stride 32 only.
 ARCHITECTURES: dict[str, Architecture] = {
     "efficientvit_sam_t": Architecture(
         stages=(
@@ -114,7 +118,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 class ConvLayer(nn.Module):
-    """Convolution, batch norm unless `bias` stands in for it, tanh-GELU if `act`."""
+    """A convolution, then a batch norm if `norm`, then a tanh-GELU if `act`."""
 
     def __init__(
         self,
@@ -156,7 +160,7 @@ class ResBlock(nn.Module):
 
 
 class FusedMBConv(nn.Module):
-    """Fused inverted bottleneck: 3x3 that expands, 1x1 that projects."""
+    """A fused inverted bottleneck: a 3x3 convolution expands, a 1x1 projects."""
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1, expand: int) -> None:
         super().__init__()
@@ -170,7 +174,7 @@ class FusedMBConv(nn.Module):
 
 
 class MBConv(nn.Module):
-    """Inverted bottleneck: 1x1 that expands, depthwise 3x3, 1x1 that projects. Only the last one is normalised."""
+    """An inverted bottleneck: a 1x1 expands, a depthwise 3x3 mixes, a 1x1 projects. Only the last one has a norm."""
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1, expand: int) -> None:
         super().__init__()
@@ -187,7 +191,7 @@ class MBConv(nn.Module):
 
 
 class LiteMLA(nn.Module):
-    """Multi-scale ReLU attention: the heads of a 1x1 qkv, and as many of the qkv that a small convolution mixed."""
+    """Multi-scale ReLU attention: heads of a 1x1 qkv, and as many heads of that qkv after a small convolution."""
 
     def __init__(self, channels: int, head_dim: int, kernel: int) -> None:
         super().__init__()
@@ -217,12 +221,13 @@ class LiteMLA(nn.Module):
 
 
 def relu_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention whose similarity is the product of non-negative features, in the cheaper of its two orders.
+    """Attend with products of non-negative features as similarity, multiplied in the cheaper of the two orders.
 
     Args:
-        query, key: (B, heads, d, n), not negative; value: (B, heads, d, n).
+        query, key: (B, heads, d, n), not negative.
+        value: (B, heads, d, n).
     Returns:
-        (B, heads, d, n)
+        the attended values (B, heads, d, n).
     """
     head_dim, num_positions = query.shape[2:]
     if num_positions > head_dim:
@@ -233,7 +238,7 @@ def relu_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 class Residual(nn.Module):
-    """x + main(x); main(x) alone where the block changes the shape."""
+    """A residual block: x + main(x), or only main(x) if the block changes the shape."""
 
     def __init__(self, main: nn.Module, *, shortcut: bool = True) -> None:
         super().__init__()
@@ -246,7 +251,7 @@ class Residual(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Context by attention, then local mixing by an inverted bottleneck."""
+    """Attention for context, then an inverted bottleneck for local mixing."""
 
     def __init__(self, channels: int, head_dim: int, kernel: int, *, expand: int) -> None:
         super().__init__()
@@ -259,7 +264,7 @@ class AttentionBlock(nn.Module):
 
 
 class OpList(nn.Module):
-    """Operations in a row, under the published name."""
+    """A sequence of operations under the published name."""
 
     def __init__(self, *ops: nn.Module) -> None:
         super().__init__()
@@ -271,7 +276,7 @@ class OpList(nn.Module):
 
 
 class Backbone(nn.Module):
-    """Stages at strides 2, 4, 8, ..."""
+    """The stages, at strides 2, 4, 8, ..."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -290,7 +295,7 @@ class Backbone(nn.Module):
         self.stages = nn.ModuleList(stages)
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        """Normalised pixels (B, 3, S, S) -> one map per stage, (B, width, S / stride, S / stride)."""
+        """Map normalised pixels (B, 3, S, S) to one map per stage, (B, width, S / stride, S / stride)."""
         features = []
         x = pixels
         for stage in self.stages:
@@ -309,7 +314,7 @@ def _block(stage: Stage, architecture: Architecture) -> nn.Module:
 
 
 class Neck(nn.Module):
-    """The last stages, deepest first: 1x1 projections, brought to the grid, summed, mixed."""
+    """The neck: the last stages, deepest first, are projected by 1x1, resized to the grid, summed and mixed."""
 
     def __init__(self, architecture: Architecture, embedding_dim: int, embedding_size: int) -> None:
         super().__init__()
@@ -326,7 +331,7 @@ class Neck(nn.Module):
         self.output_ops = nn.ModuleList([OpList(ConvLayer(width, embedding_dim, bias=True, norm=False))])
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        """One map per stage of the backbone -> (B, C, E, E)."""
+        """Map the backbone's features, one map per stage, to embeddings (B, C, E, E)."""
         levels = features[: -NECK_LEVELS - 1 : -1]
         maps = [to_grid(op(level), self.embedding_size) for op, level in zip(self.input_ops, levels, strict=True)]
         fused = torch.stack(maps).sum(0)  # (B, width, E, E)
@@ -335,7 +340,7 @@ class Neck(nn.Module):
 
 
 class EfficientViTEncoder(nn.Module):
-    """Backbone, neck and a last norm: (B, 3, S, S) normalised pixels -> (B, C, E, E), float32."""
+    """Backbone, neck and a last norm: normalised pixels (B, 3, S, S) -> embeddings (B, C, E, E), float32."""
 
     def __init__(self, architecture: Architecture, *, image_size: int, embedding_dim: int, embedding_size: int) -> None:
         super().__init__()
@@ -354,20 +359,18 @@ class EfficientViTEncoder(nn.Module):
 
 
 def build(name: str, *, image_size: int, embedding_dim: int, embedding_size: int) -> EfficientViTEncoder:
-    """A member of the family with random weights.
+    """Build a member of the family with random weights.
 
     Args:
         image_size: S, a multiple of the last stage's stride (32; 64 for XL).
-        embedding_dim: C. embedding_size: E, any; maps are resized to it in the neck.
+        embedding_dim: C.
+        embedding_size: E, any size; the neck resizes its maps to it.
     Raises:
-        DistillError: an image size that the strides do not divide.
+        DistillError: the image size is not a multiple of the stride.
     """
     architecture = ARCHITECTURES[name]
     stride = 2 ** len(architecture.stages)
-    if image_size < stride or image_size % stride:
-        raise DistillError(
-            f"{name}: image_size {image_size} is not a multiple of {stride}, the stride of its last stage"
-        )
+    check_image_size(name, image_size, stride, "the stride of its last stage")
     return EfficientViTEncoder(
         architecture, image_size=image_size, embedding_dim=embedding_dim, embedding_size=embedding_size
     )

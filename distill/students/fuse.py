@@ -1,7 +1,7 @@
-"""Structural re-parameterisation: batch norms folded into the convolutions before them, branches into one convolution.
+"""Structural re-parameterisation: batch norms folded into convolutions, and branches into one convolution.
 
-A fused model computes what the model computes in eval mode, with fewer and larger steps. It is for evaluation, bench
-and export: its tensors are not those of the checkpoint format, and it is not trained further.
+A fused model computes what the model computes in eval mode, with fewer and larger steps. It is for evaluation,
+benchmarks and export. Its tensors are not those of the checkpoint format, and it cannot be trained further.
 """
 
 from __future__ import annotations
@@ -9,45 +9,32 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils.hooks import RemovableHandle
 
 from distill.errors import DistillError
 
 FUSED_MARK = "_is_fused"  # an attribute of fused encoders
-MAX_DIFFERENCE = 1e-4  # of the fused output from the module's own, as a share of the largest value
+MAX_DIFFERENCE = 1e-4  # between the fused output and the module's own, as a share of the largest value
 
 
-@torch.no_grad()
-def fold_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
-    """A new convolution that computes norm(conv(x)) in eval mode. The two given are left as they are."""
-    assert norm.running_mean is not None and norm.running_var is not None
-    scale = (norm.running_var + norm.eps).rsqrt()
-    shift = -norm.running_mean * scale
-    if norm.affine:
-        scale, shift = scale * norm.weight, shift * norm.weight + norm.bias
-    folded = copy.deepcopy(conv)
-    folded.weight = nn.Parameter(conv.weight * scale[:, None, None, None], requires_grad=conv.weight.requires_grad)
-    folded.bias = nn.Parameter(shift if conv.bias is None else shift + conv.bias * scale)
-    return folded
-
-
-@torch.inference_mode(False)  # whose tensors count no changes in place
+@torch.inference_mode(False)  # inference tensors do not count changes in place
 @torch.no_grad()
 def fuse(module: nn.Module, pixels: Tensor | None = None) -> nn.Module:
-    """A fused copy of a student encoder or of a whole promptable model, in eval mode.
+    """Return a fused copy of a student encoder or of a complete promptable model, in eval mode.
 
-    Two things are fused: a module with a method `fused()` gives way to what that returns (RepViT's branches), and each
-    batch norm whose input is the untouched output of one convolution is folded into it. Such pairs are found by running
-    the encoder once, so any module has them found, whatever its names; a second run checks the result.
+    Two things are fused. A module with a method `fused()` is replaced by the module which that method returns
+    (RepViT's branches). A batch norm is folded into a convolution if its input is the untouched output of that one
+    convolution. One run of the encoder finds these pairs, so module names play no part. A second run checks the result.
 
     Args:
-        module: an encoder, or a model with an `image_encoder`. It is left as it is.
-        pixels: (1, 3, S, S) to run it on; by default noise at the module's own `image_size`.
+        module: an encoder, or a model with an `image_encoder`. It is not changed.
+        pixels: the input (1, 3, S, S) of both runs; by default noise at the module's own `image_size`.
     Raises:
-        DistillError: an output that fusing would change by more than 1e-4 of its largest value.
+        DistillError: fusing would change the output by more than 1e-4 of its largest value.
     """
     module = copy.deepcopy(module).eval()
     encoder: nn.Module = getattr(module, "image_encoder", module)
@@ -58,7 +45,7 @@ def fuse(module: nn.Module, pixels: Tensor | None = None) -> nn.Module:
     expected = encoder(pixels)
     encoder = _replace(encoder, _fused_branches)
     pairs = _conv_norm_pairs(encoder, pixels)
-    replacements: dict[nn.Module, nn.Module] = {conv: fold_norm(conv, norm) for conv, norm in pairs}
+    replacements: dict[nn.Module, nn.Module] = {conv: fuse_conv_bn_eval(conv, norm) for conv, norm in pairs}
     replacements.update((norm, _without_norm(norm)) for _, norm in pairs)
     encoder = _replace(encoder, replacements.get)
     difference = (encoder(pixels) - expected).abs().max() / expected.abs().max()
@@ -75,7 +62,7 @@ def fuse(module: nn.Module, pixels: Tensor | None = None) -> nn.Module:
 
 
 def is_fused(module: nn.Module) -> bool:
-    """Whether an encoder, or the encoder of a whole model, is a fused one."""
+    """Tell whether an encoder, or the encoder of a complete model, is fused."""
     return hasattr(getattr(module, "image_encoder", module), FUSED_MARK)
 
 
@@ -88,7 +75,7 @@ def _noise_for(encoder: nn.Module) -> Tensor:
 
 
 def _fused_branches(part: nn.Module) -> nn.Module | None:
-    """What a module with branches gives as their sum in one convolution; None for a module without."""
+    """Return one convolution for a module with branches; return None for a module without."""
     fused = getattr(part, "fused", None)
     if fused is None:
         return None
@@ -98,7 +85,7 @@ def _fused_branches(part: nn.Module) -> nn.Module | None:
 
 
 def _replace(module: nn.Module, replacement: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
-    """The module with every part replaced for which there is a replacement."""
+    """Replace each part of a module for which `replacement` returns another module."""
     if (new := replacement(module)) is not None:
         return new
     for name, child in module.named_children():
@@ -107,21 +94,22 @@ def _replace(module: nn.Module, replacement: Callable[[nn.Module], nn.Module | N
 
 
 def _conv_norm_pairs(encoder: nn.Module, pixels: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """The convolutions and norms of which each ran once, the norm on what the convolution gave."""
-    source: dict[nn.BatchNorm2d, nn.Conv2d] = {}  # of each norm's input
+    """Run an encoder and find its foldable pairs: each part ran once, the norm on the convolution's output."""
+    source: dict[nn.BatchNorm2d, nn.Conv2d] = {}  # the convolution that made each norm's input
     calls: Counter[nn.Module] = Counter()
 
-    def after_conv(conv: nn.Module, _: Any, output: Tensor) -> None:
+    def after_conv(conv: nn.Module, _: object, output: Tensor) -> None:
         calls[conv] += 1
-        output.made_by = conv, output._version  # type: ignore[attr-defined] # a mark that no operation hands on
+        output.made_by = conv, output._version  # type: ignore[attr-defined] # no operation hands this mark on
 
-    def before_norm(norm: nn.BatchNorm2d, inputs: tuple[Tensor, ...]) -> None:
+    def before_norm(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         calls[norm] += 1
         conv, version = getattr(inputs[0], "made_by", (None, None))
-        if conv is not None and version == inputs[0]._version:  # else changed in place since
+        if conv is not None and version == inputs[0]._version:  # otherwise it was changed in place since
+            assert isinstance(norm, nn.BatchNorm2d)
             source[norm] = conv
 
-    handles = [*_hooks(encoder, after_conv, before_norm)]
+    handles = [*_add_hooks(encoder, after_conv, before_norm)]
     try:
         encoder(pixels)
     finally:
@@ -132,7 +120,11 @@ def _conv_norm_pairs(encoder: nn.Module, pixels: Tensor) -> list[tuple[nn.Conv2d
     return [(conv, norm) for conv, norm in once if norm.running_mean is not None]
 
 
-def _hooks(encoder: nn.Module, after_conv: Any, before_norm: Any) -> Iterator[Any]:
+def _add_hooks(
+    encoder: nn.Module,
+    after_conv: Callable[[nn.Module, object, Tensor], None],
+    before_norm: Callable[[nn.Module, tuple[Tensor, ...]], None],
+) -> Iterator[RemovableHandle]:
     for part in encoder.modules():
         if isinstance(part, nn.Conv2d):
             yield part.register_forward_hook(after_conv)
@@ -141,6 +133,6 @@ def _hooks(encoder: nn.Module, after_conv: Any, before_norm: Any) -> Iterator[An
 
 
 def _without_norm(norm: nn.BatchNorm2d) -> nn.Module:
-    """What is left of a norm: nothing, or the activation of timm's BatchNormAct2d."""
+    """Return what remains of a norm: nothing, or the activation of timm's BatchNormAct2d."""
     rest = [part for part in (getattr(norm, "drop", None), getattr(norm, "act", None)) if isinstance(part, nn.Module)]
     return nn.Sequential(*rest) if rest else nn.Identity()

@@ -1,4 +1,4 @@
-"""What several published encoders share: a convolution with its norm, SAM's neck, and the way to the grid."""
+"""Pieces that several student encoders share: a convolution with its norm, SAM's neck, and resizing to the grid."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import torch.nn.functional as F
 from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 
+from distill.errors import DistillError
+
 NECK_NORM_EPS = 1e-6  # segment_anything/modeling/common.py
 
 
 class ConvNorm(nn.Module):
-    """Convolution without a bias, then batch norm, under the published names `c` and `bn` (TinyViT, RepViT)."""
+    """A convolution without a bias, then batch norm, under the published names `c` and `bn` (TinyViT, RepViT)."""
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel: int = 1, *, stride: int = 1, groups: int = 1
@@ -30,7 +32,7 @@ class ConvNorm(nn.Module):
 
 
 class SamNeck(nn.Sequential):
-    """SAM's neck under its published names, 0 to 3: 1x1, norm, 3x3, norm. The output is float32, under autocast too."""
+    """SAM's neck under its published names 0 to 3: 1x1, norm, 3x3, norm. Its output is float32 even under autocast."""
 
     def __init__(self, in_channels: int, embedding_dim: int) -> None:
         super().__init__(
@@ -41,7 +43,7 @@ class SamNeck(nn.Sequential):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, c, E, E) -> (B, C, E, E)."""
+        """Map features (B, c, E, E) to embeddings (B, C, E, E)."""
         project, project_norm, mix, last_norm = self
         x = mix(project_norm(project(x)))
         with without_autocast(x):
@@ -50,7 +52,10 @@ class SamNeck(nn.Sequential):
 
 
 def to_grid(x: Tensor, embedding_size: int) -> Tensor:
-    """(B, c, h, w) -> (B, c, E, E): bicubic upwards, averages downwards (bicubic would alias), as it is if it fits."""
+    """Resize maps (B, c, h, w) to the grid (B, c, E, E).
+
+    Smaller maps are enlarged by bicubic interpolation. Larger maps are averaged, because bicubic would alias.
+    """
     size = (embedding_size, embedding_size)
     if x.shape[2:] == size:
         return x
@@ -60,15 +65,21 @@ def to_grid(x: Tensor, embedding_size: int) -> Tensor:
 
 
 def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[object]:
-    """Float32 for what half precision overflows in: the last norms, linear attention."""
+    """Turn autocast off for steps that overflow in half precision: the last norms and linear attention."""
     kind = x.device.type
-    if kind != "meta" and torch.is_autocast_enabled(kind):  # meta tensors (counting without computing) have none
+    if kind != "meta" and torch.is_autocast_enabled(kind):  # meta tensors (for counting) have no autocast
         return torch.autocast(kind, enabled=False)
     return contextlib.nullcontext()  # no autocast region in exported graphs
 
 
 def init_linear(module: nn.Module) -> None:
-    """For Module.apply: linear layers begin as those of ViTs, normal with a standard deviation of 0.02, biases zero."""
+    """Initialise a linear layer as ViTs do: normal with a standard deviation of 0.02, bias zero. For Module.apply."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)
+
+
+def check_image_size(name: str, image_size: int, unit: int, what: str) -> None:
+    """Refuse an image size that is not a positive multiple of `unit` pixels; `what` names the unit in the error."""
+    if image_size < unit or image_size % unit:
+        raise DistillError(f"{name}: image_size {image_size} is not a multiple of {unit}, {what}")

@@ -1,7 +1,7 @@
-"""NanoSAM's image encoder: timm's ResNet-18, its coarsest map upsampled by a learned neck, and a position embedding.
+"""NanoSAM's image encoder: timm's ResNet-18, a learned neck that upsamples its coarsest map, a position embedding.
 
-Written from the published layout (NanoSAM, NVIDIA 2023). Tensor names are those of its training checkpoints, which hold
-the encoder alone: the mask decoder is MobileSAM's. Unlike SAM's, the embedding ends without a norm.
+This is written from the published layout (NanoSAM, NVIDIA 2023). Tensor names are those of its training checkpoints,
+which hold only the encoder; the mask decoder is MobileSAM's. Unlike SAM's encoder, this one ends without a norm.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from distill.errors import DistillError
-from distill.students.layers import to_grid
+from distill.students.layers import check_image_size, to_grid
 
 STRIDE = 32
 NECK_WIDTH = 256
@@ -21,7 +20,7 @@ POSITION_STD = 1e-5  # published code: the position embedding begins near zero
 
 
 class NanoSamEncoder(nn.Module):
-    """(B, 3, S, S) normalised pixels -> (B, C, E, E)."""
+    """A ResNet-18 and a neck: normalised pixels (B, 3, S, S) -> embeddings (B, C, E, E)."""
 
     def __init__(self, *, image_size: int, embedding_dim: int, embedding_size: int) -> None:
         super().__init__()
@@ -48,20 +47,20 @@ class NanoSamEncoder(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         (coarse,) = self.backbone(pixels)  # (B, c, S/32, S/32)
-        fine = to_grid(self.up_1(coarse), self.embedding_size)  # S/16 is the grid of the published sizes
+        fine = to_grid(self.up_1(coarse), self.embedding_size)  # (B, c, E, E); E is S/16 in the published model
         embedding: Tensor = self.proj(fine) + self.pos_embedding  # (B, C, E, E)
         return embedding
 
 
 def build(name: str, *, image_size: int, embedding_dim: int, embedding_size: int) -> NanoSamEncoder:
-    """NanoSAM's encoder with random weights.
+    """Build NanoSAM's encoder with random weights.
 
     Args:
-        image_size: S, a multiple of 32. embedding_dim: C.
-        embedding_size: E, any; the upsampled map, of side S/16, is resized to it before the last convolutions.
+        image_size: S, a multiple of 32.
+        embedding_dim: C.
+        embedding_size: E, any size; the upsampled map of side S/16 is resized to it before the last convolutions.
     Raises:
-        DistillError: an image size that the strides do not divide.
+        DistillError: the image size is not a multiple of the stride.
     """
-    if image_size < STRIDE or image_size % STRIDE:
-        raise DistillError(f"{name}: image_size {image_size} is not a multiple of {STRIDE}, its stride")
+    check_image_size(name, image_size, STRIDE, "its stride")
     return NanoSamEncoder(image_size=image_size, embedding_dim=embedding_dim, embedding_size=embedding_size)

@@ -1,4 +1,4 @@
-"""Necks: from a backbone's feature levels to an embedding (B, C, E, E)."""
+"""The neck that maps a backbone's feature levels to an embedding (B, C, E, E)."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import torch.nn.functional as F
 from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 
-NORM_EPS = 1e-6  # SAM's neck: segment_anything/modeling/common.py
+from distill.students.layers import NECK_NORM_EPS
 
 
 class PyramidNeck(nn.Module):
-    """A light feature pyramid: every level is brought to the grid, summed, two residual 3x3 blocks, LayerNorm2d.
+    """A light feature pyramid: the resized levels are summed and pass two residual 3x3 blocks and a LayerNorm2d.
 
-    A coarser level goes through a 1x1 convolution and is interpolated. A finer level is folded by a convolution whose
-    kernel is its stride, so that the embedding keeps detail inside a cell, from which the decoder draws edges. The last
-    norm is affine, as SAM's own neck ends, so that a student can match the teacher's scale.
+    A coarser level goes through a 1x1 convolution and is interpolated to the grid. A finer level goes through a
+    convolution whose kernel equals its stride. The embedding then keeps the detail inside a cell, which the decoder
+    needs for edges. The last norm is affine, as in SAM's own neck, so that a student can match the teacher's scale.
 
     Args:
-        in_channels: of each level. cells_per_level: fine cells of each level in one cell of the grid, along a side:
-        2 for a level of half the grid's stride; 1, the default, for the grid's own and for coarser ones.
+        in_channels: channels of each level.
+        cells_per_level: how many cells of each level lie along one side of a grid cell. It is 2 for a level with half
+            the grid's stride. It is 1, the default, for the grid's own level and for coarser ones.
     """
 
     def __init__(
@@ -47,10 +48,10 @@ class PyramidNeck(nn.Module):
             for _ in range(2)
         )
         self.project = nn.Conv2d(embedding_dim, embedding_dim, 1)
-        self.norm = LayerNorm2d(embedding_dim, NORM_EPS)
+        self.norm = LayerNorm2d(embedding_dim, NECK_NORM_EPS)
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        """Feature levels [(B, c_i, h_i, w_i)] -> (B, C, E, E)."""
+        """Map feature levels [(B, c_i, h_i, w_i)] to embeddings (B, C, E, E)."""
         size = (self.embedding_size, self.embedding_size)
         fused = sum(
             F.interpolate(lateral(feature), size, mode="bilinear", align_corners=False)

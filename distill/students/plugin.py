@@ -1,4 +1,4 @@
-"""A student of someone else's package: built, then tried, so that a mistake in it shows before a run begins."""
+"""Students of other packages: each is built and run once, so that its mistakes show before a training begins."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from distill.students import Student
 
 
 def build_plugin(name: str, entry: Student, *, image_size: int, embedding_dim: int, embedding_size: int) -> nn.Module:
-    """Build a plug-in's encoder and run it once, on one black picture in eval mode.
+    """Build a plug-in's encoder and run it once in eval mode, on zeros (1, 3, S, S).
 
-    The attributes image_size, embedding_dim and embedding_size are set where the encoder lacks them.
+    If the encoder lacks one of the attributes image_size, embedding_dim and embedding_size, it is set.
 
     Raises:
-        DistillError: a module that cannot be imported, a build or a forward pass that fails, an output of another
+        DistillError: the module cannot be imported, the build or the forward pass fails, or the output has another
             shape than (1, C, E, E).
     """
     origin = f"student '{name}' ({entry.module})"
@@ -32,7 +32,7 @@ def build_plugin(name: str, entry: Student, *, image_size: int, embedding_dim: i
         encoder.train(training)
     except DistillError:
         raise
-    except Exception as error:  # another's code: the user needs its name and its error
+    except Exception as error:  # another package's code: the user needs its name and its error
         raise DistillError(f"{origin} fails at {sizes}: {type(error).__name__}: {error}") from error
     shape, expected = tuple(getattr(embedding, "shape", ())), (1, embedding_dim, embedding_size, embedding_size)
     if shape != expected:

@@ -1,4 +1,4 @@
-"""The released checkpoints that we know by their bytes. Imports no torch, so that a recipe's check can name them."""
+"""The released checkpoints whose sha256 we know. This imports no torch, so that a recipe's check can name them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Published:
-    """A released checkpoint: its file name, the sha256 of its bytes, and where it is published."""
+    """A released checkpoint: its file name and the sha256 of its bytes."""
 
     file: str
     sha256: str
 
     @property
     def url(self) -> str:
+        """The address of the file."""
         return f"https://dl.fbaipublicfiles.com/segment_anything/{self.file}"
 
     def __str__(self) -> str:

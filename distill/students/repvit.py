@@ -1,7 +1,7 @@
 """RepViT with SAM's neck: EdgeSAM's image encoder (M1, last two stages fused) and RepViT-SAM's (M2.3).
 
-Written from the papers (RepViT, Wang et al. 2024; RepViT-SAM, Wang et al. 2023; EdgeSAM, Zhou et al. 2023). Tensor
-names and the function computed are those of the released checkpoints; golden numbers test both.
+This is written from the papers (RepViT, Wang et al. 2024; RepViT-SAM, Wang et al. 2023; EdgeSAM, Zhou et al. 2023).
+Tensor names and the computed function are those of the released checkpoints; golden numbers test both.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from distill.errors import DistillError
-from distill.students.fuse import fold_norm
-from distill.students.layers import ConvNorm, SamNeck, to_grid
+from distill.students.layers import ConvNorm, SamNeck, check_image_size, to_grid
 
 EXPAND = 2  # hidden width of the channel mixers
-SQUEEZE = 4  # the squeeze-and-excitation's hidden width is a quarter, rounded to a multiple of 8
+SQUEEZE = 4  # squeeze-and-excitation's hidden width is a quarter of the width, rounded to a multiple of 8
 SQUEEZE_MULTIPLE = 8
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """One RepViT for SAM.
+    """The sizes of one RepViT for SAM.
 
-    depths: blocks of a stage beside the one that halves the map. strides: of each stage; the stem has 4.
-    fuses_stages: EdgeSAM's neck over the last two stages; else SAM's neck over the last one.
-    norm_after_branches: RepViT-SAM's mixing block, see RepVGGDW.
+    depths: blocks of each stage, without the one that takes the stride.
+    strides: of each stage; the stem has stride 4.
+    fuses_stages: True for EdgeSAM's neck over the last two stages; False for SAM's neck over the last one.
+    norm_after_branches: True for RepViT-SAM's mixing block, see RepVGGDW.
     """
 
     widths: tuple[int, int, int, int]
@@ -38,6 +38,7 @@ class Architecture:
 
     @property
     def stride(self) -> int:
+        """The stride of the last stage."""
         return 4 * self.strides[1] * self.strides[2] * self.strides[3]
 
 
@@ -60,10 +61,10 @@ ARCHITECTURES = {
 
 
 class RepVGGDW(nn.Module):
-    """Depthwise mixing in three branches: 3x3, 1x1 and identity, summed. One depthwise 3x3 computes the same.
+    """Depthwise mixing in three branches, summed: 3x3, 1x1 and identity. One depthwise 3x3 computes the same.
 
-    EdgeSAM norms the 1x1 branch (`conv1.c`, `conv1.bn`); RepViT-SAM's later form gives it a bias (`conv1`) and norms
-    the sum (`bn`).
+    EdgeSAM has a norm in the 1x1 branch (`conv1.c`, `conv1.bn`). RepViT-SAM's later form has a bias in that branch
+    (`conv1`) and a norm after the sum (`bn`).
     """
 
     def __init__(self, width: int, *, norm_after_branches: bool) -> None:
@@ -80,17 +81,17 @@ class RepVGGDW(nn.Module):
 
     @torch.no_grad()
     def fused(self) -> nn.Conv2d:
-        """The one depthwise 3x3 convolution that computes the same in eval mode."""
-        conv = fold_norm(self.conv.c, self.conv.bn)
-        point = fold_norm(self.conv1.c, self.conv1.bn) if isinstance(self.conv1, ConvNorm) else self.conv1
+        """Return one depthwise 3x3 convolution that computes the same as the branches in eval mode."""
+        conv = fuse_conv_bn_eval(self.conv.c, self.conv.bn)
+        point = fuse_conv_bn_eval(self.conv1.c, self.conv1.bn) if isinstance(self.conv1, ConvNorm) else self.conv1
         assert conv.bias is not None and point.bias is not None
         conv.weight += F.pad(point.weight + 1, (1, 1, 1, 1))  # the identity is a 1x1 branch of ones
         conv.bias += point.bias
-        return conv if self.bn is None else fold_norm(conv, self.bn)
+        return conv if self.bn is None else fuse_conv_bn_eval(conv, self.bn)
 
 
 class SqueezeExcite(nn.Module):
-    """Channels scaled by what the whole map holds."""
+    """Squeeze-and-excitation: each channel is scaled by a function of all channels' means."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -104,12 +105,12 @@ class SqueezeExcite(nn.Module):
 
 
 def round_to_multiple(value: float, multiple: int) -> int:
-    """The nearest positive multiple, halves upwards."""
+    """Round to the nearest positive multiple, halves upwards."""
     return max(multiple, int(value + multiple / 2) // multiple * multiple)
 
 
 class Residual(nn.Module):
-    """x + m(x)."""
+    """A residual block: x + m(x)."""
 
     def __init__(self, m: nn.Module) -> None:
         super().__init__()
@@ -140,13 +141,13 @@ def _mixing_block(width: int, *, squeeze: bool, norm_after_branches: bool) -> Bl
 
 
 def _entry_block(in_channels: int, width: int, stride: int) -> Block:
-    """The first block of a later stage: it takes the stride and changes the width."""
+    """Build the first block of a later stage, which takes the stride and changes the width."""
     depthwise = ConvNorm(in_channels, in_channels, 3, stride=stride, groups=in_channels)
     return Block(nn.Sequential(depthwise, nn.Identity(), ConvNorm(in_channels, width)), width)
 
 
 class FusedLevels(nn.Module):
-    """EdgeSAM's `fuse_stage3`: the coarse level's 1x1, brought to the grid of the finer one."""
+    """EdgeSAM's `fuse_stage3`: a 1x1 convolution of the coarse level, resized to the grid."""
 
     def __init__(self, in_channels: int, embedding_dim: int) -> None:
         super().__init__()
@@ -157,7 +158,7 @@ class FusedLevels(nn.Module):
 
 
 class RepViTEncoder(nn.Module):
-    """RepViT and SAM's neck: (B, 3, S, S) normalised pixels -> (B, C, E, E), float32."""
+    """RepViT and SAM's neck: normalised pixels (B, 3, S, S) -> embeddings (B, C, E, E), float32."""
 
     def __init__(self, architecture: Architecture, *, image_size: int, embedding_dim: int, embedding_size: int) -> None:
         super().__init__()
@@ -174,7 +175,7 @@ class RepViTEncoder(nn.Module):
             if stage > 0:
                 features.append(_entry_block(widths[stage - 1], width, architecture.strides[stage]))
             for i in range(depth):
-                # every other block, from the first on, but never the last of a stage (RepViT, section 3.4)
+                # every other block, beginning with the first, but never a stage's last (RepViT, section 3.4)
                 squeeze = i % 2 == 0 and i < depth - 1
                 features.append(
                     _mixing_block(width, squeeze=squeeze, norm_after_branches=architecture.norm_after_branches)
@@ -202,20 +203,17 @@ class RepViTEncoder(nn.Module):
 
 
 def build(name: str, *, image_size: int, embedding_dim: int, embedding_size: int) -> RepViTEncoder:
-    """EdgeSAM's or RepViT-SAM's encoder with random weights.
+    """Build EdgeSAM's or RepViT-SAM's encoder with random weights.
 
     Args:
-        image_size: S, a multiple of 32 (EdgeSAM) or 16 (RepViT-SAM). embedding_dim: C.
-        embedding_size: E, any; the maps are resized to it before the neck.
+        image_size: S, a multiple of 32 (EdgeSAM) or 16 (RepViT-SAM).
+        embedding_dim: C.
+        embedding_size: E, any size; the maps are resized to it before the neck.
     Raises:
-        DistillError: an image size that the strides do not divide.
+        DistillError: the image size is not a multiple of the stride.
     """
     architecture = ARCHITECTURES[name]
-    stride = architecture.stride
-    if image_size < stride or image_size % stride:
-        raise DistillError(
-            f"{name}: image_size {image_size} is not a multiple of {stride}, the stride of its last stage"
-        )
+    check_image_size(name, image_size, architecture.stride, "the stride of its last stage")
     return RepViTEncoder(
         architecture, image_size=image_size, embedding_dim=embedding_dim, embedding_size=embedding_size
     )

@@ -1,11 +1,11 @@
 """Any timm `features_only` backbone as a student: timm/NAME[.TAG][@[FINEST-]COARSEST][+sam].
 
-`@16` keeps the backbone up to its level of stride 16 and leaves out what comes after: the deepest stages hold most of
-the parameters, and a grid of stride 8 or 16 can do without them. `@8-16` also leaves out what is finer than stride 8.
-`+sam` puts SAM's neck on one level in place of a light pyramid over all.
+`@16` keeps the backbone up to its level of stride 16 and removes the stages after it. These hold most of the
+parameters, and a grid of stride 8 or 16 does not need them. `@8-16` also ignores the levels finer than stride 8.
+`+sam` uses SAM's neck on one level instead of a light pyramid over all levels.
 
-A TAG names one of timm's pre-trained weights. The encoder then maps its pixels, which are normalised by SAM's
-constants, to those by which these weights were trained; without a TAG pixels go in as they are.
+A TAG names one of timm's pre-trained weights. The encoder's input is normalised by SAM's constants. With a TAG the
+encoder converts it to the normalisation with which those weights were trained; without a TAG it does not.
 """
 
 from __future__ import annotations
@@ -25,19 +25,22 @@ from distill.students import TIMM_PREFIX
 from distill.students.layers import SamNeck, to_grid
 from distill.students.neck import PyramidNeck
 
-MAX_REDUCTION = 32  # the coarsest level that a neck takes
+MAX_REDUCTION = 32  # the largest stride of a level that a neck takes
 STRIDES = ("4", "8", "16", "32")
-MAX_CELLS = 4  # of a level along a side of one cell of the grid, or of the grid along a side of one of the level's
+MAX_STRIDE_RATIO = 4  # between the strides of a level and of the grid, in either direction
 NAME = re.compile(r"(?P<backbone>[^@+]+)(@((?P<finest>\w+)-)?(?P<coarsest>\w+))?(\+(?P<neck>\w+))?")
-MAX_PIXEL = 255  # SAM's constants are of 0..255, timm's of 0..1
-SAME_MAP = 1e-6
+MAX_PIXEL = 255  # SAM's constants are for values 0 to 255, timm's for 0 to 1
+SAME_MAP = 1e-6  # two normalisations count as equal if scale and shift differ by less
+MAX_NAMED = 10  # tensors that an error names
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a name asks for.
+    """The parts of a student name.
 
-    backbone: NAME or NAME.TAG. finest, coarsest: strides of the levels; None leaves them to us.
+    backbone: NAME or NAME.TAG.
+    finest, coarsest: strides of the levels; None if the name does not say.
+    sam_neck: True for SAM's neck, False for the pyramid.
     """
 
     backbone: str
@@ -47,14 +50,15 @@ class Choice:
 
     @property
     def has_tag(self) -> bool:
+        """True if the name selects one of timm's pre-trained weights."""
         return "." in self.backbone
 
 
 class TimmEncoder(nn.Module):
-    """A timm backbone and a neck: (B, 3, S, S) -> (B, C, E, E).
+    """A timm backbone and a neck: pixels (B, 3, S, S) -> embeddings (B, C, E, E).
 
-    The pyramid fuses the levels from a quarter of the grid's stride to stride 32; SAM's neck takes the coarsest level
-    that is no coarser than the grid. Both keep to the strides that the name gives.
+    The pyramid fuses the levels from a quarter of the grid's stride to stride 32. SAM's neck takes the coarsest level
+    that is no coarser than the grid. Strides in the name replace these limits.
     """
 
     pixel_scale: Tensor | None
@@ -95,9 +99,10 @@ class TimmEncoder(nn.Module):
 
 
 def parse_name(name: str) -> Choice:
-    """Read a student name that begins with timm/.
+    """Parse a student name that begins with timm/.
 
-    Raises DistillError on a name or TAG that timm does not know, a stride that is none, a neck that is none.
+    Raises:
+        DistillError: timm does not know the name or TAG, or the stride or neck is not one of those that exist.
     """
     found = NAME.fullmatch(name[len(TIMM_PREFIX) :])
     if found is None:
@@ -119,9 +124,9 @@ def parse_name(name: str) -> Choice:
 
 
 def _pixel_map(backbone: str) -> tuple[list[float], list[float]] | None:
-    """Scale and shift (RGB) from pixels normalised by SAM's constants to those that timm's weights of this name expect.
+    """Return the scale and shift (RGB) from SAM's normalisation to the one that timm's weights of this name expect.
 
-    None where they are the same, as for most ImageNet weights.
+    Return None if the two are the same, as for most ImageNet weights.
     """
     config = _config(backbone)
     scale = [ours / (MAX_PIXEL * std) for ours, std in zip(PIXEL_STD, config.std, strict=True)]
@@ -133,26 +138,27 @@ def _pixel_map(backbone: str) -> tuple[list[float], list[float]] | None:
 
 
 def _config(backbone: str) -> Any:
-    """What timm says of the weights of this name; without a tag, of its default ones."""
+    """Return timm's description of the weights of this name; without a tag, of its default weights."""
     return timm.get_pretrained_cfg(backbone)
 
 
 def _size_options(backbone: str, image_size: int) -> dict[str, Any]:
-    """What tells a backbone whose constructor fixes the input (ViTs: their position embedding) its size."""
+    """Return the option that sets the input size of a backbone whose constructor fixes it, such as a ViT."""
     config = _config(backbone)
     return {"img_size": image_size} if config is not None and config.fixed_input_size else {}
 
 
 def _try_backbone(backbone: str, image_size: int) -> Any:
-    """timm's description of a backbone's levels, after a forward pass without memory or time.
+    """Run a backbone once on the meta device, without memory or computation; return timm's description of its levels.
 
-    Raises DistillError on a backbone that gives no levels, or that cannot read pictures of this size.
+    Raises:
+        DistillError: the backbone has no levels, or it cannot read images of this size.
     """
     try:
         with torch.device("meta"), torch.no_grad():
             whole = timm.create_model(backbone, features_only=True, **_size_options(backbone, image_size)).eval()
             features = whole(torch.empty(1, 3, image_size, image_size))
-    except Exception as error:  # another's code: the user needs its name and its error
+    except Exception as error:  # timm's code: the user needs the name and the error
         raise DistillError(
             f"timm/{backbone} cannot read {image_size} x {image_size} pixels: {type(error).__name__}: {error}"
         ) from error
@@ -160,7 +166,7 @@ def _try_backbone(backbone: str, image_size: int) -> Any:
     info: Any = whole.feature_info
     for reduction, feature in zip(info.reduction(), features, strict=True):
         side = feature.shape[1 if is_channels_last else 2]
-        if side != -(-image_size // reduction):  # patches that the right and bottom margins do not fill are not read
+        if side != -(-image_size // reduction):  # patches that reach over the right or bottom edge are not read
             raise DistillError(
                 f"timm/{backbone}: image_size {image_size} is not a multiple of {reduction}, the width of its patches; "
                 f"choose student.image_size={round(image_size / reduction) * reduction}"
@@ -169,14 +175,18 @@ def _try_backbone(backbone: str, image_size: int) -> Any:
 
 
 def _pick_levels(choice: Choice, reductions: list[int], image_size: int, embedding_size: int) -> list[int]:
-    """The indices of the levels that the neck takes. Raises DistillError if none can reach the grid."""
+    """Return the indices of the levels that the neck takes.
+
+    Raises:
+        DistillError: no level can reach the grid.
+    """
     stride = image_size / embedding_size
     if choice.sam_neck and choice.coarsest is None:
         finest, coarsest = float(choice.finest or 1), max(stride, min(reductions))
     else:
-        finest, coarsest = choice.finest or stride / MAX_CELLS, choice.coarsest or MAX_REDUCTION
+        finest, coarsest = choice.finest or stride / MAX_STRIDE_RATIO, choice.coarsest or MAX_REDUCTION
     levels = [i for i, reduction in enumerate(reductions) if finest <= reduction <= coarsest]
-    if not levels or min(reductions[i] for i in levels) > MAX_CELLS * stride:
+    if not levels or min(reductions[i] for i in levels) > MAX_STRIDE_RATIO * stride:
         raise DistillError(
             f"timm/{choice.backbone}: levels of strides {reductions}, of which {finest:g} to {coarsest:g} count, "
             f"cannot reach a {embedding_size} x {embedding_size} grid from {image_size} pixels; choose "
@@ -186,9 +196,9 @@ def _pick_levels(choice: Choice, reductions: list[int], image_size: int, embeddi
 
 
 def _cut_after(backbone: nn.Module, last: str) -> None:
-    """Leave out the stages after the module `last` ("blocks.4") where its parent is a sequence of stages.
+    """Remove the stages after the module `last`, such as "blocks.4", if its parent is a sequence of stages.
 
-    Families whose features_only wrapper does this by itself have no such parent; nothing is left to do there.
+    In families without such a parent, timm's features_only wrapper has removed them already.
     """
     parent, _, place = last.rpartition(".")
     stages = dict(backbone.named_modules()).get(parent)
@@ -197,13 +207,14 @@ def _cut_after(backbone: nn.Module, last: str) -> None:
 
 
 def load_pretrained(encoder: TimmEncoder, weights: Mapping[str, Tensor] | None, *, source: str) -> None:
-    """Begin a backbone with the weights of a classifier; its head, and stages that were cut, are left out.
+    """Load the weights of a classifier into a backbone, without its head and without the stages that were removed.
 
     Args:
-        weights: under timm's names, or names that timm translates; None: those of timm's hub, for the encoder's TAG.
-        source: where they come from, for the message.
+        weights: under timm's names, or names that timm translates. None fetches those of the encoder's TAG from
+            timm's hub.
+        source: where the weights come from, for error messages.
     Raises:
-        CheckpointError: the weights cannot be fetched, do not fit, or were trained on pixels of other statistics.
+        CheckpointError: the weights cannot be fetched, do not fit, or were trained with another normalisation.
     """
     name = encoder.choice.backbone
     if not encoder.choice.has_tag and _pixel_map(name) is not None:
@@ -216,30 +227,43 @@ def load_pretrained(encoder: TimmEncoder, weights: Mapping[str, Tensor] | None, 
         classifier = timm.create_model(
             name, pretrained=True, pretrained_cfg_overlay=overlay, **_size_options(name, encoder.image_size)
         )
-    except Exception as error:  # timm's, the hub's and the network's own
+    except Exception as error:  # errors of timm, of the hub and of the network
         mend = "give a local file: student.pretrained=FILE" if weights is None else "the file is of another model"
         raise CheckpointError(f"{source}: {type(error).__name__}: {error}; {mend}") from error
     whole = classifier.state_dict()
     found = {own: whole.get(_classifier_name(own)) for own in encoder.backbone.state_dict()}
     if absent := [own for own, tensor in found.items() if tensor is None]:
-        raise CheckpointError(f"{source}: no tensor for {len(absent)} of the backbone's: {', '.join(absent[:10])}")
+        raise CheckpointError(
+            f"{source}: no tensor for {len(absent)} of the backbone's: {', '.join(absent[:MAX_NAMED])}"
+        )
     encoder.backbone.load_state_dict(found)
 
 
 def _num_classes(backbone: str, weights: Mapping[str, Tensor]) -> int:
-    """The width of the head in a classifier's file, which need not be that of timm's own weights."""
+    """Return the width of the head in a classifier's file, which may differ from that of timm's own weights."""
     config = _config(backbone)
     head = weights.get(f"{config.classifier}.weight")
     return int(config.num_classes if head is None else len(head))
 
 
 def _classifier_name(name: str) -> str:
-    """The name in a classifier of a tensor of its features_only form, which may say `model.` or `stages_0.` first."""
+    """Return a tensor's name in the classifier, given its name in the features_only form.
+
+    The latter may begin with `model.`, or with `stages_0.` instead of `stages.0.`.
+    """
     return re.sub(r"^(\w+?)_(\d+)\.", r"\1.\2.", name.removeprefix("model."))
 
 
 def build(name: str, *, image_size: int, embedding_dim: int, embedding_size: int) -> TimmEncoder:
-    """A timm backbone with random weights. Raises DistillError on a bad name, or a backbone that cannot be used."""
+    """Build a timm backbone and its neck with random weights.
+
+    Args:
+        image_size: S.
+        embedding_dim: C.
+        embedding_size: E.
+    Raises:
+        DistillError: a wrong name, or a backbone that cannot be used at these sizes.
+    """
     return TimmEncoder(
         parse_name(name), image_size=image_size, embedding_dim=embedding_dim, embedding_size=embedding_size
     )

@@ -1,7 +1,7 @@
-"""TinyViT with SAM's neck: MobileSAM's image encoder (5M, which TinySAM shares), and its 11M and 21M siblings.
+"""TinyViT with SAM's neck: MobileSAM's image encoder (5M, which TinySAM shares), and the 11M and 21M sizes.
 
-Written from the papers (TinyViT, Wu et al. 2022; MobileSAM, Zhang et al. 2023). Tensor names and the function computed
-are those of the released checkpoints; golden numbers test both.
+This is written from the papers (TinyViT, Wu et al. 2022; MobileSAM, Zhang et al. 2023). Tensor names and the computed
+function are those of the released checkpoints; golden numbers test both.
 """
 
 from __future__ import annotations
@@ -12,16 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.errors import DistillError
-from distill.students.layers import ConvNorm, SamNeck, init_linear, to_grid
+from distill.students.layers import ConvNorm, SamNeck, check_image_size, init_linear, to_grid
 
-# TinyViT, paper section 3.3: the same for every size.
+# TinyViT, section 3.3: these are the same for every size.
 DEPTHS = (2, 2, 6, 2)
-WINDOWS = (7, 7, 14, 7)  # sides in positions; the first stage has none
-EXPAND = 4  # hidden width of MBConv and of the MLPs
-MERGE_STRIDES = (2, 2, 1)  # MobileSAM: the last merge keeps the resolution, so that the map ends at stride 16
+WINDOWS = (7, 7, 14, 7)  # side of a window in positions; the first stage has no attention
+EXPAND = 4  # hidden width of MBConv and of the MLPs, as a multiple of their input's
+MERGE_STRIDES = (2, 2, 1)  # MobileSAM: the last merge keeps the resolution, so that the last map has stride 16
 STRIDE = 16
-NUM_CLASSES = 1000  # of the classifier that the released checkpoints still hold
+NUM_CLASSES = 1000  # of the ImageNet classifier that the released checkpoints still hold
 
 
 @dataclass(frozen=True)
@@ -49,13 +48,13 @@ class PatchEmbed(nn.Module):
         )
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, S, S) -> (B, width, S/4, S/4)."""
+        """Map pixels (B, 3, S, S) to patches (B, width, S/4, S/4)."""
         out: Tensor = self.seq(pixels)
         return out
 
 
 class MBConv(nn.Module):
-    """Inverted bottleneck, activated after the sum."""
+    """An inverted bottleneck whose activation follows the residual sum."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -69,7 +68,7 @@ class MBConv(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """From one stage's width to the next's; the depthwise convolution in the middle takes the stride."""
+    """The change from one stage's width to the next; the depthwise convolution in the middle takes the stride."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -85,8 +84,8 @@ class PatchMerging(nn.Module):
 class Attention(nn.Module):
     """Attention inside a window, with one learned bias per head and distance (|dy|, |dx|).
 
-    The bias matrix is gathered anew in each pass and never kept: a copy made before a checkpoint is loaded, or before
-    averaged weights are swapped in, would be stale (the released code's trap). The gather is cheap.
+    Each pass gathers the bias matrix again, which is cheap, and never keeps it. The released code keeps a copy, which
+    is stale after a checkpoint is loaded or averaged weights are swapped in.
     """
 
     relative_index: Tensor
@@ -101,7 +100,7 @@ class Attention(nn.Module):
         self.register_buffer("relative_index", _relative_index(window), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(windows, N, width), N the positions of one window -> the same shape."""
+        """Attend inside each window: (windows, N, width) -> the same shape, with N positions per window."""
         qkv = self.qkv(self.norm(x)).unflatten(2, (self.num_heads, -1))  # (W, N, heads, 3d)
         query, key, value = qkv.transpose(1, 2).chunk(3, -1)  # (W, heads, N, d) each
         bias = self.attention_biases[:, self.relative_index]  # (heads, N, N)
@@ -111,14 +110,14 @@ class Attention(nn.Module):
 
 
 def _relative_index(window: int) -> Tensor:
-    """(N, N): window * |dy| + |dx| of each two positions, row by row."""
+    """Return window * |dy| + |dx| for each pair of positions, as (N, N); positions are numbered row by row."""
     position = torch.arange(window * window)
     y, x = position // window, position % window
     return window * (y[:, None] - y[None]).abs() + (x[:, None] - x[None]).abs()
 
 
 class Mlp(nn.Module):
-    """Norm, then two layers."""
+    """A norm, then two linear layers with a GELU between them."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -132,7 +131,7 @@ class Mlp(nn.Module):
 
 
 class TinyViTBlock(nn.Module):
-    """Attention in windows, a depthwise convolution across their borders, an MLP."""
+    """Attention in windows, a depthwise convolution across their borders, and an MLP."""
 
     def __init__(self, width: int, num_heads: int, window: int) -> None:
         super().__init__()
@@ -142,13 +141,16 @@ class TinyViTBlock(nn.Module):
         self.local_conv = ConvNorm(width, width, 3, groups=width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, width, h, w) -> the same shape."""
+        """Map features (B, width, h, w) to the same shape."""
         x = x + self._attend(x)
         x = self.local_conv(x)
         return x + self.mlp(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
     def _attend(self, x: Tensor) -> Tensor:
-        """Windows from the top left; those at the right and bottom are filled with zeros, which attention does see."""
+        """Attend in windows that begin at the top left.
+
+        The windows at the right and bottom are padded with zeros, which take part in the attention.
+        """
         height, width = x.shape[2:]
         side = self.window
         x = F.pad(x, (0, -width % side, 0, -height % side))
@@ -161,7 +163,7 @@ class TinyViTBlock(nn.Module):
 
 
 class Layer(nn.Module):
-    """The blocks of one stage, then the merge into the next."""
+    """The blocks of one stage, then the merging into the next."""
 
     def __init__(self, blocks: list[nn.Module], downsample: nn.Module | None) -> None:
         super().__init__()
@@ -174,9 +176,10 @@ class Layer(nn.Module):
 
 
 class TinyViTEncoder(nn.Module):
-    """TinyViT and SAM's neck: (B, 3, S, S) normalised pixels -> (B, C, E, E), float32.
+    """TinyViT and SAM's neck: normalised pixels (B, 3, S, S) -> embeddings (B, C, E, E), float32.
 
-    `norm_head` and `head` are the ImageNet classifier of the released checkpoints: loaded, never run, never trained.
+    `norm_head` and `head` are the ImageNet classifier of the released checkpoints. They are loaded and saved, but
+    never run and never trained.
     """
 
     def __init__(self, size: Size, *, image_size: int, embedding_dim: int, embedding_size: int) -> None:
@@ -211,16 +214,16 @@ def _layer(size: Size, stage: int) -> Layer:
 
 
 def build(name: str, *, image_size: int, embedding_dim: int, embedding_size: int) -> TinyViTEncoder:
-    """A member of the family with random weights.
+    """Build a member of the family with random weights.
 
     Args:
-        image_size: S, a multiple of 16. embedding_dim: C.
-        embedding_size: E, any; the last map, of side S/16, is resized to it before the neck.
+        image_size: S, a multiple of 16.
+        embedding_dim: C.
+        embedding_size: E, any size; the last map of side S/16 is resized to it before the neck.
     Raises:
-        DistillError: an image size that the strides do not divide.
+        DistillError: the image size is not a multiple of the stride.
     """
-    if image_size < STRIDE or image_size % STRIDE:
-        raise DistillError(f"{name}: image_size {image_size} is not a multiple of {STRIDE}, its stride")
+    check_image_size(name, image_size, STRIDE, "its stride")
     return TinyViTEncoder(
         SIZES[name], image_size=image_size, embedding_dim=embedding_dim, embedding_size=embedding_size
     )

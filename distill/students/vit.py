@@ -18,7 +18,7 @@ NORM_EPS = 1e-6
 
 @dataclass(frozen=True)
 class Size:
-    """Width, depth and heads of a ViT, and the blocks that attend to the whole image."""
+    """Width, depth and heads of a ViT, and the indices of its blocks with global attention."""
 
     width: int
     depth: int
@@ -34,7 +34,7 @@ SIZES = {
 
 
 class SamViTEncoder(ImageEncoderViT):
-    """ImageEncoderViT with the attributes of a student: (B, 3, S, S) -> (B, C, S/16, S/16)."""
+    """ImageEncoderViT with the attributes of a student: pixels (B, 3, S, S) -> embeddings (B, C, S/16, S/16)."""
 
     def __init__(self, size: Size, *, image_size: int, embedding_dim: int) -> None:
         super().__init__(
@@ -60,12 +60,14 @@ class SamViTEncoder(ImageEncoderViT):
 
 
 def build(name: str, *, image_size: int, embedding_dim: int, embedding_size: int) -> SamViTEncoder:
-    """SAM's ViT-B, ViT-L or ViT-H with random weights.
+    """Build SAM's ViT-B, ViT-L or ViT-H with random weights.
 
     Args:
-        image_size: S. embedding_dim: C. embedding_size: E, which is S / 16.
+        image_size: S.
+        embedding_dim: C.
+        embedding_size: E, which must be S / 16.
     Raises:
-        DistillError: another grid.
+        DistillError: the sizes do not fit each other.
     """
     if image_size != PATCH_SIZE * embedding_size:
         raise DistillError(
