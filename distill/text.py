@@ -26,6 +26,13 @@ def first_few(names: Sequence[str]) -> str:
     return ", ".join(names[:NUM_NAMED]) + (", ..." if len(names) > NUM_NAMED else "")
 
 
+def size(num_bytes: float) -> str:
+    """Return bytes in the decimal unit that reads well, such as "1.5 kB" or "23.0 GB"."""
+    from rich.filesize import decimal
+
+    return decimal(round(num_bytes))
+
+
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table in Markdown; its first column is aligned left, and bars in cells are escaped."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]

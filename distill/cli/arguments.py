@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+from collections.abc import Callable
 
 
 def add_command(
@@ -25,3 +27,46 @@ def add_command(
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def positive_int(text: str) -> int:
+    """Parse a whole number above 0."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
+    return int(text)
+
+
+def positive_float(text: str) -> float:
+    """Parse a finite number above 0."""
+    number = _number(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0")
+    return number
+
+
+def share(text: str) -> float:
+    """Parse a share from 0 to 1."""
+    number = _number(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a share from 0 to 1")
+    return number
+
+
+def at_least(least: float) -> Callable[[str], float]:
+    """Return a parser of numbers that are not below `least`."""
+
+    def parse(text: str) -> float:
+        number = _number(text)
+        if not number >= least:
+            raise argparse.ArgumentTypeError(f"'{text}' is not a number of {least:g} or more")
+        return number
+
+    return parse
+
+
+def _number(text: str) -> float:
+    """Parse a number; what is none gives NaN, which lies in no range."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

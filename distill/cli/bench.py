@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from distill.cli.arguments import add_command
+from distill.cli.arguments import add_command, positive_float, positive_int
 from distill.errors import DistillError
 from distill.models.devices import usable_device
 
@@ -82,9 +82,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     _add_models(subjects)
     loader = _add(subjects, "loader", "training samples a second, and what one costs", LOADER_EPILOG)
     loader.add_argument("--images", metavar="DIR", help="your own image shards; default: photos drawn for this")
-    loader.add_argument("--num-photos", type=_positive, default=64, metavar="N", help="default: %(default)s")
-    loader.add_argument("--num-workers", type=_positive, default=2, metavar="N", help="default: %(default)s")
-    loader.add_argument("--batch-size", type=_positive, default=8, metavar="N", help="default: %(default)s")
+    loader.add_argument("--num-photos", type=positive_int, default=64, metavar="N", help="default: %(default)s")
+    loader.add_argument("--num-workers", type=positive_int, default=2, metavar="N", help="default: %(default)s")
+    loader.add_argument("--batch-size", type=positive_int, default=8, metavar="N", help="default: %(default)s")
     loader.set_defaults(run=run_loader)
     cache = _add(
         subjects, "cache", "codecs, and a step from the cache beside one with the teacher online", CACHE_EPILOG
@@ -95,7 +95,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     cache.add_argument(
         "--images", metavar="DIR", help="image shards; default: photographs that come with Python packages"
     )
-    cache.add_argument("--num-photos", type=_positive, default=8, metavar="N", help="default: %(default)s")
+    cache.add_argument("--num-photos", type=positive_int, default=8, metavar="N", help="default: %(default)s")
     cache.set_defaults(run=run_cache)
     _add_mask_step(subjects)
     _add_evaluate(subjects)
@@ -106,10 +106,12 @@ def _add_evaluate(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument(
         "--student", default="efficientvit_sam_l0", metavar="NAME|PATH", help="a name stands for random weights"
     )
-    parser.add_argument("--photos", type=_positive, default=16, metavar="N", help="default: %(default)s")
-    parser.add_argument("--prompts", type=_positive, default=10, metavar="N", help="of a photo (default: %(default)s)")
+    parser.add_argument("--photos", type=positive_int, default=16, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--prompts", type=positive_int, default=10, metavar="N", help="of a photo (default: %(default)s)"
+    )
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes beside (default: %(default)s)")
-    parser.add_argument("--rounds", type=_positive, default=5, metavar="N", help="default: %(default)s")
+    parser.add_argument("--rounds", type=positive_int, default=5, metavar="N", help="default: %(default)s")
     parser.set_defaults(run=run_evaluate)
 
 
@@ -118,11 +120,11 @@ def _add_mask_step(subparsers: argparse._SubParsersAction[argparse.ArgumentParse
     step.add_argument(
         "--student", default="efficientvit_sam_l0", metavar="NAME|PATH", help="a name stands for random weights"
     )
-    step.add_argument("--images", type=_positive, default=1, metavar="N", help="default: %(default)s")
-    step.add_argument("--masks", type=_positive, default=16, metavar="N", help="of an image (default: %(default)s)")
-    step.add_argument("--rounds", type=_positive, default=3, metavar="N", help="processes of each (default: 3)")
-    step.add_argument("--repeats", type=_positive, default=1, metavar="N", help="steps of a process (default: 1)")
-    step.add_argument("--threads", type=_positive, metavar="N", help="default: torch's own choice")
+    step.add_argument("--images", type=positive_int, default=1, metavar="N", help="default: %(default)s")
+    step.add_argument("--masks", type=positive_int, default=16, metavar="N", help="of an image (default: %(default)s)")
+    step.add_argument("--rounds", type=positive_int, default=3, metavar="N", help="processes of each (default: 3)")
+    step.add_argument("--repeats", type=positive_int, default=1, metavar="N", help="steps of a process (default: 1)")
+    step.add_argument("--threads", type=positive_int, metavar="N", help="default: torch's own choice")
     step.add_argument(
         "--prompts-per-chunk", type=int, default=8, metavar="N", help="of our decoder; 0: all (default: %(default)s)"
     )
@@ -134,13 +136,19 @@ def _add_models(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     models = add_command(subparsers, "models", "speed, size and memory of image encoders", MODELS_EPILOG)
     models.add_argument("models", metavar="NAME|PATH", nargs="+", help="students, timm/NAME, or models of ours on disk")
     models.add_argument("--teacher", metavar="NAME|PATH", help="what the others' throughput is a multiple of")
-    models.add_argument("--batch-size", type=_positive, default=8, metavar="N", help="beside 1 (default: %(default)s)")
+    models.add_argument(
+        "--batch-size", type=positive_int, default=8, metavar="N", help="beside 1 (default: %(default)s)"
+    )
     models.add_argument(
         "--precision", nargs="+", choices=("fp32", "bf16"), default=("fp32", "bf16"), help="default: both"
     )
     models.add_argument("--device", help="cpu, cuda, cuda:1; the default is a GPU if there is one")
     models.add_argument(
-        "--seconds", type=_seconds, default=10.0, metavar="S", help="of each form of a model (default: %(default)s)"
+        "--seconds",
+        type=positive_float,
+        default=10.0,
+        metavar="S",
+        help="of each form of a model (default: %(default)s)",
     )
     models.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
     models.add_argument("--picture", type=Path, metavar="FILE", help="write a picture of size over latency")
@@ -270,19 +278,3 @@ def _machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0")
-    return seconds

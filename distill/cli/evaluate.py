@@ -236,7 +236,7 @@ def mean_of_sets(found: dict[str, tuple[EvaluateRecipe, dict[str, Any]]]) -> Sum
 
 def start_ranks(devices: int, device: str | None) -> tuple[Ranks, str | torch.device | None]:
     """The processes that torchrun or SLURM started, or `devices` that are started here; and this one's device."""
-    from distill.cli.launch import launch_fabric
+    from distill.models.launch import launch_fabric
 
     if devices == 1 and not any(name in os.environ for name in ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS")):
         return Alone(), device

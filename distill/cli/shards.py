@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from distill.cli.arguments import add_command
-from distill.text import NUM_NAMED, first_few
-
-if TYPE_CHECKING:
-    from distill.data.shards.build import BuildReport
-
-SAMPLES_PER_SHARD = 1000
-MAX_BAD_SHARE = 0.01
+from distill.cli.arguments import add_command, positive_int, share
+from distill.data.shards.defaults import MAX_BAD_SHARE, SAMPLES_PER_SHARD
+from distill.text import progress_bar
 
 EPILOG = """\
 examples:
@@ -45,6 +40,7 @@ directory.
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command and its actions."""
     parser = add_command(subparsers, "shards", "build image shards from photos, and index them", EPILOG)
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     build = add_command(actions, "build", "write shards from a COCO-format set or a folder of photos", EPILOG)
@@ -71,12 +67,11 @@ def build_coco(arguments: argparse.Namespace) -> int:
     """Write shards from a COCO-format set."""
     from distill.data.coco import CocoSet
     from distill.data.shards.build import build_coco_shards
-    from distill.text import progress_bar
 
     coco_set = CocoSet(arguments.images, arguments.annotations)
     with progress_bar("photos", len(coco_set)) as advance:
         report = build_coco_shards(coco_set, arguments.out, advance=advance, **_options(arguments))
-    _conclude(arguments.out, report)
+    print("\n".join(report.lines(arguments.out)))
     return 0
 
 
@@ -84,17 +79,16 @@ def build_folder(arguments: argparse.Namespace) -> int:
     """Write shards from a folder of photos."""
     from distill.data.folder import PhotoFolder
     from distill.data.shards.build import build_folder_shards
-    from distill.text import progress_bar
 
     folder = PhotoFolder(arguments.images)
     with progress_bar("photos", len(folder)) as advance:
         report = build_folder_shards(folder, arguments.out, advance=advance, **_options(arguments))
-    _conclude(arguments.out, report)
+    print("\n".join(report.lines(arguments.out)))
     return 0
 
 
 def index_shards(arguments: argparse.Namespace) -> int:
-    """Write index.json anew."""
+    """Read the headers of all tars and write index.json."""
     from distill.data.shards.index import ShardIndex
 
     index = ShardIndex.build(arguments.directory)
@@ -107,12 +101,12 @@ def index_shards(arguments: argparse.Namespace) -> int:
 def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="where the shards go: a new or empty directory")
     parser.add_argument(
-        "--samples-per-shard", type=_positive, default=SAMPLES_PER_SHARD, metavar="N", help="default: %(default)s"
+        "--samples-per-shard", type=positive_int, default=SAMPLES_PER_SHARD, metavar="N", help="default: %(default)s"
     )
-    parser.add_argument("--max-side", type=_positive, metavar="PIXELS", help="reduce larger photos and their masks")
+    parser.add_argument("--max-side", type=positive_int, metavar="PIXELS", help="reduce larger photos and their masks")
     parser.add_argument(
         "--max-bad-share",
-        type=_share,
+        type=share,
         default=MAX_BAD_SHARE,
         metavar="SHARE",
         help="photos that cannot be decoded are left out, and the build fails above this share (default: %(default)s)",
@@ -121,32 +115,3 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in ("samples_per_shard", "max_side", "max_bad_share")}
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
-    return int(text)
-
-
-def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a share from 0 to 1")
-    return share
-
-
-def _conclude(directory: str, report: BuildReport) -> None:
-    for reason in list(report.bad.values())[:NUM_NAMED]:
-        print(f"skipped: {reason}")
-    if len(report.bad) > NUM_NAMED:
-        print(f"skipped: {len(report.bad) - NUM_NAMED} more photos that cannot be decoded")
-    if report.empty:
-        named = first_few([f"{identity} (photo '{key}')" for identity, key in report.empty.items()])
-        print(f"skipped: {len(report.empty)} masks without a pixel: annotations {named}")
-    if report.num_crowd:
-        print(f"skipped: {report.num_crowd} crowd regions, which are no single objects")
-    print(f"{directory}: {report.num_samples:,} photos with {report.num_instances:,} masks")

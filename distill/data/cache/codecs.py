@@ -55,6 +55,11 @@ class EntryHeader:
     band: int = 0
 
 
+def full_map_bytes(embedding_dim: int, embedding_size: int) -> int:
+    """Return the bytes of a complete embedding (C, E, E) in fp16, padding included."""
+    return 2 * embedding_dim * embedding_size**2
+
+
 def check_codec(codec: str) -> None:
     """Raise CacheError on an unknown codec."""
     if codec not in CODECS:

@@ -144,8 +144,8 @@ class EmbeddingCache:
         missing = [shard.name for shard in manifest.shards if not {shard.name, sidecar_name(shard.name)} <= present]
         if missing:
             raise CacheError(
-                f"{directory}: {len(missing)} of {len(manifest.shards)} embedding shards are missing ({first_few(missing)}); run "
-                f"'distill cache build RECIPE cache.dir={directory}': finished shards are kept"
+                f"{directory}: {len(missing)} of {len(manifest.shards)} embedding shards are missing "
+                f"({first_few(missing)}); run 'distill cache build RECIPE cache.dir={directory}': finished shards are kept"
             )
         return cls(place, manifest)
 

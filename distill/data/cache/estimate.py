@@ -11,13 +11,18 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from distill.data.cache.codecs import decode_embedding
+from distill.config.schema import CacheRecipe
+from distill.data.cache.codecs import CODECS, decode_embedding, full_map_bytes
+from distill.data.cache.fidelity import measure_fidelity
+from distill.data.cache.job import directory_of
 from distill.data.cache.manifest import Fidelity
 from distill.data.cache.sealed_json import disk_errors
 from distill.data.cache.teacher_pool import TeacherPool
-from distill.data.shards.index import Member
+from distill.data.shards.index import Member, ShardIndex
 from distill.errors import DataError
 from distill.files import temporary_path
+from distill.models.devices import one_device
+from distill.models.teacher import load_teacher
 
 SPEED_PHOTOS = 32  # run through the teacher to time it ...
 SPEED_SECONDS = 10.0  # ... or fewer, once this time is over
@@ -89,6 +94,23 @@ class CachePlan:
         return next(cost for cost in self.codecs if cost.codec == self.codec)
 
 
+def plan_cache_job(recipe: CacheRecipe, *, num_devices: int = 1) -> CachePlan:
+    """Measure on one device of this machine what the caching job of a recipe will take, by every codec.
+
+    Args:
+        num_devices: the devices on which the job will run, each as fast as this one.
+
+    Raises:
+        DataError: the image shards are missing or damaged, or no photo can be decoded.
+        CacheError: cache.dir is missing, no directory of this machine, full or read-only.
+    """
+    directory = directory_of(recipe.cache)
+    index = ShardIndex.open(recipe.data.images)
+    teacher = load_teacher(recipe.teacher).to(one_device())
+    with TeacherPool(teacher, index, recipe.cache) as pool:
+        return make_plan(pool, directory, fidelities=measure_fidelity(pool, CODECS), num_devices=num_devices)
+
+
 def make_plan(
     pool: TeacherPool, directory: Path, *, fidelities: Mapping[str, Fidelity], num_devices: int = 1
 ) -> CachePlan:
@@ -102,7 +124,7 @@ def make_plan(
         DataError: no photo can be decoded. CacheError: the place of the cache is full or read-only.
     """
     teacher, num_images = pool.teacher, len(pool.index)
-    full_map = 2 * teacher.embedding_dim * teacher.embedding_size**2
+    full_map = full_map_bytes(teacher.embedding_dim, teacher.embedding_size)
     codecs = tuple(
         CodecCost(
             codec=codec,

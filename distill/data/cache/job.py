@@ -16,7 +16,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from distill.config.schema import CacheConfig
+from distill.config.schema import CacheConfig, CacheRecipe
 from distill.data.cache.codecs import check_codec
 from distill.data.cache.embeddings import EmbeddingShardWriter
 from distill.data.cache.fidelity import measure_fidelity
@@ -39,7 +39,7 @@ from distill.data.shards.index import ShardIndex
 from distill.data.shards.storage import is_remote
 from distill.errors import CacheError, DataError
 from distill.files import TEMPORARY_SUFFIX
-from distill.models.teacher import Teacher
+from distill.models.teacher import Teacher, load_teacher
 from distill.text import first_few
 
 MAX_PAUSE_SECONDS = 15.0  # between two looks at the shards of others, of which a large job has many
@@ -97,6 +97,14 @@ class CacheJob:
         self.shards = tuple(ImageShard(shard.name, shard.num_samples, shard.keys_hash) for shard in index.shards)
         self.claims = Claims(self.directory, stale_seconds=stale_seconds)
         self._finished: dict[str, FinishedShard] = {}
+
+    @classmethod
+    def from_recipe(cls, recipe: CacheRecipe, *, stale_seconds: float = STALE_SECONDS) -> CacheJob:
+        """Open the image shards of a recipe and load its teacher, on the CPU."""
+        index = ShardIndex.open(recipe.data.images)
+        teacher = load_teacher(recipe.teacher)
+        bad_share = recipe.data.max_bad_share
+        return cls(teacher, index, recipe.cache, max_bad_share=bad_share, stale_seconds=stale_seconds)
 
     def prepare(self) -> Manifest:
         """Measure the codec and write the manifest; or read it, when an earlier run or another process did.
@@ -235,8 +243,8 @@ class CacheJob:
         if len(bad) <= self.max_bad_share * num_samples:
             return
         raise DataError(
-            f"{self.index.directory}: {len(bad)} of {num_samples} photos cannot be decoded ({first_few(bad)}), more than "
-            f"data.max_bad_share={self.max_bad_share:g} allows; replace them, or raise data.max_bad_share"
+            f"{self.index.directory}: {len(bad)} of {num_samples} photos cannot be decoded ({first_few(bad)}), more "
+            f"than data.max_bad_share={self.max_bad_share:g} allows; replace them, or raise data.max_bad_share"
         )
 
     def _refuse_foreign_tars(self) -> None:

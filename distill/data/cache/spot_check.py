@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
+from distill.config.schema import CacheRecipe
 from distill.data.cache.embeddings import EmbeddingCache
+from distill.data.cache.manifest import Manifest, fingerprint_of
 from distill.data.cache.teacher_pool import TeacherPool
-from distill.data.shards.index import Member
+from distill.data.shards.index import Member, ShardIndex
 from distill.geometry import valid_grid_hw
+from distill.models.devices import one_device
+from distill.models.teacher import load_teacher
 
 # A sample is an outlier when it is this many times further from cosine 1 than its codec was when the job began ...
 OUTLIER_FACTOR = 10.0
@@ -43,6 +48,32 @@ class SpotCheck:
     @property
     def outliers(self) -> tuple[SpotSample, ...]:
         return tuple(sample for sample in self.samples if sample.reason or not sample.cosine >= self.threshold)
+
+
+def spot_check_cache(
+    directory: str | Path,
+    recipe: CacheRecipe,
+    num_samples: int,
+    *,
+    advance: Callable[[int], None] = lambda count: None,
+) -> SpotCheck:
+    """Compare random samples of a cache with the embeddings of a recipe's teacher on this machine.
+
+    Codec, precision and views are the cache's own, whatever the recipe says.
+
+    Args:
+        advance: is called with 1 after each sample.
+
+    Raises:
+        CacheError: the cache is missing, damaged or of another teacher. DataError: an image shard cannot be read.
+    """
+    held = Manifest.read(directory).fingerprint
+    config = replace(recipe.cache, codec=held.codec, precision=held.precision, views=list(held.views))
+    index = ShardIndex.open(recipe.data.images)
+    teacher = load_teacher(recipe.teacher).to(one_device())
+    cache = EmbeddingCache.open(directory, fingerprint_of(teacher, index, config))
+    with TeacherPool(teacher, index, config) as pool:
+        return spot_check(pool, cache, num_samples, rng=random.Random(), advance=advance)
 
 
 def spot_check(

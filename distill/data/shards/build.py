@@ -15,10 +15,12 @@ from distill.data.coco import AnnotatedPhoto, CocoSet, Instance, read_photo
 from distill.data.folder import PhotoFolder
 from distill.data.images import decode_as_annotated, decode_image, is_upright, photo_suffix
 from distill.data.rle import decode_mask, encode_mask, rle_area
+from distill.data.shards.defaults import MAX_BAD_SHARE, SAMPLES_PER_SHARD
 from distill.data.shards.index import ShardWriter
 from distill.data.shards.sa1b import annotation_row, sample_annotation
 from distill.errors import DataError
 from distill.geometry import HW, resize_longest_side
+from distill.text import NUM_NAMED, first_few
 
 JPEG_QUALITY = 95  # of photos that must be coded again; chroma is not subsampled
 MAX_COVERAGE = 255
@@ -39,6 +41,18 @@ class BuildReport:
     empty: dict[int, str] = field(default_factory=dict)
     bad: dict[str, str] = field(default_factory=dict)
 
+    def lines(self, directory: str | Path) -> list[str]:
+        """Return what was left out and what was written into `directory`, for a terminal."""
+        lines = [f"skipped: {reason}" for reason in list(self.bad.values())[:NUM_NAMED]]
+        if len(self.bad) > NUM_NAMED:
+            lines.append(f"skipped: {len(self.bad) - NUM_NAMED} more photos that cannot be decoded")
+        if self.empty:
+            named = first_few([f"{identity} (photo '{key}')" for identity, key in self.empty.items()])
+            lines.append(f"skipped: {len(self.empty)} masks without a pixel: annotations {named}")
+        if self.num_crowd:
+            lines.append(f"skipped: {self.num_crowd} crowd regions, which are no single objects")
+        return [*lines, f"{directory}: {self.num_samples:,} photos with {self.num_instances:,} masks"]
+
 
 class StoredPhoto(NamedTuple):
     """A photo as it goes into a shard: coded bytes, their suffix, and its (height, width)."""
@@ -52,9 +66,9 @@ def build_coco_shards(
     coco_set: CocoSet,
     directory: str | Path,
     *,
-    samples_per_shard: int,
+    samples_per_shard: int = SAMPLES_PER_SHARD,
     max_side: int | None = None,
-    max_bad_share: float = 0.01,
+    max_bad_share: float = MAX_BAD_SHARE,
     advance: Advance | None = None,
 ) -> BuildReport:
     """Write the photos and instances of a COCO-format set, ordered by key.
@@ -90,9 +104,9 @@ def build_folder_shards(
     folder: PhotoFolder,
     directory: str | Path,
     *,
-    samples_per_shard: int,
+    samples_per_shard: int = SAMPLES_PER_SHARD,
     max_side: int | None = None,
-    max_bad_share: float = 0.01,
+    max_bad_share: float = MAX_BAD_SHARE,
     advance: Advance | None = None,
 ) -> BuildReport:
     """Write the photos of a folder, without annotations, ordered by key.

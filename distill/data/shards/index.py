@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from distill.data.images import PHOTO_SUFFIXES
+from distill.data.shards.defaults import SAMPLES_PER_SHARD
 from distill.data.shards.storage import Place, RemotePlace, place_of
 from distill.data.shards.tar import TAR_BLOCK, append_member, header_names, list_members
 from distill.errors import DataError
@@ -213,7 +214,7 @@ class ShardWriter:
             or occurs twice, or there was no sample at all.
     """
 
-    def __init__(self, directory: str | Path, samples_per_shard: int = 1000) -> None:
+    def __init__(self, directory: str | Path, samples_per_shard: int = SAMPLES_PER_SHARD) -> None:
         if samples_per_shard < 1:
             raise DataError(f"samples per shard: {samples_per_shard}; give at least 1")
         self.directory = Path(directory)

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from distill.cli import main as cli
-from distill.cli.launch import is_array_task_alone, job_rank, progress_line
+from distill.data.cache.progress import progress_line
+from distill.models.launch import is_array_task_alone, job_rank
 from distill.text import duration
 
 COMMAND = ["distill.cli.main", "cache", "build"]
