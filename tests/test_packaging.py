@@ -18,7 +18,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel built from a copy of the sources, so that no build folder is left behind."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
-    names = ("distill", "recipes", "setup.cfg", "pyproject.toml", "LICENSE", "README.md")
+    names = ("distill", "datasets", "recipes", "setup.cfg", "pyproject.toml", "LICENSE", "README.md")
     source.mkdir()
     for name in names:
         if (ROOT / name).exists():
@@ -45,7 +45,7 @@ def test_one_top_level_name(target):
 
 def test_the_wheel_holds_every_file(wheel):
     held = set(zipfile.ZipFile(wheel).namelist())
-    for folder, place in (("distill", "distill"), ("recipes", "distill/recipes")):
+    for folder, place in (("distill", "distill"), ("datasets", "distill/datasets"), ("recipes", "distill/recipes")):
         for path in (ROOT / folder).rglob("*"):
             if path.suffix in (".py", ".yaml", ".safetensors", ".typed"):
                 assert f"{place}/{path.relative_to(ROOT / folder).as_posix()}" in held

@@ -1,0 +1,1 @@
+"""Public sets, as data: YAML files that `distill datasets` lists."""
