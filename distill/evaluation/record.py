@@ -29,8 +29,10 @@ PARTIAL_DIR = "partial"  # while it runs: one line per photo, one file per proce
 class Ranks(Protocol):
     """The processes of an evaluation, as lightning.Fabric has them."""
 
-    global_rank: int
-    world_size: int
+    @property
+    def global_rank(self) -> int: ...
+    @property
+    def world_size(self) -> int: ...
 
     def barrier(self) -> None: ...
 
@@ -80,6 +82,10 @@ class Record:
     @property
     def is_finished(self) -> bool:
         return (self.run / EVALUATION_METRICS_FILE).is_file()
+
+    def read_metrics(self) -> dict[str, Any]:
+        """Return the content of metrics.json of a finished evaluation."""
+        return _read_json(self.run / EVALUATION_METRICS_FILE)
 
     def begin(self, evaluation: Evaluation) -> list[Any]:
         """The photos that are left to this process: every n-th of those that no process has finished."""

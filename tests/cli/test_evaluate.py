@@ -52,11 +52,17 @@ def inputs(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(inputs: Path, *overrides: str, model: str = "student.safetensors", recipe: str = "eval/coco_box") -> int:
+def run(
+    inputs: Path,
+    *overrides: str,
+    model: str = "student.safetensors",
+    recipe: str = "eval/coco_box",
+    device: str = "cpu",
+) -> int:
     parser = argparse.ArgumentParser()
     evaluate.add_parser(parser.add_subparsers())
     data = (f"data.images={inputs}/photos", f"data.annotations={inputs}/set.json", f"run={inputs}/run")
-    arguments = parser.parse_args(["evaluate", "--device", "cpu", str(inputs / model), recipe, *data, *overrides])
+    arguments = parser.parse_args(["evaluate", "--device", device, str(inputs / model), recipe, *data, *overrides])
     code: int = arguments.run(arguments)
     return code
 
@@ -198,4 +204,5 @@ def test_a_recipe_of_another_kind_is_refused(inputs):
 
 def test_an_absent_device_is_refused(inputs):
     with pytest.raises(RunError, match="--device cpu"):
-        evaluate.move_to_device(build_from_spec(SPEC), "cuda:99")
+        run(inputs, device="cuda:99")
+    assert not (inputs / "run").exists()
