@@ -9,8 +9,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from distill.comparison.tables import METRIC_WORDS
-from distill.evaluation.finished import headline_of, protocol_of
+from distill.evaluation.finished import HEADLINE_WORDS, headline_of, protocol_of
 from distill.models.checkpoint import load_model, read_metadata
 from distill.models.complexity import encoder_macs
 from distill.models.sam import ModelSpec
@@ -39,7 +38,7 @@ DATA_LICENCES = {
 }
 USE = """\
 ```python
-from distill.evaluation.finished import headline_of, protocol_of
+from distill.evaluation.finished import HEADLINE_WORDS, headline_of, protocol_of
 from distill.models.checkpoint import load_model
 from distill.models.predictor import Predictor
 
@@ -88,7 +87,7 @@ def _front_matter(title: str, trainings: Sequence[Training], evaluations: Sequen
                 dataset_type=Path(str(metrics.get("annotations", "unknown"))).stem,
                 dataset_name=Path(str(metrics.get("annotations", "unknown"))).stem,
                 metric_type=headline,
-                metric_name=f"{METRIC_WORDS[headline]}, {protocol_of(metrics).title}",
+                metric_name=f"{HEADLINE_WORDS[headline]}, {protocol_of(metrics).title}",
                 metric_value=round(metrics[headline], 4),
             )
         )
@@ -133,7 +132,7 @@ def _scores(evaluations: Sequence[Mapping[str, Any]]) -> str:
             [
                 protocol_of(metrics).title,
                 str(metrics.get("multimask") or ""),
-                f"{METRIC_WORDS[headline]} {_number(metrics.get(headline))}",
+                f"{HEADLINE_WORDS[headline]} {_number(metrics.get(headline))}",
                 f"[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "",
                 *(_number(metrics.get(f"{headline}_{size}")) for size in ("large", "medium", "small")),
                 *(f"{metrics[key]:,}" if metrics.get(key) else "" for key in ("num_images", "num_instances")),

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from distill.bench.models_report import pareto_indices
 from distill.comparison.entries import Entry
 from distill.comparison.join import Comparison, differences
-from distill.comparison.tables import METRIC_WORDS, Column
-from distill.evaluation.finished import ProtocolKey
+from distill.comparison.tables import Column
+from distill.evaluation.finished import HEADLINE_WORDS, ProtocolKey
 from distill.pages.html import (
     COLOURS,
     INK,
@@ -71,7 +71,7 @@ def quality_plots(comparison: Comparison, protocol: ProtocolKey, costs: Sequence
             and (score := evaluation.metrics.get(headline)) is not None
         ]
         if points:
-            yield _quality_plot(points, column.title, f"{METRIC_WORDS[headline]}, {protocol.title}")
+            yield _quality_plot(points, column.title, f"{HEADLINE_WORDS[headline]}, {protocol.title}")
 
 
 def size_plot(comparison: Comparison, protocol: ProtocolKey) -> Markup | None:
@@ -96,7 +96,7 @@ def size_plot(comparison: Comparison, protocol: ProtocolKey) -> Markup | None:
                 if (interval := evaluation.interval(key)) is not None:
                     ax.plot([place, place], interval, color=INK, linewidth=1.2)
         ax.set_xticks(range(len(keys)), ["all", "large", "medium", "small"])
-        ax.set(ylabel=f"{METRIC_WORDS[headline]}, {protocol.title}", ylim=(0, 1))
+        ax.set(ylabel=f"{HEADLINE_WORDS[headline]}, {protocol.title}", ylim=(0, 1))
         ax.grid(visible=False, axis="x")
         ax.legend(fontsize=8, frameon=False, ncols=min(4, len(found)), loc="upper center", bbox_to_anchor=(0.5, 1.2))
         return to_svg(figure)

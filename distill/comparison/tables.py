@@ -8,11 +8,10 @@ from dataclasses import dataclass
 
 from distill.comparison.entries import Entry
 from distill.comparison.join import Comparison, bench_run, differences, teachers
-from distill.evaluation.finished import FinishedEvaluation, ProtocolKey
+from distill.evaluation.finished import HEADLINE_WORDS, FinishedEvaluation, ProtocolKey
 from distill.text import BILLION, MILLION, markdown_table
 
 ABSENT = "–"
-METRIC_WORDS = {"miou": "mIoU", "ap": "AP", "map": "mean AP", "ar_1000": "AR@1000"}
 # What metrics.json says beside its numbers.
 NOT_METRICS = (
     *("num_clicks", "num_images", "num_instances", "num_crowd", "num_empty", "num_detections"),
@@ -53,7 +52,7 @@ def score_columns(comparison: Comparison) -> list[Column]:
         found = {entry.label: evaluation for entry, evaluation in comparison.evaluations(protocol)}
         headline = next(iter(found.values())).headline
         cells = [_score(found.get(entry.label), headline) for entry in comparison.entries]
-        columns.append(Column(f"{METRIC_WORDS[headline]}, {protocol.title}", cells))
+        columns.append(Column(f"{HEADLINE_WORDS[headline]}, {protocol.title}", cells))
     return columns
 
 

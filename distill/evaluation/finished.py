@@ -16,7 +16,8 @@ from distill.config.schema import EVALUATIONS
 from distill.errors import RunError
 from distill.evaluation.record import EVALUATION_METRICS_FILE, INSTANCES_FILE, MODEL_FILE
 
-HEADLINES = ("miou", "ap", "map", "ar_1000")  # the first that an evaluation has is its headline
+# The metrics that can stand for an evaluation, with their words; the first that an evaluation has is its headline.
+HEADLINE_WORDS = {"miou": "mIoU", "ap": "AP", "map": "mean AP", "ar_1000": "AR@1000"}
 
 
 class ProtocolKey(NamedTuple):
@@ -104,7 +105,7 @@ def read_evaluation(directory: Path) -> FinishedEvaluation:
 
 def headline_of(metrics: Mapping[str, Any]) -> str:
     """Return the key of the one number of metrics.json that stands for the evaluation."""
-    return next((key for key in HEADLINES if key in metrics), HEADLINES[0])
+    return next((key for key in HEADLINE_WORDS if key in metrics), "miou")
 
 
 def protocol_of(metrics: Mapping[str, Any]) -> ProtocolKey:
