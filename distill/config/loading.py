@@ -1,11 +1,10 @@
-"""Recipes: YAML files with one parent, merged over typed defaults and checked whole. Loads no torch.
+"""Recipes: YAML files with one parent, merged over typed defaults and checked completely. Imports no torch.
 
 Merge order: dataclass defaults <- the file that `extends:` names <- the recipe <- key=value overrides.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -18,9 +17,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import distill.recipes
-from distill.config import checks as recipe_checks
+from distill.config.checks import path_findings, value_findings
+from distill.config.options import Option, options_of
 from distill.config.schema import (
     RECIPE_KINDS,
+    WRITTEN_LAST,
     AgreementRecipe,
     CacheRecipe,
     EvaluateRecipe,
@@ -50,7 +51,7 @@ class Setting:
 
 @dataclass
 class Problems:
-    """The errors found so far: one line each, in order, none twice; and the keys that have one."""
+    """The errors found so far, one line each and none twice, in order; and the keys that have an error."""
 
     lines: list[str] = field(default_factory=list)
     keys: set[str] = field(default_factory=set)
@@ -69,27 +70,28 @@ def load_recipe(
     kinds: Collection[str] = tuple(RECIPE_KINDS),
     check_paths: bool = True,
 ) -> Recipe:
-    """The typed recipe of a file or a packaged name, after its parent and the overrides.
+    """Load the typed recipe of a file or a packaged name, merged with its parents and the overrides.
 
     Args:
         source: path of a YAML file, or a packaged name such as `quickstart/feature`.
         overrides: `dotted.key=value`; values are YAML.
         kinds: the kinds of recipe that the caller can run.
-        check_paths: also check that the files and directories it names are there.
+        check_paths: also check that the files and directories it names exist.
     Raises:
-        RecipeError: with every mistake found, each with its origin and its mend.
+        RecipeError: the recipe has mistakes; the error lists all of them, each with its origin and its mend.
     """
     problems = Problems()
     settings = [*_read_layers(find_recipe(source), problems), *_read_overrides(overrides, problems)]
     recipe_class = _recipe_class(settings, kinds, problems)
     if recipe_class is None:
         raise RecipeError(str(source), problems.lines)
-    tree = _merge(recipe_class, settings, problems)
-    values = _collect_values(tree, _leaf_types(recipe_class), problems)
+    options = options_of(recipe_class)
+    tree = _merge(recipe_class, options, settings, problems)
+    values = _collect_values(tree, options, problems)
     origins = {setting.key: setting.origin for setting in settings}
-    findings = recipe_checks.value_findings(values)
+    findings = value_findings(values, options)
     if check_paths:
-        findings += recipe_checks.path_findings(values)
+        findings += path_findings(values)
     for key, message in findings:
         problems.add(message, origin=origins.get(key, ""), key=key)
     if problems.lines:
@@ -99,12 +101,16 @@ def load_recipe(
 
 
 def resolved_yaml(recipe: Recipe) -> str:
-    """The whole recipe as YAML, every default written out; `load_recipe` reads it back to an equal recipe."""
-    return OmegaConf.to_yaml(OmegaConf.structured(recipe), resolve=True)
+    """Return the complete recipe as YAML, every default written out. `load_recipe` reads it back to an equal recipe."""
+    tree = OmegaConf.to_container(OmegaConf.structured(recipe), resolve=True)
+    assert isinstance(tree, dict)
+    first = {name: value for name, value in tree.items() if name not in WRITTEN_LAST}
+    last = {name: tree[name] for name in WRITTEN_LAST if name in tree}
+    return OmegaConf.to_yaml(OmegaConf.create(first | last))
 
 
 def packaged_recipes() -> dict[str, Path]:
-    """The recipes that ship with the package, by name; files that start with `_` are parents only and left out."""
+    """Return the files of the packaged recipes, by name. Files that start with `_` are only parents and left out."""
     return {name: path for name, path in _packaged_files().items() if not path.name.startswith("_")}
 
 
@@ -114,7 +120,7 @@ def _packaged_files() -> dict[str, Path]:
 
 
 def find_recipe(source: str | Path) -> Path:
-    """The file of a recipe given as a path or a packaged name. Raises RecipeError when there is neither."""
+    """Return the file of a recipe given as a path or a packaged name. Raise RecipeError if neither exists."""
     path = Path(source)
     if path.is_file():
         return path
@@ -127,13 +133,13 @@ def find_recipe(source: str | Path) -> Path:
 
 
 def recipe_kind(source: str | Path) -> str:
-    """The `kind` that a recipe file or its parent states; empty when neither does."""
+    """Return the `kind` that a recipe file or one of its parents states, or an empty string."""
     settings = _read_layers(find_recipe(source), Problems())
     return next((str(setting.value) for setting in reversed(settings) if setting.key == "kind"), "")
 
 
 def _read_layers(path: Path, problems: Problems, children: tuple[Path, ...] = ()) -> list[Setting]:
-    """The settings of a recipe file after those of its parents, the eldest first."""
+    """Return the settings of a recipe file and its parents. The file's own come last, so that they win."""
     settings = _read_file(path, problems)
     own = [setting for setting in settings if setting.key != EXTENDS]
     family = (*children, path.resolve())
@@ -148,7 +154,7 @@ def _read_layers(path: Path, problems: Problems, children: tuple[Path, ...] = ()
 
 
 def _find_parent(path: Path, setting: Setting, problems: Problems) -> Path | None:
-    """The file that `extends:` names: relative to the recipe, or a packaged recipe."""
+    """Return the file that `extends:` names: a path relative to the recipe, or a packaged recipe."""
     beside = path.parent / str(setting.value)
     if beside.is_file():
         return beside
@@ -181,7 +187,7 @@ def _read_file(path: Path, problems: Problems) -> list[Setting]:
 
 
 def _key_lines(node: yaml.MappingNode, prefix: str = "") -> Iterator[tuple[str, int]]:
-    """The line of every dotted key of a YAML mapping."""
+    """Yield every dotted key of a YAML mapping with its line number."""
     for key_node, value_node in node.value:
         key = f"{prefix}{key_node.value}"
         yield key, key_node.start_mark.line + 1
@@ -190,7 +196,7 @@ def _key_lines(node: yaml.MappingNode, prefix: str = "") -> Iterator[tuple[str, 
 
 
 def flatten(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The dotted keys and leaves of nested mappings; a list is a leaf."""
+    """Yield the dotted keys and leaves of nested mappings. A list is a leaf."""
     for name, value in tree.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{name}.")
@@ -217,7 +223,7 @@ def _read_overrides(overrides: Sequence[str], problems: Problems) -> list[Settin
 
 
 def _recipe_class(settings: list[Setting], kinds: Collection[str], problems: Problems) -> type[Recipe] | None:
-    """The dataclass of the recipe's kind; None when the kind is missing, unknown or not one that the caller runs."""
+    """Return the dataclass of the recipe's kind. Return None if the kind is missing, unknown or not one of `kinds`."""
     setting = next((setting for setting in reversed(settings) if setting.key == "kind"), None)
     if setting is None:
         problems.add(f"missing; say which: {', '.join(RECIPE_KINDS)}", key="kind")
@@ -234,22 +240,12 @@ def _recipe_class(settings: list[Setting], kinds: Collection[str], problems: Pro
     return RECIPE_KINDS[setting.value]
 
 
-def _leaf_types(recipe_class: type) -> dict[str, Any]:
-    """The dotted key and annotation of every option of a recipe dataclass."""
-    leaves: dict[str, Any] = {}
-    for name, annotation in typing.get_type_hints(recipe_class).items():
-        if dataclasses.is_dataclass(annotation):
-            inner = _leaf_types(typing.cast(type, annotation))
-            leaves |= {f"{name}.{key}": leaf for key, leaf in inner.items()}
-        else:
-            leaves[name] = annotation
-    return leaves
-
-
-def _merge(recipe_class: type[Recipe], settings: list[Setting], problems: Problems) -> DictConfig:
-    """Defaults with every legal setting applied in order; the illegal ones become problems."""
-    tree = OmegaConf.structured(recipe_class)
-    leaves = _leaf_types(recipe_class)
+def _merge(
+    recipe_class: type[Recipe], options: Mapping[str, Option], settings: list[Setting], problems: Problems
+) -> DictConfig:
+    """Return the defaults with every legal setting applied in order. The illegal settings become problems."""
+    tree: DictConfig = OmegaConf.structured(recipe_class)
+    leaves = {key: option.annotation for key, option in options.items()}
     for setting in settings:
         leaf = next((key for key in leaves if f"{setting.key}.".startswith(f"{key}.")), None)
         is_section = any(key.startswith(f"{setting.key}.") for key in leaves)
@@ -275,7 +271,7 @@ def _merge(recipe_class: type[Recipe], settings: list[Setting], problems: Proble
 
 
 def _unknown_key(key: str, leaves: Collection[str]) -> str:
-    """The message for an option that does not exist: its near siblings, or the section where the name does exist."""
+    """Return the message for an unknown option: similar options of its section, or another section that has it."""
     parent = ""
     while any(leaf.startswith(f"{parent}{key[len(parent) :].split('.')[0]}.") for leaf in leaves):
         parent += key[len(parent) :].split(".")[0] + "."
@@ -291,7 +287,7 @@ def _unknown_key(key: str, leaves: Collection[str]) -> str:
 
 
 def _describe(annotation: Any) -> str:
-    """What a value of this annotation is, in words."""
+    """Return in words what a value of this type is."""
     arguments = typing.get_args(annotation)
     if typing.get_origin(annotation) is Literal:
         return "one of " + ", ".join(str(choice) for choice in arguments)
@@ -313,15 +309,15 @@ def _choice_hint(annotation: Any, value: Any) -> str:
     return f". {hint}" if hint.startswith("Did you mean") else ""
 
 
-def _collect_values(tree: DictConfig, leaves: Mapping[str, Any], problems: Problems) -> dict[str, Any]:
-    """The values that are set and sound, by dotted key; missing ones and broken interpolations become problems."""
+def _collect_values(tree: DictConfig, options: Mapping[str, Option], problems: Problems) -> dict[str, Any]:
+    """Return the sound values that are set, by dotted key. Missing ones and broken interpolations become problems."""
     values: dict[str, Any] = {}
-    for key in leaves:
+    for key, option in options.items():
         section, _, name = key.rpartition(".")
         node = OmegaConf.select(tree, section) if section else tree
         if OmegaConf.is_missing(node, name):
             if key not in problems.keys:
-                problems.add(recipe_checks.missing_message(key), key=key)
+                problems.add(f"missing; give {option.rule.give or f'{key}=VALUE'}", key=key)
             continue
         try:
             value = node[name]

@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from distill.config.names import IDENTITY
 from distill.data.cache.padding import restore_padding, summarize_padding
-from distill.data.cache.views import IDENTITY
 from distill.errors import CacheError, did_you_mean
 from distill.geometry import HW, valid_grid_hw
 

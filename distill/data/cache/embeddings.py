@@ -11,6 +11,7 @@ from types import TracebackType
 
 from torch import Tensor
 
+from distill.config.names import IDENTITY
 from distill.data.cache.codecs import decode_embedding, read_entry_header
 from distill.data.cache.codecs import encode_embedding as encode_embedding
 from distill.data.cache.manifest import (
@@ -25,7 +26,6 @@ from distill.data.cache.manifest import (
 )
 from distill.data.cache.manifest import fingerprint_of as fingerprint_of
 from distill.data.cache.sealed_json import disk_errors
-from distill.data.cache.views import IDENTITY
 from distill.data.shards.storage import Place, place_of
 from distill.data.shards.tar import TAR_BLOCK
 from distill.errors import CacheError, DataError

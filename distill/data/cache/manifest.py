@@ -14,9 +14,9 @@ from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from distill.config.names import IDENTITY
 from distill.config.schema import CacheConfig
 from distill.data.cache.sealed_json import unseal, write_sealed
-from distill.data.cache.views import IDENTITY
 from distill.data.shards.index import ShardIndex
 from distill.data.shards.storage import Place, place_of
 from distill.errors import CacheError, DataError

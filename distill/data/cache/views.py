@@ -10,19 +10,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from distill.errors import CacheError, did_you_mean
-
-IDENTITY, HFLIP = "identity", "hflip"
-VIEWS = (IDENTITY, HFLIP)
+from distill.config.names import HFLIP, view_mistakes
+from distill.errors import CacheError
 
 
 def check_views(views: Sequence[str]) -> None:
     """Raise CacheError on views that no cache can hold."""
-    for view in views:
-        if view not in VIEWS:
-            raise CacheError(f"cache.views: unknown view '{view}'. {did_you_mean(view, VIEWS)}")
-    if list(views[:1]) != [IDENTITY] or len(set(views)) < len(views):
-        raise CacheError(f"cache.views: {list(views)} must begin with '{IDENTITY}' and hold each view once")
+    for mistake in view_mistakes(views):
+        raise CacheError(f"cache.views: {mistake}")
 
 
 def view_of(image: np.ndarray, view: str) -> np.ndarray:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from distill.config.names import HFLIP, IDENTITY
 from distill.data.cache.embeddings import EmbeddingCache
-from distill.data.cache.views import HFLIP, IDENTITY, flip_boxes, view_of
+from distill.data.cache.views import flip_boxes, view_of
 from distill.data.rle import rle_area
 from distill.data.shards.index import Member, ShardIndex
 from distill.data.shards.sa1b import boxes_of, decode_image, decode_masks, parse_annotations
