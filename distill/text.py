@@ -7,7 +7,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
+PIPE_WIDTH = 110  # columns of a table, where there is no terminal
 MILLION, BILLION = 1e6, 1e9
 NUM_NAMED = 5  # a message names this many things, and counts the others
 
@@ -39,12 +44,25 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
+def print_tables(*tables: Table, pipe_width: int = PIPE_WIDTH) -> None:
+    """Print tables to stdout, as wide as the terminal is, or `pipe_width` columns where there is none.
+
+    Brackets in a cell are shown as they are: rich would otherwise read "[red]" in a path as markup.
+    """
+    from rich.console import Console
+
+    width = None if Console().is_terminal else pipe_width
+    console = Console(width=width, markup=False, highlight=False)
+    for table in tables:
+        console.print(table)
+
+
 @contextlib.contextmanager
 def progress_bar(what: str, total: int, *, shown: bool = True) -> Iterator[Callable[[int], None]]:
     """Show a bar on stderr with the time that is left.
 
     Yields:
-        a function to call with the number of items done since its last call.
+        a function to be called with the number of items that were done since its last call.
     """
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress

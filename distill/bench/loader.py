@@ -1,10 +1,7 @@
-"""`distill bench loader`: a training sample beside the published formulation, and the loader beside a plain read."""
+"""A training sample beside the published formulation, and the loader beside a plain read: `distill bench loader`."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -12,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.errors import DistillError
+from distill.bench.fresh_process import run_formulation
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,7 +17,7 @@ if TYPE_CHECKING:
     from distill.data.shards.index import ShardIndex
 
 REPEATS = {"ours": 9, "published": 3}
-READ_BYTES = 1 << 20  # of the plain read, at a time
+READ_BYTES = 1 << 20  # the plain read takes this many at a time
 MEGA = 1e6
 
 
@@ -32,11 +29,14 @@ def bench_loader(
     batch_size: int,
     photo_hw: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
-    """Measure; what `--json` prints.
+    """Measure one training sample and the loader.
 
     Args:
-        images: image shards; None: photos drawn for this, of `photo_hw` (SA-1B's size).
-        num_photos: photos that the loader reads, at most.
+        images: image shards; None: the photos that are drawn for the sample.
+        num_photos: the most photos that the loader reads.
+        photo_hw: height and width of drawn photos; None: SA-1B's size.
+    Returns:
+        what `--json` prints: "sample" (measure_sample) and "loader" (measure_loader).
     """
     with _shards(num_photos, photo_hw) as drawn:
         return {
@@ -48,14 +48,15 @@ def bench_loader(
 
 
 def measure_sample(shards: Path) -> dict[str, Any]:
-    """One sample by both formulations, each in a fresh process: seconds, and bytes above those of the idle process."""
+    """Measure one sample by each formulation in a fresh process.
+
+    Returns:
+        for each formulation: seconds (median, of a core's time), idle_bytes, peak_bytes and bytes_above_idle; and
+        times_faster and share_of_memory: ours beside the published one.
+    """
     found: dict[str, Any] = {}
     for formulation, repeats in REPEATS.items():
-        command = [sys.executable, "-m", "distill.bench.loader_sample", formulation, str(shards), str(repeats)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise DistillError(f"the {formulation} formulation failed: {done.stderr.strip()[-500:]}")
-        row = json.loads(done.stdout)
+        row = run_formulation("distill.bench.loader_sample", formulation, str(shards), str(repeats))
         found[formulation] = {**row, "bytes_above_idle": row["peak_bytes"] - row["idle_bytes"]}
     ours, published = found["ours"], found["published"]
     found["times_faster"] = published["seconds"] / ours["seconds"]
@@ -64,7 +65,11 @@ def measure_sample(shards: Path) -> dict[str, Any]:
 
 
 def measure_loader(images: str, *, num_photos: int, num_workers: int, batch_size: int) -> list[dict[str, Any]]:
-    """Photos and bytes a second: of the plain read first, of its parts, and of the loader with and without workers."""
+    """Measure photos and bytes a second: a plain read, the loader's parts, and the loader with and without workers.
+
+    Returns:
+        rows: what, workers, photos, seconds, photos_per_second, megabytes_per_second.
+    """
     from distill.bench.loader_sample import NUM_DRAWN
     from distill.data.shards.index import ShardIndex
 
@@ -86,7 +91,7 @@ def measure_loader(images: str, *, num_photos: int, num_workers: int, batch_size
 
 
 def tables(found: dict[str, Any]) -> list[Table]:
-    """The measurements for a terminal."""
+    """Return the measurements as tables for a terminal."""
     from rich.table import Table
 
     sample = Table("one training sample", "seconds", "MB above idle", title="one core, 64 of 100 masks, 2000 x 1500")
@@ -113,7 +118,7 @@ def _shards(num_photos: int, photo_hw: tuple[int, int] | None) -> Iterator[Path]
 
 
 def _plain_read(index: ShardIndex) -> tuple[float, int]:
-    """Seconds and bytes of a read of all tars from their first byte to their last."""
+    """Read all tars from their first byte to their last, and return the seconds and the bytes."""
     import fsspec
 
     started = time.perf_counter()
@@ -126,7 +131,7 @@ def _plain_read(index: ShardIndex) -> tuple[float, int]:
 
 
 def _read_shuffled(index: ShardIndex) -> float:
-    """Seconds of reading the members of all samples by their places, as workers do, without decoding them."""
+    """Read the members of all samples by their places, as workers do, without decoding them. Return the seconds."""
     from distill.data.loading.epoch_plan import epoch_order
 
     started = time.perf_counter()
@@ -138,7 +143,7 @@ def _read_shuffled(index: ShardIndex) -> float:
 
 
 def _decode(index: ShardIndex, num_photos: int) -> float:
-    """Seconds of decoding and letterboxing photos that are in memory, on one core: what no loader can save."""
+    """Decode and letterbox photos in memory on one core, and return the seconds. No loader can save these."""
     from distill.bench.loader_sample import IMAGE_SIZE
     from distill.data.images import decode_image
     from distill.geometry import letterbox
@@ -154,7 +159,7 @@ def _decode(index: ShardIndex, num_photos: int) -> float:
 def _load(
     index: ShardIndex, *, num_photos: int, num_workers: int, batch_size: int, num_drawn: int
 ) -> tuple[float, int]:
-    """Seconds of the loader from its first batch to its last, and the photos that it gave in that time."""
+    """Run the loader, and return the seconds from its first batch to its last and the number of photos in that time."""
     from distill.bench.loader_sample import EMBEDDING_SIZE, IMAGE_SIZE
     from distill.data.loading.loader import EpochLoader, EpochSampler
     from distill.data.loading.samples import PhotoBatches

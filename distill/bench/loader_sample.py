@@ -1,8 +1,11 @@
-"""One training sample made in two ways, in a process that does nothing else, so that its peak memory can be told.
+"""One training sample, made by our loader or by the published formulation; `distill bench loader` measures both.
 
-`distill bench loader` starts it: python -m distill.bench.loader_sample ours|published SHARDS REPEATS
-It prints JSON: seconds of a core's time (median; a busy machine tells the same), idle_bytes (before the first sample)
-and peak_bytes.
+It runs in a process that does nothing else, so that its peak memory can be told:
+
+    python -m distill.bench.loader_sample ours|published SHARDS REPEATS
+
+The process prints JSON: seconds (median, of a core's time, which a busy machine does not change), idle_bytes (the peak
+before the first sample) and peak_bytes.
 """
 
 from __future__ import annotations
@@ -13,7 +16,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +24,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from distill.data.loading.samples import PhotoBatches, Request
+from distill.data.loading.samples import LoadedBatch, PhotoBatches, Request
 from distill.data.shards.index import ShardIndex
 from distill.geometry import PIXEL_MEAN, PIXEL_STD, resized_hw
 from distill.memory import peak_memory
@@ -32,15 +34,21 @@ EMBEDDING_SIZE = 64
 NUM_DRAWN = 64  # masks a photo: EfficientViT-SAM's training
 
 
-def ours(index: ShardIndex) -> Callable[[int], Any]:
-    """The sample of an epoch as our loader makes it: masks from run lengths, at the resolution of the losses."""
+def ours(index: ShardIndex) -> Callable[[int], LoadedBatch]:
+    """Return a function from an epoch to its sample by our loader: masks at the resolution of the losses."""
     photos = PhotoBatches(index, image_size=IMAGE_SIZE, embedding_size=EMBEDDING_SIZE, seed=0, max_instances=NUM_DRAWN)
     return lambda epoch: photos[Request(epoch, [0])]
 
 
-def published(index: ShardIndex) -> Callable[[int], Any]:
-    """The same photo by the published formulation, written from its description: all masks that are drawn become
-    full-resolution float32, are stacked, and are resized with antialiasing like the photo."""
+def published(index: ShardIndex) -> Callable[[int], tuple[Tensor, Tensor]]:
+    """Return a function from an epoch to the same photo's sample by the published formulation.
+
+    It is written from its description: all masks that are drawn become full-resolution float32, are stacked,
+    and are resized with antialiasing like the photo.
+
+    Returns:
+        a function that gives pixels (3, S, S) and masks (n, S, S).
+    """
 
     def sample(epoch: int) -> tuple[Tensor, Tensor]:
         member = index.member(0)
@@ -62,10 +70,11 @@ def published(index: ShardIndex) -> Callable[[int], Any]:
     return sample
 
 
-FORMULATIONS = {"ours": ours, "published": published}
+FORMULATIONS: dict[str, Callable[[ShardIndex], Callable[[int], object]]] = {"ours": ours, "published": published}
 
 
 def main(formulation: str, shards: str, repeats: int) -> None:
+    """Make the sample `repeats` times on one thread, and print what it took."""
     torch.set_num_threads(1)
     make_sample = FORMULATIONS[formulation](ShardIndex.open(shards))
     idle = peak_memory()

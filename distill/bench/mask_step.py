@@ -1,41 +1,44 @@
-"""`distill bench mask-step`: a training step of the mask stage beside the published formulation of it."""
+"""A training step of the mask stage, timed beside the published formulation of it: `distill bench mask-step`."""
 
 from __future__ import annotations
 
 import json
 import statistics
-import subprocess
-import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from distill.errors import DistillError
+from distill.bench.fresh_process import run_formulation
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from distill.bench.mask_step_forms import StepSetup
 
-ORDER = ("ours", "published", "encoder")  # in turns: a machine that slows down slows all alike
+FORMULATIONS = "distill.bench.mask_step_forms"
+ORDER = ("ours", "published", "encoder")  # they take turns: a machine that slows down slows all alike
 GIGA = 1e9
 
 
 def bench_mask_step(setup: StepSetup, *, rounds: int) -> dict[str, Any]:
-    """Measure; what `--json` prints.
+    """Measure a training step in each formulation.
 
-    Every formulation runs `rounds` times in a process of its own, in turns, from the same weights, photos, masks and
-    prompts. Seconds are medians over all steps; bytes above idle are the most that the process held, less the most
-    that it held before its first step, the median over the processes.
+    Every formulation runs `rounds` times, each time in a process of its own. They take turns, from the same weights,
+    photos, masks and prompts. Seconds are medians over all steps. Bytes above idle are the most that a process held,
+    less the most that it held before its first step; they are the median over the processes.
 
     Returns:
-        speed_ratio: published / ours in wall time, core_time_ratio: in the time of all cores (a busy machine tells the
-        same); memory_ratio: ours / published; relative_loss_difference and relative_gradient_norm_difference: of ours
-        to the published.
+        what `--json` prints: the setup, a summary of each formulation, and
+        speed_ratio: published / ours in wall time.
+        core_time_ratio: published / ours in the time of all cores, which a busy machine does not change.
+        memory_ratio: ours / published.
+        relative_loss_difference, relative_gradient_norm_difference: ours - published, as a share of the published.
     """
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in ORDER}
     for _ in range(rounds):
         for name in ORDER:
-            runs[name].append(_run(name, setup))
+            runs[name].append(
+                run_formulation(FORMULATIONS, name, json.dumps(asdict(setup)), less="--images or --masks")
+            )
     found: dict[str, Any] = {"setup": asdict(setup) | {"rounds": rounds}}
     found |= {name: _summary(of_name) for name, of_name in runs.items()}
     ours, published = found["ours"], found["published"]
@@ -49,7 +52,7 @@ def bench_mask_step(setup: StepSetup, *, rounds: int) -> dict[str, Any]:
 
 
 def tables(found: dict[str, Any]) -> list[Table]:
-    """The measurements for a terminal."""
+    """Return the measurements as tables for a terminal."""
     from rich.table import Table
 
     setup = found["setup"]
@@ -65,16 +68,6 @@ def tables(found: dict[str, Any]) -> list[Table]:
         f"{found['memory_ratio']:.1%} of the memory, loss {found['relative_loss_difference']:+.2%}"
     )
     return [table]
-
-
-def _run(name: str, setup: StepSetup) -> dict[str, Any]:
-    command = [sys.executable, "-m", "distill.bench.mask_step_forms", name, json.dumps(asdict(setup))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        cause = "it ran out of memory; ask for fewer --images or --masks" if done.returncode == -9 else done.stderr
-        raise DistillError(f"the formulation '{name}' failed: {cause.strip()[-500:]}")
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
 
 
 def _summary(runs: list[dict[str, Any]]) -> dict[str, float]:

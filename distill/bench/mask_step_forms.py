@@ -1,8 +1,11 @@
-"""One training step of the mask stage in either formulation, in a process that does nothing else.
+"""One training step of the mask stage in either formulation; `distill bench mask-step` measures both.
 
-`distill bench mask-step` starts it: python -m distill.bench.mask_step_forms FORMULATION SETUP, a StepSetup as JSON.
-It prints JSON: seconds and core_seconds of every step, loss, gradient_norm, idle_bytes (before the first step) and
-peak_bytes.
+It runs in a process that does nothing else. SETUP is a StepSetup as JSON:
+
+    python -m distill.bench.mask_step_forms ours|published|encoder SETUP
+
+The process prints JSON: seconds and core_seconds of every step, loss, gradient_norm, idle_bytes (the peak before the
+first step) and peak_bytes.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from distill.prompts.sampling import draw_points
 from distill.prompts.types import POSITIVE, Prompts
 from distill.students import STUDENTS, TIMM_PREFIX
 
-# EfficientViT-SAM's published trainer: 20 BCE + dice on 112 x 112 points, no loss on the IoU head; 1 to 10 clicks
+# EfficientViT-SAM's published trainer: 20 BCE + dice on 112 x 112 points, no loss on the IoU head, 1 to 10 clicks
 LOSS = MaskLossConfig(mask="bce", mask_weight=20.0, dice_weight=1.0, iou_weight=0.0, num_points=12544)
 NUM_CLICKS = 5
 PUBLISHED_DICE_SMOOTHING = 1.0
@@ -40,10 +43,13 @@ PUBLISHED_DICE_SMOOTHING = 1.0
 
 @dataclass(frozen=True)
 class StepSetup:
-    """What both formulations are given.
+    """The model and the sizes that both formulations are given.
 
-    model: a registered student or timm/NAME, with weights drawn by `seed`; or a trained model, as `load_model` takes.
-    masks: per image. prompts_per_chunk, checkpointing: of our decoder. threads: of the process; 0 leaves torch's own.
+    model: a registered student or timm/NAME, whose weights are drawn by `seed`; or a trained model that `load_model`
+        takes.
+    masks: the number for each image.
+    prompts_per_chunk, checkpointing: options of our decoder.
+    threads: of the process; 0 leaves torch's own choice.
     """
 
     model: str
@@ -57,11 +63,12 @@ class StepSetup:
 
 
 @dataclass
-class Problem:
-    """Photos with masks and prompts; every second image is asked by box, the others by clicks.
+class StepInputs:
+    """Photos with masks and prompts: the first, third, ... image has boxes, the others have clicks.
 
-    pixels: (B, 3, S, S). masks: (N, S, S) and low_res_masks: (N, 4E, 4E), in the order of the images.
-    prompts: of each image, as many as it has masks.
+    pixels: (B, 3, S, S) normalised.
+    masks: (N, S, S) 0 or 1, and low_res_masks: (N, 4E, 4E) in [0, 1], both in the order of the images.
+    prompts: one set for each image, with a prompt for each of its masks.
     """
 
     pixels: Tensor
@@ -71,15 +78,18 @@ class Problem:
 
 
 def build_student(setup: StepSetup) -> PromptableModel:
-    """The model, in training mode."""
+    """Return the model in training mode."""
     torch.manual_seed(setup.seed)
     if setup.model in STUDENTS or setup.model.startswith(TIMM_PREFIX):
         return build_from_spec(spec_for(setup.model)).train()
     return load_model(find_weights(setup.model)).train()
 
 
-def draw_problem(setup: StepSetup, model: PromptableModel) -> Problem:
-    """Square photos of the model's input size: there is no padding, which the published formulation would count."""
+def draw_inputs(setup: StepSetup, model: PromptableModel) -> StepInputs:
+    """Draw square photos of the model's input size, with masks and prompts.
+
+    They have no padding, because the published formulation would count it.
+    """
     rng, generator = np.random.default_rng(setup.seed), torch.Generator().manual_seed(setup.seed)
     hw = (model.image_size, model.image_size)
     pixels, masks, low_res, prompts = [], [], [], []
@@ -99,31 +109,34 @@ def draw_problem(setup: StepSetup, model: PromptableModel) -> Problem:
             noise = torch.rand(len(covered), NUM_CLICKS, 3, generator=generator)
             points = draw_points(covered, noise, model.prompt_size)
             prompts.append(Prompts(index, points_xy=points, point_labels=torch.full(points.shape[:2], POSITIVE)))
-    return Problem(torch.stack(pixels), torch.stack(masks), torch.cat(low_res), prompts)
+    return StepInputs(torch.stack(pixels), torch.stack(masks), torch.cat(low_res), prompts)
 
 
-def ours(model: PromptableModel, problem: Problem, setup: StepSetup) -> Tensor:
-    """As our mask stage: prompts of one kind together, and masks compared at low resolution."""
-    embeddings = model.encode(problem.pixels)
-    loss, num_masks = embeddings.new_zeros(()), len(problem.low_res_masks)
-    for prompts in problem.prompts:
+def ours(model: PromptableModel, inputs: StepInputs, setup: StepSetup) -> Tensor:
+    """Return the loss () of our mask stage: prompts of one kind together, masks compared at low resolution."""
+    embeddings = model.encode(inputs.pixels)
+    loss, num_masks = embeddings.new_zeros(()), len(inputs.low_res_masks)
+    for prompts in inputs.prompts:
         logits, iou = model.decode_all(
             embeddings, prompts, prompts_per_chunk=setup.prompts_per_chunk, checkpointing=setup.checkpointing
         )
         rows = slice(int(prompts.image_index[0]) * len(prompts), (int(prompts.image_index[0]) + 1) * len(prompts))
-        target = problem.low_res_masks[rows]
+        target = inputs.low_res_masks[rows]
         valid = torch.ones_like(target, dtype=torch.bool)
         terms = mask_losses(logits[:, 1:], iou[:, 1:], target, valid, config=LOSS)
         loss = loss + terms.total(LOSS) * len(prompts) / num_masks
     return loss
 
 
-def published(model: PromptableModel, problem: Problem, setup: StepSetup) -> Tensor:
-    """EfficientViT-SAM's step, written from its description: segment-anything's decoder image by image, logits enlarged
-    to the input size, and each of three candidates compared by itself at points that are uncertain for it."""
-    embeddings = model.encode(problem.pixels)
-    answers = []
-    for image, prompts in enumerate(problem.prompts):
+def published(model: PromptableModel, inputs: StepInputs, setup: StepSetup) -> Tensor:
+    """Return the loss () of EfficientViT-SAM's training step, written from its description.
+
+    segment-anything's decoder runs image by image, and logits are enlarged to the input size. Each of three candidates
+    is compared by itself, at points that are uncertain for it.
+    """
+    embeddings = model.encode(inputs.pixels)
+    logits_of_images = []
+    for image, prompts in enumerate(inputs.prompts):
         points = None if prompts.points_xy is None else (prompts.points_xy, prompts.point_labels)
         sparse, dense = model.prompt_encoder(points=points, boxes=prompts.boxes_xyxy, masks=None)
         low_res, _ = model.mask_decoder(
@@ -134,8 +147,8 @@ def published(model: PromptableModel, problem: Problem, setup: StepSetup) -> Ten
             multimask_output=True,
         )  # (M, 3, 4E, 4E)
         size = (model.image_size, model.image_size)
-        answers.append(F.interpolate(low_res, size, mode="bilinear", align_corners=False))  # (M, 3, S, S)
-    logits, target = torch.cat(answers), problem.masks[:, None]  # (N, 3, S, S), (N, 1, S, S)
+        logits_of_images.append(F.interpolate(low_res, size, mode="bilinear", align_corners=False))  # (M, 3, S, S)
+    logits, target = torch.cat(logits_of_images), inputs.masks[:, None]  # (N, 3, S, S), (N, 1, S, S)
     losses = []
     for candidate in range(logits.shape[1]):
         one = logits[:, candidate : candidate + 1]  # (N, 1, S, S)
@@ -150,7 +163,7 @@ def published(model: PromptableModel, problem: Problem, setup: StepSetup) -> Ten
 
 
 def _uncertain_points(logits: Tensor) -> Tensor:
-    """PointRend's points (N, LOSS.num_points, 2), XY in [0, 1], of one mask each: logits (N, 1, S, S)."""
+    """Draw PointRend's points for each mask of logits (N, 1, S, S): (N, LOSS.num_points, 2), XY in [0, 1]."""
     num_masks, num_uncertain = len(logits), int(UNCERTAIN_SHARE * LOSS.num_points)
     with torch.no_grad():
         candidates = torch.rand(num_masks, OVERSAMPLE_RATIO * LOSS.num_points, 2)
@@ -160,16 +173,16 @@ def _uncertain_points(logits: Tensor) -> Tensor:
 
 
 def _sample(maps: Tensor, points_xy: Tensor) -> Tensor:
-    """Bilinear values (N, K) of maps (N, 1, S, S) at points (N, K, 2)."""
+    """Return bilinear values (N, K) of maps (N, 1, S, S) at points (N, K, 2), XY in [0, 1]."""
     return F.grid_sample(maps, 2 * points_xy[:, :, None] - 1, align_corners=False)[:, 0, :, 0]
 
 
-def encoder(model: PromptableModel, problem: Problem, setup: StepSetup) -> Tensor:
-    """What both have in common: the encoder alone."""
-    return model.encode(problem.pixels).square().mean()
+def encoder(model: PromptableModel, inputs: StepInputs, setup: StepSetup) -> Tensor:
+    """Return a loss () of the encoder alone, which both formulations share."""
+    return model.encode(inputs.pixels).square().mean()
 
 
-FORMULATIONS: dict[str, Callable[[PromptableModel, Problem, StepSetup], Tensor]] = {
+FORMULATIONS: dict[str, Callable[[PromptableModel, StepInputs, StepSetup], Tensor]] = {
     "ours": ours,
     "published": published,
     "encoder": encoder,
@@ -177,19 +190,23 @@ FORMULATIONS: dict[str, Callable[[PromptableModel, Problem, StepSetup], Tensor]]
 
 
 def measure(formulation: str, setup: StepSetup) -> dict[str, float | list[float]]:
-    """Forward and backward, `repeats` times. The first step is not warmed up: its share of the whole is small."""
+    """Run a formulation forward and backward, `repeats` times. Nothing is warmed up: the first step costs little more.
+
+    Returns:
+        seconds and core_seconds of every step, loss, gradient_norm, idle_bytes and peak_bytes.
+    """
     if setup.threads:
         torch.set_num_threads(setup.threads)
     model = build_student(setup)
-    problem = draw_problem(setup, model)
+    inputs = draw_inputs(setup, model)
     idle = peak_memory()
     seconds, core_seconds, loss = [], [], torch.zeros(())
     for _ in range(setup.repeats):
         model.zero_grad()
         torch.manual_seed(setup.seed)  # the points of the loss
         started, started_core = time.perf_counter(), time.process_time()
-        loss = FORMULATIONS[formulation](model, problem, setup)
-        loss.backward()
+        loss = FORMULATIONS[formulation](model, inputs, setup)
+        torch.autograd.backward(loss)
         seconds.append(time.perf_counter() - started)
         core_seconds.append(time.process_time() - started_core)
     gradients = [p.grad for p in model.parameters() if p.grad is not None]

@@ -1,7 +1,7 @@
-"""Speed, size and memory of image encoders, measured side by side in one process.
+"""Speed, size and memory of image encoders, measured side by side in one process: `distill bench models`.
 
-What is timed takes turns: each round runs every form of every model, in another order, so that a machine that slows
-down or is shared slows all alike. The numbers are medians. Random weights serve: speed does not depend on them.
+All forms of all models take turns: each round runs every one of them, in another order. So a machine that slows down,
+or is shared, slows all alike. The numbers are medians. Random weights are enough, as speed does not depend on them.
 """
 
 from __future__ import annotations
@@ -37,8 +37,14 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Run:
-    """One form of one model at one batch size: how often it is to be timed, and what was found."""
+class TimedForm:
+    """One form of one model, at one batch size and precision, with its times.
+
+    pixels: (B, 3, S, S), what the encoder reads each time.
+    repeats: how often it is to be timed.
+    peak_memory: bytes.
+    seconds: one for each time that it was timed.
+    """
 
     encoder: nn.Module
     pixels: Tensor
@@ -48,8 +54,8 @@ class Run:
     peak_memory: int = 0
     seconds: list[float] = field(default_factory=list)
 
-    def result(self) -> dict[str, Any]:
-        """What the JSON says of it."""
+    def row(self) -> dict[str, Any]:
+        """Return what the JSON file says about it."""
         latency = statistics.median(self.seconds)
         batch_size = len(self.pixels)
         return {
@@ -64,8 +70,12 @@ class Run:
 
 
 @dataclass
-class Subject:
-    """A model to be measured. forms: its encoder as it is and, where that differs, fused."""
+class BenchedModel:
+    """A model to be measured.
+
+    forms: its encoder by "is it fused": as it is and, where that differs, fused.
+    timed: each form at each batch size and precision.
+    """
 
     name: str
     spec: ModelSpec
@@ -73,17 +83,17 @@ class Subject:
     num_encoder_parameters: int
     macs: int
     forms: dict[bool, nn.Module]
-    runs: list[Run] = field(default_factory=list)
+    timed: list[TimedForm] = field(default_factory=list)
 
-    def result(self) -> dict[str, Any]:
-        """What the JSON says of it."""
+    def row(self) -> dict[str, Any]:
+        """Return what the JSON file says about it."""
         return {
             "model": self.name,
             "image_size": self.spec.image_size,
             "params": self.num_parameters,
             "encoder_params": self.num_encoder_parameters,
             "macs": self.macs,
-            "runs": [run.result() for run in self.runs],
+            "runs": [form.row() for form in self.timed],
         }
 
 
@@ -99,42 +109,45 @@ def bench_models(
     """Measure encoders at batch 1 and at `batch_size`, eager and fused, in each precision.
 
     Args:
-        names: registered students, timm/NAME, or files and run directories of ours. teacher: another one, put first.
-        seconds: of timed passes that one form may take; at least one is timed. A batch that would take longer by
-            itself is left out.
+        names: registered students, timm/NAME, or files and run directories of ours.
+        teacher: another model, which comes first in the results.
+        seconds: the time for which one form is timed, at least once. A batch that takes longer than that by itself is
+            left out.
     Returns:
         the content of the JSON file, without the machine.
     Raises:
-        DistillError: a name or a file that is not there, or a model that cannot be fused.
+        DistillError: a name is unknown, a file does not exist, or a model cannot be fused.
     """
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's remarks about GPUs that are not there
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # silences the profiler's remarks about missing GPUs
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
     sources = {name: _source(name) for name in ([teacher] if teacher else []) + list(names)}
-    subjects = []
+    models = []
     with progress_bar("building", len(sources)) as advance:
         for name, source in sources.items():
-            subjects.append(_subject(name, source, device))
+            models.append(_build(name, source, device))
             advance(1)
     batch_sizes = sorted({1, batch_size})
-    with progress_bar("warming up", sum(len(s.forms) for s in subjects) * len(precisions)) as advance:
-        for subject in subjects:
-            for fused, encoder in subject.forms.items():
+    with progress_bar("warming up", sum(len(model.forms) for model in models) * len(precisions)) as advance:
+        for model in models:
+            for fused in model.forms:
                 for precision in precisions:
-                    subject.runs += _warm_up(subject, encoder, fused, precision, batch_sizes, seconds)
+                    model.timed += _warm_up(
+                        model, fused=fused, precision=precision, batch_sizes=batch_sizes, seconds=seconds
+                    )
                     advance(1)
-    _take_turns([run for subject in subjects for run in subject.runs])
+    _take_turns([form for model in models for form in model.timed])
     return {
         "benchmark": "models",
         "device": str(device),
         "threads": torch.get_num_threads(),
         "teacher": teacher,
         "seconds": seconds,
-        "models": [subject.result() for subject in subjects],
+        "models": [model.row() for model in models],
     }
 
 
-def _subject(name: str, source: ModelSpec | Path, device: torch.device) -> Subject:
+def _build(name: str, source: ModelSpec | Path, device: torch.device) -> BenchedModel:
     model = load_model(source) if isinstance(source, Path) else build_from_spec(source)
     spec = model.spec
     _, macs = count_encoder(
@@ -147,11 +160,15 @@ def _subject(name: str, source: ModelSpec | Path, device: torch.device) -> Subje
     fused = fuse(eager)
     forms = {False: eager, True: fused} if is_fused(fused) else {False: eager}
     forms = {key: form.to(device).to(memory_format=torch.channels_last) for key, form in forms.items()}
-    return Subject(name, spec, _count(model), _count(eager), macs, forms)
+    return BenchedModel(name, spec, _count(model), _count(eager), macs, forms)
 
 
 def _source(name: str) -> ModelSpec | Path:
-    """What a name stands for: a student with random weights, or weights on disk. Raises DistillError on neither."""
+    """Return what a name stands for: the spec of a student with random weights, or weights on disk.
+
+    Raises:
+        DistillError: it is neither.
+    """
     if is_packaged(name) or name.endswith(CHECKPOINT_SUFFIXES):
         return find_weights(name)
     try:
@@ -167,82 +184,86 @@ def _count(module: nn.Module) -> int:
 
 
 def _warm_up(
-    subject: Subject, encoder: nn.Module, fused: bool, precision: str, batch_sizes: Sequence[int], seconds: float
-) -> list[Run]:
-    """One form at every batch size that its time allows, each run twice: for the memory, then for the plan."""
-    runs: list[Run] = []
+    model: BenchedModel, *, fused: bool, precision: str, batch_sizes: Sequence[int], seconds: float
+) -> list[TimedForm]:
+    """Run one form at every batch size that its time allows, and plan how often each is to be timed.
+
+    Each runs twice: the first pass tells the memory, the second one the time.
+    """
+    encoder = model.forms[fused]
+    timed: list[TimedForm] = []
     device = next(encoder.parameters()).device
-    size = subject.spec.image_size
+    size = model.spec.image_size
     per_image = 0.0
     for batch_size in batch_sizes:
         if per_image * batch_size > seconds:
-            form = "fused" if fused else "eager"
+            form_name = "fused" if fused else "eager"
             logger.warning(
                 "%s, %s, %s: %d images would take %.0f s, more than --seconds %g: not measured",
-                *(subject.name, form, precision, batch_size, per_image * batch_size, seconds),
+                *(model.name, form_name, precision, batch_size, per_image * batch_size, seconds),
             )
             break
         noise = torch.randn(batch_size, 3, size, size, generator=torch.Generator().manual_seed(0))
         if device.type == "cuda":
             noise = noise.pin_memory()
         pixels = noise.to(device, memory_format=torch.channels_last, non_blocking=True)
-        run = Run(encoder, pixels, precision, fused)
-        run.peak_memory = _peak_memory(run)
-        elapsed = _timed(run)
+        form = TimedForm(encoder, pixels, precision, fused)
+        form.peak_memory = _peak_memory(form)
+        elapsed = _time(form)
         per_image = elapsed / batch_size
-        run.repeats = max(1, min(MAX_REPEATS, int(seconds / elapsed)))
-        runs.append(run)
-    return runs
+        form.repeats = max(1, min(MAX_REPEATS, int(seconds / elapsed)))
+        timed.append(form)
+    return timed
 
 
-def _take_turns(runs: Sequence[Run]) -> None:
-    """Time every run as often as planned, spread evenly over rounds in random orders."""
+def _take_turns(forms: Sequence[TimedForm]) -> None:
+    """Time every form as often as planned, spread evenly over rounds in random orders."""
     order = random.Random(0)
-    with progress_bar("measuring", sum(run.repeats for run in runs)) as advance:
+    with progress_bar("measuring", sum(form.repeats for form in forms)) as advance:
         for i in range(ROUNDS):
-            for run in order.sample(runs, len(runs)):
-                done = (run.repeats * i + ROUNDS // 2) // ROUNDS
-                due = (run.repeats * (i + 1) + ROUNDS // 2) // ROUNDS
+            for form in order.sample(forms, len(forms)):
+                done = (form.repeats * i + ROUNDS // 2) // ROUNDS
+                due = (form.repeats * (i + 1) + ROUNDS // 2) // ROUNDS
                 for _ in range(due - done):
-                    run.seconds.append(_timed(run))
+                    form.seconds.append(_time(form))
                     advance(1)
 
 
 @torch.inference_mode()
-def _timed(run: Run) -> float:
-    """Seconds of one forward pass."""
-    with _autocast(run):
-        if run.pixels.device.type == "cuda":
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+def _time(form: TimedForm) -> float:
+    """Return the seconds of one forward pass."""
+    with _autocast(form):
+        if form.pixels.device.type == "cuda":
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             start.record()
-            run.encoder(run.pixels)
+            form.encoder(form.pixels)
             end.record()
             end.synchronize()
-            return start.elapsed_time(end) / 1e3
+            return float(start.elapsed_time(end)) / 1e3
         begun = time.perf_counter()
-        run.encoder(run.pixels)
+        form.encoder(form.pixels)
         return time.perf_counter() - begun
 
 
-def _autocast(run: Run) -> AbstractContextManager[object]:
-    if run.precision == "fp32":
+def _autocast(form: TimedForm) -> AbstractContextManager[object]:
+    if form.precision == "fp32":
         return nullcontext()
-    return torch.autocast(run.pixels.device.type, torch.bfloat16)
+    return torch.autocast(form.pixels.device.type, torch.bfloat16)
 
 
-def _peak_memory(run: Run) -> int:
-    """Bytes of one forward pass at its highest: the encoder's tensors, the pixels, and what torch allocates."""
-    held = [*run.encoder.parameters(), *run.encoder.buffers(), run.pixels]
+def _peak_memory(form: TimedForm) -> int:
+    """Return the peak bytes of one forward pass: the encoder's tensors, the pixels, and what torch allocates."""
+    held = [*form.encoder.parameters(), *form.encoder.buffers(), form.pixels]
     num_bytes = sum(tensor.nbytes for tensor in held)
 
     @torch.inference_mode()
     def forward() -> None:
-        with _autocast(run):
-            run.encoder(run.pixels)
+        with _autocast(form):
+            form.encoder(form.pixels)
 
-    if run.pixels.device.type != "cuda":
+    if form.pixels.device.type != "cuda":
         return num_bytes + _peak_of_host(forward)
-    device = run.pixels.device
+    device = form.pixels.device
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
@@ -252,7 +273,7 @@ def _peak_memory(run: Run) -> int:
 
 
 def _peak_of_host(function: Callable[[], None]) -> int:
-    """The most bytes that torch held at a time, of those that it allocated in a call on the CPU."""
+    """Call a function on the CPU, and return the most bytes that torch held at a time of those that it allocated."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         function()
     held = peak = 0

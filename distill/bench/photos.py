@@ -1,4 +1,4 @@
-"""What `distill bench` reads: a photo with masks of SA-1B's kind, drawn by a seed and written as image shards."""
+"""Photos with masks of SA-1B's kind for `distill bench`: drawn by a seed, and written as image shards."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ NUM_MASKS = 100  # SA-1B: 11 M photos with 1.1 B masks
 JPEG_QUALITY = 90
 SAMPLES_PER_SHARD = 16
 OUTLINE_POINTS = 256
-MASK_RADII = (15, 450)  # pixels, drawn evenly over their logarithms
+MASK_RADII = (15, 450)  # pixels; the logarithm of a radius is drawn evenly
 
 
 def write_shards(directory: Path, num_photos: int, *, hw: tuple[int, int] = PHOTO_HW, seed: int = 0) -> None:
-    """Shards of one photo with NUM_MASKS masks, under as many keys as there shall be photos."""
+    """Write shards that hold one photo with NUM_MASKS masks `num_photos` times, each time under another key."""
     rng = np.random.default_rng(seed)
     image = draw_photo(rng, hw)
     rows = [annotation_row(number, draw_mask(rng, hw), hw) for number in range(NUM_MASKS)]
@@ -32,7 +32,7 @@ def write_shards(directory: Path, num_photos: int, *, hw: tuple[int, int] = PHOT
 
 
 def draw_photo(rng: np.random.Generator, hw: tuple[int, int]) -> bytes:
-    """A JPEG with detail at every scale."""
+    """Draw a JPEG with detail at every scale."""
     pixels = np.zeros((*hw, 3))
     for octave in range(2, 9):
         small = rng.normal(size=(hw[0] >> octave or 1, hw[1] >> octave or 1, 3)) * 2 ** (octave / 2)
@@ -45,7 +45,7 @@ def draw_photo(rng: np.random.Generator, hw: tuple[int, int]) -> bytes:
 
 
 def draw_mask(rng: np.random.Generator, hw: tuple[int, int]) -> RLE:
-    """A blob with a wavy outline, cut at the photo's edges; its centre lies on the photo."""
+    """Draw a blob with a wavy outline, cut at the photo's edges. Its centre lies on the photo."""
     largest = min(MASK_RADII[1], 0.3 * min(hw))
     radius = np.exp(rng.uniform(*np.log([min(MASK_RADII[0], largest), largest])))
     angles = np.linspace(0, 2 * np.pi, OUTLINE_POINTS, endpoint=False)

@@ -1,24 +1,23 @@
-"""What the commands' parsers share."""
+"""What the commands' parsers share: a command with examples, and the types of numbers."""
 
 from __future__ import annotations
 
 import argparse
 import math
 from collections.abc import Callable
+from typing import TypeAlias
+
+Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def add_command(
-    subparsers: argparse._SubParsersAction[argparse.ArgumentParser],
-    name: str,
-    summary: str,
-    epilog: str,
-    *,
-    description: str = "",
+    subparsers: Subparsers, name: str, summary: str, epilog: str, *, description: str = ""
 ) -> argparse.ArgumentParser:
-    """A command or action whose help shows its examples (`epilog`) as they are written.
+    """Add a command, or an action of a command, and return its parser.
 
     Args:
-        summary: its line in the list of commands, which also describes it where there is no `description`.
+        summary: its line in the list of commands; it also describes the command if there is no `description`.
+        epilog: examples; the help shows them with their line breaks.
     """
     return subparsers.add_parser(
         name,
@@ -30,14 +29,14 @@ def add_command(
 
 
 def positive_int(text: str) -> int:
-    """Parse a whole number above 0."""
+    """Parse a whole number above 0; argparse reports anything else."""
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
     return int(text)
 
 
 def positive_float(text: str) -> float:
-    """Parse a finite number above 0."""
+    """Parse a finite number above 0; argparse reports anything else."""
     number = _number(text)
     if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0")
@@ -45,7 +44,7 @@ def positive_float(text: str) -> float:
 
 
 def share(text: str) -> float:
-    """Parse a share from 0 to 1."""
+    """Parse a share from 0 to 1; argparse reports anything else."""
     number = _number(text)
     if not 0 <= number <= 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a share from 0 to 1")
@@ -53,7 +52,7 @@ def share(text: str) -> float:
 
 
 def at_least(least: float) -> Callable[[str], float]:
-    """Return a parser of numbers that are not below `least`."""
+    """Return a parser of numbers that are `least` or above."""
 
     def parse(text: str) -> float:
         number = _number(text)
@@ -65,7 +64,7 @@ def at_least(least: float) -> Callable[[str], float]:
 
 
 def _number(text: str) -> float:
-    """Parse a number; what is none gives NaN, which lies in no range."""
+    """Return the number that a text states, or NaN, which is in no range."""
     try:
         return float(text)
     except ValueError:

@@ -12,10 +12,9 @@ from dataclasses import asdict, dataclass
 from distill.cli.arguments import add_command
 from distill.errors import DistillError, did_you_mean
 from distill.students import STUDENTS, TIMM_PREFIX, check_student_name, plugins
-from distill.text import BILLION, MILLION
+from distill.text import BILLION, MILLION, print_tables
 
 OWN_DECODER = "its encoder only; its own decoder is not supported"
-PIPE_WIDTH = 110  # columns, where there is no terminal
 
 EPILOG = """\
 examples:
@@ -116,7 +115,6 @@ def describe(name: str) -> Row:
 
 
 def _print_table(rows: list[Row]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -133,5 +131,4 @@ def _print_table(rows: list[Row]) -> None:
             "-" if row.macs is None else f"{row.macs / BILLION:.1f}",
             note if row.problem is None else row.problem.partition("\n")[0],
         )
-    console = Console()
-    Console(width=None if console.is_terminal else PIPE_WIDTH).print(table)
+    print_tables(table)

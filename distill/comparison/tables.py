@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from distill.comparison.entries import Entry
 from distill.comparison.join import Comparison, bench_run, differences, teachers
 from distill.evaluation.finished import HEADLINE_WORDS, FinishedEvaluation, ProtocolKey
-from distill.text import BILLION, MILLION, markdown_table
+from distill.text import BILLION, MILLION, PIPE_WIDTH, markdown_table, print_tables
 
 ABSENT = "–"
 # What metrics.json says beside its numbers.
@@ -140,9 +140,8 @@ def to_markdown(comparison: Comparison) -> str:
     return "\n".join(parts)
 
 
-def print_table(comparison: Comparison, *, width: int | None = None) -> None:
+def print_table(comparison: Comparison, *, width: int = PIPE_WIDTH) -> None:
     """The table in the terminal; intervals stand below their scores."""
-    from rich.console import Console
     from rich.table import Table
 
     columns = [*score_columns(comparison), *size_columns(comparison), *training_columns(comparison)]
@@ -153,8 +152,7 @@ def print_table(comparison: Comparison, *, width: int | None = None) -> None:
         table.add_column(column.title.replace(" (", "\n("), justify="left" if is_text else "right", min_width=7)
     for i, entry in enumerate(comparison.entries):
         table.add_row(entry.label, *(str(column.cells[i]).replace(" [", "\n[") for column in columns))
-    console = Console(highlight=False, markup=False)
-    Console(highlight=False, markup=False, width=None if console.is_terminal else width).print(table)
+    print_tables(table, pipe_width=width)
 
 
 def _score(evaluation: FinishedEvaluation | None, key: str) -> Cell:

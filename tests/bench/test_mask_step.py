@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from distill.bench import mask_step_forms as bench_mask_forms
-from distill.bench.mask_step_forms import StepSetup, build_student, draw_problem, ours, published
+from distill.bench.mask_step_forms import StepSetup, build_student, draw_inputs, ours, published
 from distill.cli import main as cli
 
 
@@ -22,7 +22,7 @@ def setup(teacher_file: Path) -> StepSetup:
 def test_both_formulations_have_the_same_loss(setup: StepSetup, alike: bool, tolerance: float) -> None:
     """Where the candidates are alike, so are the points that are uncertain for one of them and for any of them."""
     model = build_student(setup)
-    problem = draw_problem(setup, model)
+    inputs = draw_inputs(setup, model)
     decoder = model.mask_decoder
     for mlp in decoder.output_hypernetworks_mlps:
         mlp.layers[-1].weight.data *= 20  # an edge to sample at, and candidates that differ
@@ -31,23 +31,23 @@ def test_both_formulations_have_the_same_loss(setup: StepSetup, alike: bool, tol
     if alike:
         decoder.mask_tokens.weight.data[:] = decoder.mask_tokens.weight.data[1].clone()
     with torch.no_grad():
-        found, expected = ours(model, problem, setup), published(model, problem, setup)
+        found, expected = ours(model, inputs, setup), published(model, inputs, setup)
     assert found.item() == pytest.approx(expected.item(), rel=tolerance)
 
 
-def test_the_problem_has_boxes_and_clicks_in_its_masks(setup: StepSetup) -> None:
+def test_the_inputs_has_boxes_and_clicks_in_its_masks(setup: StepSetup) -> None:
     model = build_student(setup)
-    problem = draw_problem(setup, model)
+    inputs = draw_inputs(setup, model)
     size = model.image_size
-    assert problem.pixels.shape == (2, 3, size, size) and problem.masks.shape == (12, size, size)
-    by_box, by_click = problem.prompts
+    assert inputs.pixels.shape == (2, 3, size, size) and inputs.masks.shape == (12, size, size)
+    by_box, by_click = inputs.prompts
     assert by_box.boxes_xyxy is not None and by_click.points_xy is not None
     scale = model.prompt_size / model.low_res_size
-    for mask, points in zip(problem.low_res_masks[6:], by_click.points_xy, strict=True):
+    for mask, points in zip(inputs.low_res_masks[6:], by_click.points_xy, strict=True):
         columns, rows = (points / scale).long().unbind(1)
         assert (mask[rows, columns] > 0).all()
-    half = torch.nn.functional.avg_pool2d(problem.masks[:, None], size // model.low_res_size)[:, 0]
-    torch.testing.assert_close(half, problem.low_res_masks)
+    half = torch.nn.functional.avg_pool2d(inputs.masks[:, None], size // model.low_res_size)[:, 0]
+    torch.testing.assert_close(half, inputs.low_res_masks)
 
 
 def test_the_command_compares_processes(teacher_file: Path, capsys) -> None:

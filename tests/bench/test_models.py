@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from distill.bench import models as bench_models
-from distill.bench.models import Run, _take_turns
+from distill.bench.models import TimedForm, _take_turns
 from distill.bench.models_report import best_run, pareto_indices, tables
 from distill.cli.main import main
 from distill.models.checkpoint import save_model
@@ -89,7 +89,7 @@ def test_all_take_turns() -> None:
 
     runs = []
     for name, repeats in (("often", 20), ("seldom", 5), ("once", 1)):
-        runs.append(Run(Recorder(name), torch.zeros(1, 3, 1, 1), "fp32", False, repeats=repeats))
+        runs.append(TimedForm(Recorder(name), torch.zeros(1, 3, 1, 1), "fp32", False, repeats=repeats))
     _take_turns(runs)
     assert [len(run.seconds) for run in runs] == [20, 5, 1]
     rounds = bench_models.ROUNDS
