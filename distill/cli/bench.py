@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.cli.arguments import Subparsers, add_command, positive_int, positive_float
+from distill.cli.arguments import Subparsers, add_command, positive_float, positive_int
 from distill.errors import DistillError
 from distill.files import write_json
 from distill.models.devices import usable_device
