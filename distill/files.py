@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,6 +21,7 @@ from distill.errors import DataError, DistillError
 FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 NOT_WRITABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 TEMPORARY_SUFFIX = ".tmp"
+HASH_BLOCK = 1 << 20  # bytes read at a time
 
 
 @contextlib.contextmanager
@@ -95,3 +97,13 @@ def write_text(path: Path, text: str, *, raises: type[DistillError] = DataError)
 def write_json(path: Path, content: Any, *, indent: int = 2, raises: type[DistillError] = DataError) -> None:
     """Write a JSON file that ends with a line break, or leave what was there."""
     write_text(path, json.dumps(content, indent=indent) + "\n", raises=raises)
+
+
+def hash_file(path: Path, algorithm: str = "sha256", *, advance: Callable[[int], None] = lambda count: None) -> str:
+    """Return the hash of a file in hexadecimal. `advance` is called with the number of bytes of each block."""
+    digest = hashlib.new(algorithm)
+    with path.open("rb") as file:
+        while block := file.read(HASH_BLOCK):
+            digest.update(block)
+            advance(len(block))
+    return digest.hexdigest()

@@ -20,6 +20,7 @@ DONE, OURS, USERS, INTERRUPTED = 0, 1, 2, 130
 # Modules of this folder, in the order of `distill --help`. Importing one loads no torch.
 COMMANDS = (
     "recipes",
+    "datasets",
     "students",
     "check",
     "shards",

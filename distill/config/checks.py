@@ -11,6 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from distill.config.named_data import SET_ROOT, SplitName, datasets_root, parse_split_name, shards_folder
 from distill.config.names import HFLIP, LOGGERS, PACKAGED_MODELS, is_path
 from distill.config.options import Option
 from distill.config.schema import (
@@ -181,20 +182,47 @@ def _data(values: Values) -> Iterable[Finding]:
         value = values.get(key)
         if value is None or (reads_shards and "://" in value):  # remote shards are looked for when they are opened
             continue
-        if not Path(value).is_dir():
+        if (name := parse_split_name(value)) is not None:
+            yield from ((key, problem) for problem in _named_problems(name, reads_shards=reads_shards))
+        elif not Path(value).is_dir():
             yield key, f"no such directory: '{value}'"
         elif reads_shards and not any(Path(value).glob("*.tar")):
             yield key, f"no .tar in '{value}'; `distill shards build` makes them from photos"
     for key in ("data.annotations", "data.detections"):
         value = values.get(key)
-        if value is not None and not Path(value).is_file():
+        if value is not None and not _is_file_or_name(value):
             yield key, f"no such file: '{value}'"
-    for name, one in (values.get("sets") or {}).items():
-        if isinstance(one, dict) and one.get("images") and not Path(str(one["images"])).is_dir():
-            yield f"sets.{name}.images", f"no such directory: '{one['images']}'"
-        for key in ("annotations", "detections"):
-            if isinstance(one, dict) and one.get(key) and not Path(str(one[key])).is_file():
-                yield f"sets.{name}.{key}", f"no such file: '{one[key]}'"
+    for set_name, one in (values.get("sets") or {}).items():
+        if isinstance(one, dict):
+            yield from ((f"sets.{set_name}.{key}", problem) for key, problem in _set_problems(one))
+
+
+def _set_problems(one: dict[str, Any]) -> Iterable[Finding]:
+    """Yield what is missing of one of the sets of an `evaluate_sets` recipe."""
+    if images := one.get("images"):
+        if (name := parse_split_name(str(images))) is not None:
+            yield from (("images", problem) for problem in _named_problems(name, reads_shards=False))
+        elif not Path(str(images)).is_dir():
+            yield "images", f"no such directory: '{images}'"
+    for key in ("annotations", "detections"):
+        if one.get(key) and not _is_file_or_name(str(one[key])):
+            yield key, f"no such file: '{one[key]}'"
+
+
+def _named_problems(name: SplitName, *, reads_shards: bool) -> Iterable[str]:
+    """Yield why a public set cannot be read. That the split exists is checked when it is opened."""
+    root = datasets_root()
+    if root is None:
+        yield f"no such directory: '{name}'; for the public set of this name, {SET_ROOT}"
+        return
+    folder = shards_folder(root, name) if reads_shards and name.split else root / name.dataset
+    if not folder.is_dir():
+        yield f"no such directory: '{name}'; the public set of this name is not prepared: run '{name.prepare_command}'"
+
+
+def _is_file_or_name(value: str) -> bool:
+    """Return whether a value is a file, or names a public set, which `data.images` is checked for."""
+    return Path(value).is_file() or parse_split_name(value) is not None
 
 
 def _cache(values: Values) -> Iterable[Finding]:

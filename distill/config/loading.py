@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, Literal, Union
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import distill.recipes
 from distill.config.checks import path_findings, value_findings
+from distill.config.named_data import parse_split_name
 from distill.config.options import Option, options_of
 from distill.config.schema import (
     RECIPE_KINDS,
@@ -86,6 +87,7 @@ def load_recipe(
     if recipe_class is None:
         raise RecipeError(str(source), problems.lines)
     options = options_of(recipe_class)
+    settings += _named_annotations(settings, options)
     tree = _merge(recipe_class, options, settings, problems)
     values = _collect_values(tree, options, problems)
     origins = {setting.key: setting.origin for setting in settings}
@@ -268,6 +270,20 @@ def _merge(
                     message + _choice_hint(leaves[leaf], setting.value), origin=setting.origin, key=setting.key
                 )
     return tree
+
+
+def _named_annotations(settings: list[Setting], leaves: Collection[str]) -> list[Setting]:
+    """Return a setting for annotations that are left out while the images name a public set: that set's own."""
+    last = {setting.key: setting for setting in settings}
+    added = []
+    for key, images in last.items():
+        section, _, name = key.rpartition(".")
+        annotations = f"{section}.annotations"
+        is_given = annotations in last and last[annotations].value not in (None, MISSING)
+        takes_annotations = annotations in leaves or key.startswith("sets.")
+        if name == "images" and takes_annotations and not is_given and parse_split_name(str(images.value)) is not None:
+            added.append(Setting(annotations, images.value, images.origin))
+    return added
 
 
 def _unknown_key(key: str, leaves: Collection[str]) -> str:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from distill.data.catalogue import resolve_annotations, resolve_photos
 from distill.data.images import decode_as_annotated, key_of
 from distill.data.rle import RLE, rle_area, rle_box_xyxy, to_rle
 from distill.errors import DataError
@@ -55,7 +56,7 @@ class CocoSet:
     """
 
     def __init__(self, images_dir: str | Path, annotations_file: str | Path) -> None:
-        self.images_dir, self.annotations_file = Path(images_dir), Path(annotations_file)
+        self.images_dir, self.annotations_file = resolve_photos(images_dir), resolve_annotations(annotations_file)
         self.content = content = _read_json(self.annotations_file)
         self.categories: dict[int, str] = {row["id"]: row.get("name", "") for row in content.get("categories", [])}
         self.num_crowd = 0

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from distill.data.catalogue import resolve_photos
 from distill.data.images import PHOTO_SUFFIXES, key_of
 from distill.errors import DataError
 
@@ -25,7 +26,7 @@ class PhotoFolder:
     """
 
     def __init__(self, images_dir: str | Path) -> None:
-        self.images_dir = Path(images_dir)
+        self.images_dir = resolve_photos(images_dir)
         if not self.images_dir.is_dir():
             raise DataError(f"{self.images_dir}: no such folder; give a folder of photos")
         photos: dict[str, Path] = {}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
 from distill.config.schema import AgreementRecipe, EvaluateRecipe, EvaluateSetsRecipe, EverythingRecipe
+from distill.data.catalogue import resolve_annotations
 from distill.data.detections import Detections
 from distill.evaluation.automatic_masks import EverythingEvaluation
 from distill.evaluation.detector_boxes import DetectionEvaluation
@@ -117,7 +118,7 @@ class _Job:
         if isinstance(recipe, AgreementRecipe):
             return self._agreement(recipe)
         evaluation = build_evaluation(recipe)
-        data = {"annotations_sha256": sha256_file(recipe.data.annotations)}
+        data = {"annotations_sha256": sha256_file(resolve_annotations(recipe.data.annotations))}
         if recipe.data.detections is not None:
             data["detections_sha256"] = sha256_file(recipe.data.detections)
         return evaluation, data

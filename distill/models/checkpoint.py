@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.resources
 import io
 import json
@@ -28,7 +27,6 @@ QUICKSTART_FILE = "quickstart_teacher.safetensors"  # in distill/quickstart/weig
 SPEC_KEY = "distill"  # of the safetensors metadata: {"format": 1, "spec": {...}}
 SPEC_FORMAT = 1
 ENCODER_PREFIX, DECODER_PARTS = "image_encoder.", ("prompt_encoder", "mask_decoder")
-HASH_BLOCK = 1 << 20
 
 
 def save_model(model: PromptableModel, path: str | Path, *, metadata: Mapping[str, str] | None = None) -> None:
@@ -249,8 +247,4 @@ def load_state_dict_strict(module: nn.Module, state: Mapping[str, Tensor], *, so
 
 def sha256_file(path: str | Path) -> str:
     """The sha256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(HASH_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+    return hash_file(Path(path))

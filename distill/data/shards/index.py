@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from distill.data.catalogue import resolve_shards
 from distill.data.images import PHOTO_SUFFIXES
 from distill.data.shards.defaults import SAMPLES_PER_SHARD
 from distill.data.shards.storage import Place, RemotePlace, place_of
@@ -86,12 +87,14 @@ class ShardIndex:
     def open(cls, directory: str | Path) -> ShardIndex:
         """Read `index.json`, or the headers of the tars when it is absent or no longer fits them.
 
+        `directory` may also name a public set that is prepared, as coco2017/train (distill.data.catalogue).
+
         The headers of remote tars take a while: their index is kept in the user's cache directory.
 
         Raises:
             DataError: no such directory, no tar in it, a damaged tar, or a key that occurs twice.
         """
-        place = place_of(directory)
+        place = place_of(resolve_shards(directory))
         sizes = _shard_sizes(place)
         for content in place.saved(INDEX_NAME):
             index = _load_index(place, content, sizes)
@@ -109,7 +112,7 @@ class ShardIndex:
     @classmethod
     def build(cls, directory: str | Path) -> ShardIndex:
         """Read the headers of all tars, whatever `index.json` says."""
-        place = place_of(directory)
+        place = place_of(resolve_shards(directory))
         return _from_headers(place, _shard_sizes(place))
 
     def save(self) -> str:
