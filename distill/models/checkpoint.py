@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from distill.errors import CheckpointError, DistillError
-from distill.files import write_whole
+from distill.files import hash_file, write_whole
 from distill.models.foreign_checkpoint import listed, read_tensors
 from distill.models.sam import ModelSpec, PromptableModel, build_from_spec, build_model, spec_for
 from distill.students import check_student_name
