@@ -1,4 +1,4 @@
-"""The errors that a user can mend. Each message is one clear line: what was wrong, where, and the mend."""
+"""Errors that a user can mend. Each message is one clear line: what was wrong, where, and the mend."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class RunError(DistillError):
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """A hint that ends an error about an unknown name: the near ones, else all of them (up to 20)."""
+    """Return the hint that ends an error about an unknown name: the near names, else all names (up to 20)."""
     choices = sorted(choices)
     near = difflib.get_close_matches(name, choices, n=3, cutoff=0.6)
     if near:

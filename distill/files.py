@@ -1,7 +1,7 @@
-"""Files that are whole or absent, and clear errors of the disk.
+"""Files that are complete or absent, and clear errors of the disk.
 
-Every writer of the package goes through here: a file is written under a temporary name beside its target, flushed to
-the disk, and renamed.
+Every writer of the package goes through this file. It writes under a temporary name beside the target, flushes to the
+disk, and renames.
 """
 
 from __future__ import annotations
@@ -31,9 +31,11 @@ def write_errors(
     """Turn an OSError while writing `path` into one line that says what to do.
 
     Args:
-        raises: the kind of error.
+        raises: the class of the error.
         elsewhere: what the user may choose instead, such as "another cache.dir".
-        note: ends the message of a full disk, such as "finished shards are kept".
+        note: the end of the message about a full disk, such as "finished shards are kept".
+    Raises:
+        DistillError: of the class `raises`, in place of the OSError.
     """
     try:
         yield
@@ -47,12 +49,13 @@ def write_errors(
         elif error.errno in NOT_WRITABLE:
             mend = f"{error.strerror}: not writable; choose {elsewhere} or change its permissions"
         else:
-            mend = f"{error.strerror or error}; check the file system or choose {elsewhere}, and run the command again{tail}"
+            cause = error.strerror or error
+            mend = f"{cause}; check the file system or choose {elsewhere}, and run the command again{tail}"
         raise raises(f"{path}: cannot be written: {mend}") from error
 
 
 def temporary_path(path: Path) -> Path:
-    """Return a name of its own beside `path`, to be opened with mode "xb" and given to `commit_file`."""
+    """Return a name beside `path` that no other writer uses. Open it with mode "xb", and give it to `commit_file`."""
     return path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}")
 
 
@@ -77,7 +80,7 @@ def write_whole(
     elsewhere: str = "another place",
     note: str = "",
 ) -> None:
-    """Write a file, or leave what was there. The other arguments are those of `write_errors`."""
+    """Write a complete file, or leave the old one as it was. The other arguments are those of `write_errors`."""
     temporary = temporary_path(path)
     with write_errors(path, raises, elsewhere=elsewhere, note=note):
         try:
@@ -85,17 +88,17 @@ def write_whole(
                 file.write(content)
                 commit_file(file, temporary, path)
         finally:
-            with contextlib.suppress(OSError):  # of a folder that is not there; the first error tells
+            with contextlib.suppress(OSError):  # the folder is missing; the first error says so
                 temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str, *, raises: type[DistillError] = DataError) -> None:
-    """Write a text file in UTF-8, or leave what was there."""
+    """Write a text file in UTF-8, or leave the old one as it was."""
     write_whole(path, text.encode(), raises=raises)
 
 
 def write_json(path: Path, content: Any, *, indent: int = 2, raises: type[DistillError] = DataError) -> None:
-    """Write a JSON file that ends with a line break, or leave what was there."""
+    """Write a JSON file that ends with a line break, or leave the old one as it was."""
     write_text(path, json.dumps(content, indent=indent) + "\n", raises=raises)
 
 

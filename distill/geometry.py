@@ -26,9 +26,9 @@ Coordinates = TypeVar("Coordinates", np.ndarray, Tensor)
 
 
 def resized_hw(original_hw: HW, long_side: int) -> HW:
-    """Height and width after the longest side became `long_side`, rounded half up as segment-anything does.
+    """Return height and width once the longest side is `long_side`, rounded half up as segment-anything does.
 
-    A side that would vanish (segment-anything fails there) is one pixel.
+    A side that would vanish is one pixel; segment-anything fails there.
     """
     height, width = original_hw
     scale = long_side * 1.0 / max(height, width)
@@ -41,7 +41,7 @@ def resize_longest_side(image: np.ndarray, long_side: int) -> np.ndarray:
     Args:
         image: uint8 (H, W, 3) RGB.
     Returns:
-        uint8 (h, w, 3), equal to segment_anything.utils.transforms.ResizeLongestSide.apply_image.
+        uint8 (h, w, 3) RGB, equal to segment_anything.utils.transforms.ResizeLongestSide.apply_image.
     """
     height, width = resized_hw(image.shape[:2], long_side)
     if (height, width) == image.shape[:2]:
@@ -66,21 +66,21 @@ def normalize_pad(resized: np.ndarray, image_size: int) -> Tensor:
 
 
 def letterbox(image: np.ndarray, image_size: int) -> Tensor:
-    """A photo, uint8 (H, W, 3) RGB, as an encoder's input: float32 (3, S, S), normalised and zero-padded."""
+    """Turn a photo, uint8 (H, W, 3) RGB, into an encoder's input: float32 (3, S, S), normalised and zero-padded."""
     return normalize_pad(resize_longest_side(image, image_size), image_size)
 
 
 def valid_grid_hw(original_hw: HW, grid: int) -> HW:
-    """Rows and columns of a (grid, grid) map that the photo touches: the top left block that is worth storing."""
+    """Return the rows and columns of a (grid, grid) map that the photo touches: the top left block is worth storing."""
     longest = max(original_hw)
     rows, cols = (math.ceil(side * grid / longest - 1e-9) for side in original_hw)
     return min(rows, grid), min(cols, grid)
 
 
 def valid_masks(original_hw: Tensor, grid: int) -> Tensor:
-    """The valid region of (grid, grid) maps: True where a cell's centre lies on the photo.
+    """Return the valid region of (grid, grid) maps: True where a cell's centre lies on the photo.
 
-    Never empty: of a photo thinner than half a cell, the first row or column is valid.
+    The region is never empty: if a photo is thinner than half a cell, its first row or column is valid.
 
     Args:
         original_hw: (B, 2) height and width of each photo.
@@ -94,7 +94,7 @@ def valid_masks(original_hw: Tensor, grid: int) -> Tensor:
 
 
 def valid_mask(original_hw: HW, grid: int) -> Tensor:
-    """As `valid_masks`, of one photo: bool (grid, grid)."""
+    """Return the valid region of one photo's map, as `valid_masks` does: bool (grid, grid)."""
     return valid_masks(torch.tensor([original_hw]), grid)[0]
 
 
@@ -104,23 +104,25 @@ def _scale_xy(original_hw: HW, prompt_size: int) -> tuple[float, float]:
 
 
 def points_to_prompt_frame(points_xy: Coordinates, original_hw: HW, prompt_size: int) -> Coordinates:
-    """Points (..., 2), XY in original pixels, in the prompt frame of side `prompt_size` (16 E; 1024 for SAM)."""
+    """Move points (..., 2), XY, from original pixels to the prompt frame of side `prompt_size` (16 E; 1024 for SAM)."""
     scale = _scale_xy(original_hw, prompt_size)
     if isinstance(points_xy, torch.Tensor):
         return points_xy * torch.tensor(scale, dtype=points_xy.dtype, device=points_xy.device)
-    return points_xy * np.asarray(scale)
+    moved: np.ndarray = points_xy * np.asarray(scale)
+    return moved
 
 
 def boxes_to_prompt_frame(boxes_xyxy: Coordinates, original_hw: HW, prompt_size: int) -> Coordinates:
-    """Boxes (..., 4), XYXY in original pixels, in the prompt frame."""
+    """Move boxes (..., 4), XYXY, from original pixels to the prompt frame of side `prompt_size`."""
     corners = boxes_xyxy.reshape(*boxes_xyxy.shape[:-1], 2, 2)
     return points_to_prompt_frame(corners, original_hw, prompt_size).reshape(boxes_xyxy.shape)
 
 
 def masks_to_original(low_res_logits: Tensor, original_hw: HW, prompt_size: int) -> Tensor:
-    """Logits (P, K, 4E, 4E) at the photo's own resolution (P, K, H, W): segment_anything's Sam.postprocess_masks.
+    """Resize logits (P, K, 4E, 4E) to the photo's own resolution (P, K, H, W).
 
-    Bilinear to the prompt frame, crop of the padding, bilinear to the original size, align_corners=False.
+    As in segment_anything's Sam.postprocess_masks, they are resized to the prompt frame, the padding is cut off, and
+    the rest is resized to the original size; both times bilinearly, with align_corners=False.
     """
     height, width = resized_hw(original_hw, prompt_size)
     size = (prompt_size, prompt_size)
@@ -130,10 +132,11 @@ def masks_to_original(low_res_logits: Tensor, original_hw: HW, prompt_size: int)
 
 
 def cell_starts(num_pixels: int, num_cells: int) -> np.ndarray:
-    """The first pixel of each cell along one side of a photo, int64 (num_cells,).
+    """Return the first pixel of each cell along one side of a photo, int64 (num_cells,).
 
-    A cell is the pixels whose centres lie in it, up to the next cell's first; enlarged, it is its nearest pixel. These
-    are the cells of Pillow's box filter, which loses a pixel here and there whose centre lies between two of them.
+    A cell holds the pixels whose centres lie in it, up to the first pixel of the next cell. Where the photo is
+    enlarged, a cell holds its nearest pixel. Pillow's box filter has the same cells, but loses some of the pixels
+    whose centres lie between two of them.
     """
     scale = num_pixels / num_cells
     cells = np.arange(num_cells)
@@ -141,7 +144,7 @@ def cell_starts(num_pixels: int, num_cells: int) -> np.ndarray:
 
 
 def mask_to_low_res(mask: np.ndarray, low_res_size: int) -> np.ndarray:
-    """Share of each low-res cell that a mask covers. `distill.data.rle.coverage` says the same of a code.
+    """Return the share of each low-res cell that a mask covers. `distill.data.rle.coverage` does so for an RLE.
 
     Args:
         mask: bool or uint8 0/1 (H, W) in original pixels.

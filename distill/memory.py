@@ -1,4 +1,4 @@
-"""Memory of this process: freed memory is kept for the next tensors, and the peak can be told."""
+"""Memory of this process: its peak, and a setting that keeps freed memory for the next tensors."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 
 # malloc.h of the GNU C library
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-NEVER = 2**31 - 1  # bytes at the heap's end that are not given back: the largest int
+NEVER = 2**31 - 1  # free bytes at the end of the heap before it shrinks: the largest int
 
 
 def keep_freed_memory() -> None:
-    """Where the C library is GNU's, large tensors on the CPU are no longer mapped afresh one by one.
+    """Keep the memory of freed tensors on the CPU for the next ones, where the C library is GNU's.
 
-    By default each of them is new memory, which the system clears page by page as it is first written. A model's
-    forward, whose tensors are the same every time, spends up to half of its time on that. The process then holds the
-    most that it has needed so far. Other C libraries are left as they are.
+    By default every large tensor is new memory, which the system clears page by page as it is first written. A model's
+    forward pass allocates the same tensors every time, and spends up to half of its time on that. After this call the
+    process holds the most memory that it has needed so far. Other C libraries are left as they are.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -30,7 +30,7 @@ def keep_freed_memory() -> None:
 def peak_memory() -> int:
     """Return the most bytes that this process has held.
 
-    On Linux the source is VmHWM: a child's ru_maxrss begins at its parent's.
+    On Linux the source is VmHWM, because the ru_maxrss of a child process begins at its parent's.
     """
     status = Path("/proc/self/status")
     if status.exists():

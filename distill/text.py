@@ -1,6 +1,6 @@
-"""What goes out to a person: units, durations, tables and progress bars.
+"""Text for a person: units, durations, tables and progress bars.
 
-Whatever comes from outside and goes out again (a name, a path, a label) is escaped here for the place it goes to.
+A name, a path or a label that came from outside is escaped here for the place it goes to.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def size(num_bytes: float) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table in Markdown; its first column is aligned left, and bars in cells are escaped."""
+    """Return a table in Markdown. Its first column is aligned left, the others right; bars in cells are escaped."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 

@@ -27,6 +27,7 @@ WINGS = (
     "comparison",
     "quickstart",
     "cli",
+    "__main__",
 )
 RANK = {**dict.fromkeys(GROUND, -1), **{wing: rank for rank, wing in enumerate(WINGS)}}
 MOST_FILES = 20  # of code in one folder

@@ -1,7 +1,13 @@
+"""Freed memory is kept where that was asked for, and the peak is the most that the process held."""
+
+from __future__ import annotations
+
 import subprocess
 import sys
 
 import pytest
+
+from distill.memory import peak_memory
 
 COUNT_FAULTS = """
 import resource, sys
@@ -29,3 +35,10 @@ def test_a_large_tensor_takes_the_memory_of_the_one_before():
         done = subprocess.run([sys.executable, "-c", COUNT_FAULTS, name], capture_output=True, text=True, check=True)
         faults[name] = int(done.stdout)
     assert faults["kept"] < faults["given back"] / 8
+
+
+def test_peak_memory_grows_with_what_is_held() -> None:
+    before = peak_memory()
+    held = bytearray(200 << 20)
+    held[:: 1 << 12] = bytes(len(held[:: 1 << 12]))
+    assert peak_memory() - before >= 0 and peak_memory() >= len(held)

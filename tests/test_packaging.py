@@ -1,4 +1,4 @@
-"""What is installed: one top-level name, with everything that the package needs beside its code."""
+"""The wheel installs one top-level name, with everything that the package needs beside its code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel built from a copy of the sources, so that no build folder is left behind."""
+    """Build a wheel from links to the sources, so that no build folder is left behind."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     names = ("distill", "datasets", "recipes", "setup.cfg", "pyproject.toml", "LICENSE", "README.md")
@@ -30,7 +30,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def target(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty directory into which the wheel was installed."""
+    """Install the wheel into an empty directory."""
     folder = tmp_path_factory.mktemp("target")
     command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder), str(wheel)]
     subprocess.run(command, check=True, timeout=300)

@@ -1,6 +1,7 @@
-"""`distill`: one command line over the commands of this folder.
+"""`distill`: the command line. Each command is a file of this folder.
 
-Exit codes: 0 done, 2 the user's mistake or the machine's state (clear lines, no traceback), 1 a fault of ours.
+Exit codes: 0 done; 2 the user's mistake or the state of the machine, told in clear lines without a traceback; 1 a
+fault of ours; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from distill.files import FULL_DISK
 
 DONE, OURS, USERS, INTERRUPTED = 0, 1, 2, 130
 
-# Modules of this folder, in the order of `distill --help`. Importing one loads no torch.
+# Files of this folder, in the order of `distill --help`. Importing one loads no torch.
 COMMANDS = (
     "recipes",
     "datasets",
@@ -48,7 +49,7 @@ examples:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of every command; each sets `run`, a function from its arguments to an exit code."""
+    """Return the parser of all commands. Each command sets `run`, a function from its arguments to an exit code."""
     parser = argparse.ArgumentParser(
         prog="distill",
         description="Distil the Segment Anything Model into small promptable models.",
@@ -63,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and give its exit code; errors go to stderr."""
+    """Run one command and return its exit code. Errors go to stderr."""
     try:
         arguments = _parse(build_parser(), argv)
     except SystemExit as stop:  # argparse has printed its help, or its error
@@ -77,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    except Exception as error:  # noqa: BLE001 - the outermost place: what arrives here is a fault of ours
+    except Exception as error:  # noqa: BLE001 - the outermost function: what arrives here is a fault of ours
         if isinstance(error, OSError) and error.errno in FULL_DISK:
             where = f" while writing {error.filename}" if error.filename else ""
             print(f"error: the disk is full{where}; free some space and run the command again", file=sys.stderr)
@@ -87,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse; overrides may also come after options, where argparse alone gives up."""
+    """Parse the arguments. Recipe overrides may come after options too, which argparse alone would refuse."""
     arguments, rest = parser.parse_known_args(argv)
     strange = [text for text in rest if text.startswith("-") or "=" not in text]
     if strange or (rest and not hasattr(arguments, "overrides")):

@@ -20,7 +20,7 @@ def setup(teacher_file: Path) -> StepSetup:
 
 @pytest.mark.parametrize(("alike", "tolerance"), [(True, 0.01), (False, 0.04)])
 def test_both_formulations_have_the_same_loss(setup: StepSetup, alike: bool, tolerance: float) -> None:
-    """Where the candidates are alike, so are the points that are uncertain for one of them and for any of them."""
+    """Compare losses. If the candidates are alike, the points uncertain for one are also those uncertain for any."""
     model = build_student(setup)
     inputs = draw_inputs(setup, model)
     decoder = model.mask_decoder

@@ -32,7 +32,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def found(models: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """The command, once; the JSON that it wrote."""
+    """Run the command once, and return the JSON that it wrote."""
     out = tmp_path_factory.mktemp("bench")
     files = ["--json", str(out / "models.json"), "--picture", str(out / "models.png")]
     options = ["--teacher", models[1], "--batch-size", "2", "--seconds", "1000", "--device", "cpu"]
@@ -76,7 +76,7 @@ def test_the_tables(found: dict) -> None:
 
 
 def test_all_take_turns() -> None:
-    """Each round has its share of every run, so that a drift of the machine hits all alike."""
+    """Check that each round has its share of every form, so that a drift of the machine hits all alike."""
     order: list[str] = []
 
     class Recorder(torch.nn.Module):

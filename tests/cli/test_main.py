@@ -25,7 +25,7 @@ sys.exit(code)
 
 
 def run(arguments: list[str], cwd: Path) -> tuple[int, str, set[str]]:
-    """Exit code, stdout and top-level modules of a command in a fresh interpreter."""
+    """Return exit code, stdout and top-level modules of a command in a fresh interpreter."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True, cwd=cwd, timeout=60, check=False
     )
@@ -48,9 +48,10 @@ def test_check_imports_nothing_heavy(tmp_path):
     assert not modules & HEAVY
 
 
-def test_module_runs(tmp_path):
+@pytest.mark.parametrize("module", ["distill", "distill.cli.main"])
+def test_module_runs(tmp_path, module):
     done = subprocess.run(
-        [sys.executable, "-m", "distill.cli.main", "recipes", "show", "eval/coco_box"],
+        [sys.executable, "-m", module, "recipes", "show", "eval/coco_box"],
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -66,7 +67,7 @@ def test_every_command_file_is_listed():
 
 
 def leaves(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
-    """The parsers of all commands, those with actions of their own included."""
+    """Return the parsers of all commands, including those with actions of their own."""
     found = []
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
