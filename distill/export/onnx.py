@@ -1,12 +1,11 @@
 """ONNX files of a promptable model: the fused image encoder, and the decoder with segment-anything's inputs.
 
-Every file is compared with torch in onnxruntime before it is put in its place.
+Every file is run in onnxruntime and compared with torch before it gets its name.
 """
 
 from __future__ import annotations
 
 import copy
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from segment_anything.utils.onnx import SamOnnxModel
 from torch import Tensor, nn
 
 from distill.errors import DistillError
+from distill.files import commit_file, temporary_path, write_errors, write_json
 from distill.geometry import PIXEL_MEAN, PIXEL_STD
 from distill.models.sam import PromptableModel
 from distill.prompts.types import Prompts, paint_prompts
@@ -27,30 +27,41 @@ from distill.students.fuse import fuse
 
 ENCODER_FILE, DECODER_FILE, DESCRIPTION_FILE = "encoder.onnx", "decoder.onnx", "model.json"
 OPSET = 17  # the first with layer norm as one operation
-MAX_DIFFERENCE = 1e-3  # of onnxruntime's outputs from torch's, as a share of the largest value
+MAX_DIFFERENCE = 1e-3  # between onnxruntime's and torch's outputs, as a share of the largest value
 
-# segment_anything/utils/onnx.py: labels of the points that are a box's corners
+# segment_anything/utils/onnx.py: labels of the points that are the corners of a box
 BOX_LOW, BOX_HIGH = 2, 3
 CHECKED_LABELS = (BOX_LOW, BOX_HIGH, 1, 0)
-CHECKED_SIZE = (150.0, 225.0)  # H, W of the photo that the decoder is traced and compared with
+CHECKED_SIZE = (150.0, 225.0)  # H, W of the photo with which the decoder is traced and compared
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A file, and the largest difference of its outputs from torch's, as a share of the largest value."""
+    """A written file.
+
+    difference: the largest difference between its outputs and torch's, as a share of the largest value.
+    """
 
     path: Path
     difference: float
 
 
-class OnnxDecoder(SamOnnxModel):
+class OnnxDecoder(SamOnnxModel):  # type: ignore[misc] # segment_anything ships no types
     """segment-anything's ONNX form of the prompt encoder and mask decoder, for a model of any size.
 
-    Takes image_embeddings (1, C, E, E), point_coords (1, N, 2) in the prompt frame, point_labels (1, N): 1 on the
-    object, 0 off it, 2 and 3 the corners of a box, -1 to fill up (as the last one, where there is no box); mask_input
-    (1, 1, 4E, 4E), has_mask_input (1,) 0 or 1, orig_im_size (2,) H and W of the photo. Gives masks (1, 4, H, W) as
-    logits, iou_predictions (1, 4) and low_res_masks (1, 4, 4E, 4E): token 0 (single), then the three of the multimask
-    output.
+    Inputs:
+        image_embeddings: (1, C, E, E).
+        point_coords: (1, N, 2) XY in the prompt frame.
+        point_labels: (1, N). 1 is on the object, 0 off it; 2 and 3 are the corners of a box. Without a box, a last
+            point with the label -1 must be added.
+        mask_input: (1, 1, 4E, 4E) low-res logits of an earlier answer.
+        has_mask_input: (1,) 1 to use mask_input, 0 to ignore it.
+        orig_im_size: (2,) H and W of the photo.
+
+    Outputs, each for four masks: token 0 (single), then the three of the multimask output.
+        masks: (1, 4, H, W) logits in original pixels.
+        iou_predictions: (1, 4).
+        low_res_masks: (1, 4, 4E, 4E) logits.
     """
 
     INPUTS = ("image_embeddings", "point_coords", "point_labels", "mask_input", "has_mask_input", "orig_im_size")
@@ -83,9 +94,9 @@ class OnnxDecoder(SamOnnxModel):
         return masks, iou_predictions, low_res
 
     def mask_postprocessing(self, masks: Tensor, orig_im_size: Tensor) -> Tensor:
-        """Logits (1, 4, 4E, 4E) at the photo's own resolution.
+        """Resize logits (1, 4, 4E, 4E) to the photo's own resolution, (1, 4, H, W).
 
-        segment-anything's form turns the size of the traced photo into a constant with today's torch.
+        segment-anything's method is not used: recent torch traces it with the photo's size as a constant.
         """
         side = self.prompt_size
         masks = F.interpolate(masks, (side, side), mode="bilinear", align_corners=False)
@@ -95,29 +106,34 @@ class OnnxDecoder(SamOnnxModel):
         return F.interpolate(masks, (height, width), mode="bilinear", align_corners=False)  # type: ignore[arg-type]
 
     def _paint(self, point_coords: Tensor, point_labels: Tensor) -> Tensor:
-        """The points and the box among them as mask logits (1, 1, 4E, 4E)."""
+        """Paint the points and the box among them as mask logits (1, 1, 4E, 4E)."""
         is_low, is_high = ((point_labels == label).float() for label in (BOX_LOW, BOX_HIGH))  # (1, N)
         low, high = ((point_coords * is_corner[..., None]).sum(1) for is_corner in (is_low, is_high))  # (1, 2)
         image_index = torch.zeros(1, dtype=torch.long, device=point_coords.device)
         sizes = {"prompt_size": self.prompt_size, "low_res_size": self.low_res_size}
         box = paint_prompts(Prompts(image_index, boxes_xyxy=torch.cat([low, high], 1)), **sizes)
         points = paint_prompts(Prompts(image_index, points_xy=point_coords, point_labels=point_labels), **sizes)
-        return is_low.sum() * box + points  # no box: its term is 0
+        return is_low.sum() * box + points  # without a box its term is 0
 
 
 def export_onnx(model: PromptableModel, out: Path, *, opset: int = OPSET) -> list[Exported]:
-    """Write encoder.onnx (any batch), decoder.onnx (any number of points) and model.json, what a caller must know.
+    """Write encoder.onnx (any batch size), decoder.onnx (any number of points) and model.json (sizes, statistics).
 
     Args:
-        out: a directory, made if it is not there. Files of an earlier export are replaced.
+        out: the directory; it is created if needed. Files of an earlier export are replaced.
+        opset: the version of ONNX's operators.
+    Returns:
+        the two ONNX files.
     Raises:
-        DistillError: an encoder that cannot be fused or traced, or a file whose answers are not torch's.
+        DistillError: the encoder cannot be fused or traced, a file's answers differ from torch's, or a file cannot be
+            written.
     """
     model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
-    out.mkdir(parents=True, exist_ok=True)
+    with write_errors(out, DistillError):
+        out.mkdir(parents=True, exist_ok=True)
     exported = [
         export_encoder(model, out / ENCODER_FILE, opset=opset),
-        export_decoder(model, out / DECODER_FILE, opset),
+        export_decoder(model, out / DECODER_FILE, opset=opset),
     ]
     description = {
         "spec": asdict(model.spec),
@@ -128,12 +144,12 @@ def export_onnx(model: PromptableModel, out: Path, *, opset: int = OPSET) -> lis
         "input": "RGB; longest side resized to image_size, normalised, zeros to the right of it and below; "
         "points are in the frame whose longest side is prompt_size",
     }
-    (out / DESCRIPTION_FILE).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+    write_json(out / DESCRIPTION_FILE, description, indent=1, raises=DistillError)
     return exported
 
 
 def export_encoder(model: PromptableModel, path: Path, *, opset: int = OPSET) -> Exported:
-    """The fused image encoder: pixels (B, 3, S, S) normalised -> image_embeddings (B, C, E, E)."""
+    """Write the fused image encoder: normalised pixels (B, 3, S, S) -> image_embeddings (B, C, E, E)."""
     encoder = fuse(model.image_encoder)
     size = model.image_size
     inputs = {"pixels": torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))}
@@ -142,8 +158,8 @@ def export_encoder(model: PromptableModel, path: Path, *, opset: int = OPSET) ->
     return _export(encoder, inputs, ("image_embeddings",), axes, path=path, opset=opset)
 
 
-def export_decoder(model: PromptableModel, path: Path, opset: int = OPSET) -> Exported:
-    """The prompt encoder and mask decoder, see OnnxDecoder."""
+def export_decoder(model: PromptableModel, path: Path, *, opset: int = OPSET) -> Exported:
+    """Write the prompt encoder and mask decoder as one file; OnnxDecoder names its inputs and outputs."""
     random = torch.Generator().manual_seed(0)
     low, high, *clicks = torch.rand(len(CHECKED_LABELS), 2, generator=random).mul(model.prompt_size).unbind()
     corners = torch.minimum(low, high), torch.maximum(low, high)
@@ -169,42 +185,43 @@ def _export(
     path: Path,
     opset: int,
 ) -> Exported:
-    partial = path.with_name(f".partial_{path.name}")
+    temporary = temporary_path(path)
     try:
         with torch.no_grad(), warnings.catch_warnings():
-            # of sizes that become constants: these are the model's own
-            warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+            # tracing warns of sizes that become constants; here they are the model's own
+            warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
             warnings.filterwarnings("ignore", category=DeprecationWarning)
             warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.onnx")
             torch.onnx.export(
                 module,
                 tuple(inputs.values()),
-                str(partial),
+                str(temporary),
                 input_names=list(inputs),
                 output_names=list(outputs),
                 dynamic_axes={name: dict(axis) for name, axis in axes.items()},
                 opset_version=opset,
                 dynamo=False,
             )
-        difference = _difference(module, inputs, partial)
+        difference = _difference(module, inputs, temporary)
         if not difference <= MAX_DIFFERENCE:
             raise DistillError(
                 f"{path}: onnxruntime's answer differs from torch's by {difference:.1e} of its largest value (at most "
                 f"{MAX_DIFFERENCE:.0e}); nothing is written"
             )
-        partial.replace(path)
+        with write_errors(path, DistillError), temporary.open("rb+") as file:
+            commit_file(file, temporary, path)
     except torch.onnx.errors.OnnxExporterError as error:
         raise DistillError(
             f"{path}: ONNX opset {opset} cannot express the model: {error}; try another --opset"
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     return Exported(path, difference)
 
 
 @torch.no_grad()
 def _difference(module: nn.Module, inputs: Mapping[str, Tensor], path: Path) -> float:
-    """The largest difference of the file's outputs from the module's, as a share of each one's largest value."""
+    """Return the largest difference between the file's outputs and the module's, as a share of the largest value."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

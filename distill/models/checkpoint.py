@@ -1,4 +1,4 @@
-"""Models on disk: our `student.safetensors`, which needs nothing else, and the released files of others."""
+"""Models on disk: our `student.safetensors`, which describes itself, and the released files of other projects."""
 
 from __future__ import annotations
 
@@ -24,30 +24,31 @@ from distill.students.fuse import fuse, is_fused
 STUDENT_FILE = "student.safetensors"  # in a run directory
 QUICKSTART = "quickstart"
 QUICKSTART_FILE = "quickstart_teacher.safetensors"  # in distill/quickstart/weights
-SPEC_KEY = "distill"  # of the safetensors metadata: {"format": 1, "spec": {...}}
+SPEC_KEY = "distill"  # in the safetensors metadata; its value is the JSON text {"format": 1, "spec": {...}}
 SPEC_FORMAT = 1
 ENCODER_PREFIX, DECODER_PARTS = "image_encoder.", ("prompt_encoder", "mask_decoder")
 
 
 def save_model(model: PromptableModel, path: str | Path, *, metadata: Mapping[str, str] | None = None) -> None:
-    """Write a model and its spec to one safetensors file, whole or not at all.
+    """Write a model and its spec to one safetensors file, complete or not at all.
 
     Args:
-        metadata: further text to keep in the file's header.
+        metadata: further text for the file's header.
     Raises:
-        CheckpointError: a fused model; a disk that is full or cannot be written, where nothing is left behind.
+        CheckpointError: the model is fused, or the disk is full or not writable; then no file is left behind.
     """
     _refuse_fused(model)
     spec = json.dumps({"format": SPEC_FORMAT, "spec": asdict(model.spec)})
-    _write_whole(Path(path), safetensors.torch.save(_tensors(model), {**(metadata or {}), SPEC_KEY: spec}))
+    _write(Path(path), safetensors.torch.save(_tensors(model), {**(metadata or {}), SPEC_KEY: spec}))
 
 
 def save_published(model: PromptableModel, path: str | Path) -> None:
-    """Write a model as the repository that published it reads it: its names, its container, a .pt or .pth file.
+    """Write a .pt or .pth file that the student's own repository can load, with its tensor names and its container.
 
     Raises:
-        CheckpointError: a student that nobody else published; a model of other sizes than the published one, which
-            that repository's code could not load; a fused model; a disk that cannot be written.
+        CheckpointError: no other project published this student, its published decoder is not SAM's, or its sizes
+            differ from the published ones, which that repository's code could not load. Or the model is fused, or
+            the disk is full or not writable.
     """
     _refuse_fused(model)
     name = model.spec.encoder
@@ -65,7 +66,7 @@ def save_published(model: PromptableModel, path: str | Path) -> None:
     tensors = _tensors(model.image_encoder if entry.encoder_only else model)
     buffer = io.BytesIO()
     torch.save({entry.container: tensors} if entry.container else tensors, buffer)
-    _write_whole(Path(path), buffer.getvalue())
+    _write(Path(path), buffer.getvalue())
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -80,23 +81,22 @@ def _refuse_fused(model: PromptableModel) -> None:
         )
 
 
-def _write_whole(path: Path, payload: bytes) -> None:
-    """Write a file, or leave what was there."""
-    write_whole(path, payload, raises=CheckpointError, note=f"the file takes {len(payload):,} bytes")
+def _write(path: Path, content: bytes) -> None:
+    write_whole(path, content, raises=CheckpointError, note=f"the file takes {len(content):,} bytes")
 
 
 def load_model(
     path_or_name: str | Path, *, name: str | None = None, decoder: str | Path | None = None
 ) -> PromptableModel:
-    """Read a promptable model, on the CPU in eval mode.
+    """Load a promptable model on the CPU, in eval mode.
 
     Args:
         path_or_name: a student.safetensors, a run directory that holds one, 'quickstart' (the model that ships with
             the package), or a released .pt/.pth file of another project.
-        name: which model a released file holds (students.STUDENTS); our own files say it themselves.
-        decoder: the model whose prompt encoder and mask decoder go with a released file of an encoder alone.
+        name: the student (students.STUDENTS) that a released file holds. Our own files contain this name.
+        decoder: a model file whose prompt encoder and mask decoder complete a released file of only an encoder.
     Raises:
-        CheckpointError: a file that is missing, damaged, of another model, or that would run code when read.
+        CheckpointError: the file is missing, damaged, of another model, or would run code when read.
     """
     path = find_weights(path_or_name)
     if path.suffix == ".safetensors" and (SPEC_KEY in read_metadata(path) or name is None):
@@ -118,7 +118,10 @@ def load_model(
 
 
 def load_for_inference(path_or_name: str | Path, *, name: str | None = None) -> PromptableModel:
-    """As `load_model`, fused: the same answers from fewer steps. The model can be neither saved nor trained further."""
+    """Load a model as `load_model` does and fuse it: the same answers from fewer steps.
+
+    A fused model can be neither saved nor trained further.
+    """
     fused = fuse(load_model(path_or_name, name=name))
     assert isinstance(fused, PromptableModel)
     return fused
@@ -142,14 +145,15 @@ def _load_released(model: PromptableModel, path: Path, decoder: str | Path | Non
 
 
 def without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An encoder's tensors under their names in the encoder, whether the file says `image_encoder.` or not."""
+    """Remove the prefix `image_encoder.` from the names that have it; encoder files come with it or without."""
     return {name.removeprefix(ENCODER_PREFIX): tensor for name, tensor in state.items()}
 
 
 def load_decoder(model: PromptableModel, source: str | Path) -> None:
-    """Give a model the prompt encoder and mask decoder of a file, whatever encoder it holds.
+    """Load the prompt encoder and mask decoder of a file into a model. The file may hold any encoder.
 
-    Raises CheckpointError on a file that lacks them or has them in another shape.
+    Raises:
+        CheckpointError: the file lacks them, or has them in another shape.
     """
     path = find_weights(source)
     state = read_tensors(path)
@@ -160,12 +164,16 @@ def load_decoder(model: PromptableModel, source: str | Path) -> None:
 
 
 def is_packaged(path_or_name: str | Path) -> bool:
-    """Whether this names the packaged model: it does wherever a file or directory of that name lies, too."""
+    """Tell whether this names the packaged model, which has priority over a file or directory of the same name."""
     return str(path_or_name) == QUICKSTART
 
 
 def find_weights(path_or_name: str | Path) -> Path:
-    """The existing file that `load_model` reads for a path or a name. Raises CheckpointError."""
+    """Return the existing file that `load_model` reads for a path or a name.
+
+    Raises:
+        CheckpointError: there is no such file.
+    """
     if is_packaged(path_or_name):
         packaged = Path(str(importlib.resources.files("distill") / "quickstart" / "weights" / QUICKSTART_FILE))
         if not packaged.is_file():
@@ -185,7 +193,11 @@ def find_weights(path_or_name: str | Path) -> Path:
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """The text in a safetensors file's header. Raises CheckpointError if the file is damaged."""
+    """Read the text in the header of a safetensors file.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
@@ -221,12 +233,13 @@ def _parse_spec(text: str, path: Path) -> ModelSpec:
 
 
 def load_state_dict_strict(module: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
-    """Load tensors, every one of them and no other.
+    """Load tensors into a module if their names and shapes are exactly the module's.
 
     Args:
-        source: where they come from, for the message.
+        source: where the tensors come from, for the error.
     Raises:
-        CheckpointError: lists the tensors that are missing, unexpected, or of another shape; nothing is loaded.
+        CheckpointError: some tensors are missing, unexpected or of another shape. The error lists them, and nothing
+            is loaded.
     """
     own = module.state_dict()
     missing = [name for name in own if name not in state]
@@ -246,5 +259,5 @@ def load_state_dict_strict(module: nn.Module, state: Mapping[str, Tensor], *, so
 
 
 def sha256_file(path: str | Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
+    """Compute the sha256 of a file, in hexadecimal."""
     return hash_file(Path(path))

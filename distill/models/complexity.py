@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds of image encoders, counted without their memory or their time: on the meta device."""
+"""Parameters and multiply-adds of image encoders, counted on the meta device, which needs no memory and little time."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from distill.students import build_encoder, check_student_name
 def count_encoder(
     name: str, *, image_size: int | None = None, embedding_dim: int = 256, embedding_size: int = 64
 ) -> tuple[int, int]:
-    """Return the parameters of a student, and its multiply-adds on one image, attention products included.
+    """Count the parameters of a student and its multiply-adds on one image, attention products included.
 
     Args:
-        name: a registered student or timm/NAME.
-        image_size: side of the input in pixels. None: the student's own.
+        name: a registered student, a plug-in's, or timm/NAME.
+        image_size: side of the input in pixels; None selects the student's own.
+        embedding_dim: C of the teacher.
+        embedding_size: E of the teacher.
     Raises:
         DistillError: as `build_encoder` does.
     """
@@ -25,7 +27,7 @@ def count_encoder(
         encoder = build_encoder(
             name, image_size=size, embedding_dim=embedding_dim, embedding_size=embedding_size
         ).eval()
-        built = counter.get_total_flops()  # plug-ins and timm's backbones are tried when they are built
+        built = counter.get_total_flops()  # building runs plug-ins and timm's backbones once
         encoder(torch.empty(1, 3, size, size))
     num_parameters = sum(parameter.numel() for parameter in encoder.parameters())
     return num_parameters, (counter.get_total_flops() - built) // 2

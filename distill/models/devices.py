@@ -1,4 +1,4 @@
-"""The device that models run on."""
+"""The device on which models run."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 def usable_device(name: str | torch.device | None) -> torch.device:
-    """Return the device to run models on: the one asked for, else a GPU if there is one, else the CPU.
+    """Return the device for models: the given one, otherwise a GPU if there is one, otherwise the CPU.
 
-    On the CPU this process then keeps the memory that it frees (see memory.keep_freed_memory).
+    If it is the CPU, this process keeps freed memory from now on (see memory.keep_freed_memory).
 
     Raises:
         RunError: the device is not usable on this machine.
@@ -33,8 +33,8 @@ def usable_device(name: str | torch.device | None) -> torch.device:
 
 
 def one_device() -> torch.device:
-    """Return the device that a lone process takes on this machine, whatever cluster it is part of."""
+    """Return the device that Lightning gives to a single process on this machine, even inside a cluster job."""
     from lightning.fabric import Fabric
-    from lightning.fabric.plugins.environments import LightningEnvironment
+    from lightning.fabric.plugins.environments import LightningEnvironment  # type: ignore[attr-defined]
 
     return Fabric(accelerator="auto", devices=1, plugins=LightningEnvironment()).device

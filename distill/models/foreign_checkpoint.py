@@ -1,4 +1,4 @@
-"""The files of other projects: .pt, .pth and safetensors, in whatever container. No code in them is run."""
+"""Checkpoints of other projects: .pt, .pth and safetensors files. Code in them is never run."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from torch import Tensor
 from distill.errors import CheckpointError
 
 CONTAINER_KEYS = ("state_dict", "model")  # files hold the tensors at the top or under one of these
-WRAPPERS = ("module.", "_orig_mod.")  # put before every name by DistributedDataParallel and torch.compile
-# Classes that training files hold beside the tensors, each read as a plain mapping: EdgeSAM's configuration.
+WRAPPERS = ("module.", "_orig_mod.")  # prefixes that DistributedDataParallel and torch.compile add to every name
+# Classes in training files beside the tensors, which are read as plain mappings: EdgeSAM's configuration.
 READ_AS_MAPPING = ("yacs.config.CfgNode",)
-MAX_LISTED = 10  # tensors that a report names of each sort
+MAX_LISTED = 10  # tensors of each sort that an error names
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """The named tensors of a file, on the CPU, without the wrappers that training puts before their names.
+    """Read the named tensors of a file, on the CPU, without the prefixes that training wrappers add to the names.
 
     Raises:
-        CheckpointError: a file that is damaged, no checkpoint, or holds what could run code.
+        CheckpointError: the file is damaged, is no checkpoint, or holds objects that could run code.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
@@ -91,7 +91,7 @@ def _read_torch_file(path: Path) -> Any:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Up to ten names, and how many more there are."""
+    """List up to ten names and say how many more there are."""
     names = list(names)
     more = len(names) - MAX_LISTED
     return ", ".join(names[:MAX_LISTED]) + (f" and {more} more" if more > 0 else "")

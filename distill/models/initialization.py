@@ -1,4 +1,4 @@
-"""How a student begins: new beside the teacher's decoder, from a model of ours, or from what others released."""
+"""How a student starts: with the teacher's decoder, from a model of ours, or from a file of another project."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Classifier:
-    """How an ImageNet classifier's file differs from the encoder that has its backbone.
+    """The difference between an ImageNet classifier's file and the encoder that has its backbone.
 
-    head: the parts of the file that are left out. new: the parts of the encoder that the file lacks.
-    prefix: what the encoder puts before the file's names.
+    head: prefixes of the tensors in the file that the encoder does not have.
+    new: prefixes of the encoder's tensors that the file does not have.
+    prefix: what the encoder adds before the file's names.
     """
 
     head: tuple[str, ...]
@@ -42,7 +43,7 @@ class Classifier:
     prefix: str = ""
 
 
-# By the module that builds the student: the tensor names of the backbones' own repositories (NanoSAM's: of timm).
+# Keyed by the module that builds the student. Names are those of the backbones' repositories; for NanoSAM, of timm.
 CLASSIFIERS = {
     "distill.students.efficientvit": Classifier(head=("head.",), new=("neck.", "norm.")),
     "distill.students.tinyvit": Classifier(head=(), new=("neck.",)),  # the encoder keeps TinyViT's head
@@ -52,11 +53,14 @@ CLASSIFIERS = {
 
 
 def build_student(config: StudentConfig, teacher: Teacher) -> PromptableModel:
-    """The student before its stage: from `init_from`, or new with the teacher's prompt encoder and mask decoder.
+    """Build the student with which a stage starts.
+
+    A model of ours in `init_from` is loaded as it is. Otherwise the student is new: it has the teacher's prompt encoder
+    and mask decoder, and its encoder may start from `init_from` or `pretrained`.
 
     Raises:
-        DistillError: the weights of `init_from` or `pretrained` are another student's, or do not fit the teacher's
-            embedding; or no tensor of the teacher's encoder fits.
+        DistillError: the weights of `init_from` or `pretrained` are another student's or do not fit the teacher's
+            embedding, or no tensor of the teacher's encoder fits.
     """
     path = None if config.init_from in (None, FROM_TEACHER) else find_weights(config.init_from)
     if path is not None and path.suffix == ".safetensors" and SPEC_KEY in read_metadata(path):
@@ -77,12 +81,13 @@ def build_student(config: StudentConfig, teacher: Teacher) -> PromptableModel:
 
 
 def start_from_released(student: PromptableModel, path: Path) -> None:
-    """Load a released file: a whole model, an encoder alone, or an ImageNet classifier with the encoder's backbone.
+    """Load a released file: a complete model, only an encoder, or an ImageNet classifier with the encoder's backbone.
 
-    What the file does not hold stays as it is: the decoder, and after a classifier the encoder's neck.
+    Parts that the file does not hold keep their weights: the decoder, and for a classifier the encoder's neck.
 
     Raises:
-        CheckpointError: lists every tensor that is missing, unexpected or of another shape; nothing is loaded.
+        CheckpointError: some tensors are missing, unexpected or of another shape. The error lists them, and nothing
+            is loaded.
     """
     entry = check_student_name(student.spec.encoder)
     state = read_tensors(path)
@@ -99,7 +104,7 @@ def start_from_released(student: PromptableModel, path: Path) -> None:
         return
     load_state_dict_strict(student.image_encoder, encoder, source=f"{source}, its encoder")
     left_out = "; its own decoder is left out" if is_whole else ""
-    logger.info("%s: the encoder starts from it, the decoder as the teacher's%s", path, left_out)
+    logger.info("%s: the encoder starts from it, the decoder from the teacher%s", path, left_out)
 
 
 def _is_decoder(name: str) -> bool:
@@ -120,7 +125,7 @@ def _start_from_classifier(
 
 
 def _start_backbone_from(pretrained: str, student: PromptableModel) -> None:
-    """Begin a timm backbone with the weights of a file, or of timm's hub."""
+    """Load the weights of a file or of timm's hub into a timm backbone."""
     from distill.students.timm import TimmEncoder, load_pretrained
 
     encoder = student.image_encoder
@@ -135,7 +140,7 @@ def _start_backbone_from(pretrained: str, student: PromptableModel) -> None:
 
 
 def _start_encoder_from(teacher: Teacher, student: PromptableModel) -> None:
-    """Copy the teacher's encoder tensors that the student has under the same name and in the same shape."""
+    """Copy the tensors of the teacher's encoder that have the same name and shape in the student's encoder."""
     own = student.image_encoder.state_dict()
     weights = teacher.model.image_encoder.state_dict()
     shared = {name: weights[name] for name in own if name in weights and weights[name].shape == own[name].shape}

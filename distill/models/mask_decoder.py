@@ -1,13 +1,14 @@
 """SAM's mask decoder for many prompts over few images: segment-anything's answers and weights, with less work.
 
 segment-anything copies the embedding for every prompt, projects the copies, and keeps every step for the backward pass.
-Here:
+This module differs in four points:
 
-- while all prompts of an image still see the same image tokens, these are projected once for all of them;
-- later an image of E x E tokens meets a handful of prompt tokens: the projections of the image side are moved over to
-  that handful (query . W x = (W' query) . x), so that no projected image is ever computed or kept;
-- what is cheap to compute again is not kept for the backward pass: sums, norms and activations, no matrix product;
-- the upscaling stays in token order to the end, where only the logits are put in their places.
+- While all prompts of an image still see the same image tokens, these are projected once for all prompts.
+- Later, E x E image tokens of each prompt meet a few prompt tokens. The projections of the image side are then applied
+  to those few instead (query . W x = (W' query) . x), so that no projected image is computed or kept.
+- Sums, norms and activations are not kept for the backward pass but computed again, which is cheap. Matrix products
+  are never computed again.
+- The upscaling stays in token order; only the final logits are rearranged into maps.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ from torch.utils.checkpoint import checkpoint
 
 
 class SharedImages:
-    """The image tokens (B, E E, C) before a prompt has changed them, and what the first layer makes of them once.
+    """Image tokens (B, E E, C) that no prompt has changed yet, and their projections in the first layer.
 
     Args:
-        values: embeddings with what is the same for all prompts added. positions: (E E, C), the grid's encoding.
+        values: (B, E E, C), the embeddings plus what is the same for all prompts.
+        positions: (E E, C), the grid's positional encoding.
+        decoder: its weights project the tokens.
     """
 
     def __init__(self, values: Tensor, positions: Tensor, decoder: MaskDecoder) -> None:
@@ -40,14 +43,14 @@ class SharedImages:
 
 
 class SharedImagesOfPrompts:
-    """SharedImages in the order of P prompts, which are laid out as (B, N) slots, N the most prompts of an image."""
+    """SharedImages for P prompts, laid out as (B, N) slots; N is the largest number of prompts of one image."""
 
     def __init__(self, images: SharedImages, image_index: Tensor, *, lean: bool) -> None:
         self.lean = lean
         self.image_index = image_index
         self.values = images.values
-        present, place = image_index.unique(return_inverse=True)
-        # not x[index]: on several threads its gradient is summed in any order, and a resumed run would differ
+        present, place = torch.unique(image_index, return_inverse=True)
+        # not x[index], whose gradient is summed in any order on several threads: a resumed run would differ
         self.keys, self.image_values, self.image_queries = (
             x.index_select(0, present) for x in (images.keys, images.image_values, images.image_queries)
         )
@@ -60,16 +63,17 @@ class SharedImagesOfPrompts:
         self.slots = place * self.num_slots + slot  # (P,) in 0 .. B N
 
     def answer(self, attention: Attention, queries: Tensor, positions: Tensor) -> Tensor:
-        """Token to image attention (P, T, C) -> (P, T, C)."""
+        """Attend from tokens to the image: (P, T, C) -> (P, T, C)."""
         rows = self._by_image(attention.q_proj(queries))
         answers = _attend(attention, rows, self.keys, self.image_values)  # (B, N T, C)
-        return self._by_prompt(answers.unflatten(1, (self.num_slots, -1)))
+        return self._by_prompt(torch.unflatten(answers, 1, (self.num_slots, -1)))
 
     def changed_by(self, attention: Attention, keys: Tensor, values: Tensor, positions: Tensor) -> Tensor:
-        """The tokens plus image to token attention: keys, values (P, T, C) -> (P, E E, C)."""
+        """Add to the image tokens what they take from prompt tokens: keys, values (P, T, C) -> (P, E E, C)."""
         rows = _scaled_heads(attention, self._by_image(attention.k_proj(keys)))  # (B, heads, N T, D / heads)
         queries = _split_heads(attention, self.image_queries)  # (B, heads, E E, D / heads)
-        scores = (rows @ queries.transpose(2, 3)).unflatten(2, (self.num_slots, -1))  # (B, heads, N, T, E E)
+        scores = rows @ queries.transpose(2, 3)  # (B, heads, N T, E E)
+        scores = torch.unflatten(scores, 2, (self.num_slots, -1))  # (B, heads, N, T, E E)
         scores = self._by_prompt(scores.transpose(1, 2))  # (P, heads, T, E E)
         before = self.values  # one image serves all prompts without a copy for each
         if len(before) > 1:
@@ -77,44 +81,45 @@ class SharedImagesOfPrompts:
         return _add_attended(attention, before, scores, values)
 
     def _by_image(self, per_prompt: Tensor) -> Tensor:
-        """(P, T, D) -> (B, N T, D): all prompts of an image in one row, empty slots zero."""
+        """Put all prompts of an image into one row, empty slots zero: (P, T, D) -> (B, N T, D)."""
         num_images = len(self.keys)
         rows = per_prompt.new_zeros(num_images * self.num_slots, *per_prompt.shape[1:])
-        return rows.index_copy(0, self.slots, per_prompt).unflatten(0, (num_images, -1)).flatten(1, 2)
+        return torch.unflatten(rows.index_copy(0, self.slots, per_prompt), 0, (num_images, -1)).flatten(1, 2)
 
     def _by_prompt(self, slots: Tensor) -> Tensor:
-        """(B, N, ...) -> (P, ...)."""
+        """Take the slots that hold a prompt, in the prompts' order: (B, N, ...) -> (P, ...)."""
         return slots.flatten(0, 1).index_select(0, self.slots)
 
 
 class ImagesOfPrompts:
-    """The image tokens (P, E E, C) of each prompt, with the methods of SharedImagesOfPrompts."""
+    """Image tokens (P, E E, C) of each prompt, with the methods of SharedImagesOfPrompts."""
 
     def __init__(self, values: Tensor, *, lean: bool) -> None:
         self.values = values
         self.lean = lean
 
     def answer(self, attention: Attention, queries: Tensor, positions: Tensor) -> Tensor:
-        """Token to image attention (P, T, C) -> (P, T, C). A key's bias is the same for all keys: without effect."""
+        """Attend from tokens to the image: (P, T, C) -> (P, T, C). The keys' bias is equal for all keys: no effect."""
         heads, num_tokens = attention.num_heads, queries.shape[1]
         projected = _scaled_heads(attention, attention.q_proj(queries))  # (P, heads, T, D / heads)
         absorbed = _absorb(attention, projected, attention.k_proj)  # (P, heads T, C)
         scores = _run(_placed_scores, self.values, positions, absorbed, lean=self.lean)  # (P, heads T, E E)
         weights = scores.softmax(-1)
-        mixed = (weights @ self.values).unflatten(1, (heads, num_tokens))  # (P, heads, T, C)
+        mixed = torch.unflatten(weights @ self.values, 1, (heads, num_tokens))  # (P, heads, T, C)
         weight = attention.v_proj.weight.unflatten(0, (heads, -1))  # (heads, D / heads, C)
         values = torch.einsum("phtc,hdc->pthd", mixed, weight).flatten(2) + attention.v_proj.bias
         answers: Tensor = attention.out_proj(values)
         return answers
 
     def changed_by(self, attention: Attention, keys: Tensor, values: Tensor, positions: Tensor) -> Tensor:
-        """The tokens plus image to token attention: keys, values (P, T, C) -> (P, E E, C)."""
+        """Add to the image tokens what they take from prompt tokens: keys, values (P, T, C) -> (P, E E, C)."""
         projected = _scaled_heads(attention, attention.k_proj(keys))  # (P, heads, T, D / heads)
         absorbed = _absorb(attention, projected, attention.q_proj)  # (P, heads T, C)
         bias = attention.q_proj.bias.unflatten(0, (attention.num_heads, -1))  # (heads, D / heads)
         shift = torch.einsum("phtd,hd->pht", projected, bias)[..., None]
         scores = _run(_placed_scores, self.values, positions, absorbed, lean=self.lean)  # (P, heads T, E E)
-        return _add_attended(attention, self.values, scores.unflatten(1, shift.shape[1:3]) + shift, values)
+        scores = torch.unflatten(scores, 1, shift.shape[1:3])  # (P, heads, T, E E)
+        return _add_attended(attention, self.values, scores + shift, values)
 
 
 def decode_prompts(
@@ -127,17 +132,19 @@ def decode_prompts(
     masks: slice = slice(None),
     lean: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """The masks of every prompt.
+    """Compute the masks of every prompt.
 
     Args:
-        decoder: whose weights answer.
-        images: those that the prompts share; or the tokens (P, E E, C) of each prompt, where masks were added to them.
-        positions: (E E, C), the grid's encoding.
-        sparse: (P, T, C) prompt tokens. image_index: (P,) the image of each prompt.
-        masks: which of the four: token 0 (single), then the three of the multimask output.
-        lean: what is cheap is computed again in the backward pass; false where a checkpoint computes all again anyway.
+        decoder: the weights.
+        images: images that the prompts share; or the tokens (P, E E, C) of each prompt if prompt masks were added.
+        positions: (E E, C), the grid's positional encoding.
+        sparse: prompt tokens (P, T, C).
+        image_index: (P,) the image of each prompt.
+        masks: which K of the four masks: token 0 (single), then the three of the multimask output.
+        lean: True to compute cheap steps again in the backward pass instead of keeping them. False is for callers
+            whose own checkpoint computes everything again.
     Returns:
-        mask logits (P, K, 4E, 4E) and predicted IoU (P, K) of these K.
+        mask logits (P, K, 4E, 4E) and predicted IoU (P, K).
     """
     output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])  # (5, C)
     tokens = torch.cat([output_tokens.expand(len(sparse), -1, -1), sparse], 1)  # (P, 5 + T, C)
@@ -154,14 +161,14 @@ def decode_prompts(
 
 
 def flatten_grid(maps: Tensor) -> Tensor:
-    """(B, C, E, E) -> tokens (B, E E, C), each in one piece: all that comes after goes token by token."""
+    """Flatten maps (B, C, E, E) to tokens (B, E E, C), each contiguous because all later steps go token by token."""
     return maps.flatten(2).transpose(1, 2).contiguous()
 
 
 def _two_way(
     decoder: MaskDecoder, tokens: Tensor, images: SharedImagesOfPrompts | ImagesOfPrompts, positions: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """TwoWayTransformer: (P, 5 + T, C) tokens and the image's -> tokens (P, 5 + T, C), image tokens (P, E E, C)."""
+    """Run TwoWayTransformer: tokens (P, 5 + T, C) and images -> tokens (P, 5 + T, C), image tokens (P, E E, C)."""
     transformer = decoder.transformer
     queries = tokens
     for layer in transformer.layers:
@@ -195,31 +202,33 @@ def _self_attend(attention: Attention, queries_and_keys: Tensor, values: Tensor)
 
 
 def _attend(attention: Attention, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Multi-head attention of projected inputs (B, L, D) and the projection of its output."""
+    """Attend with several heads over projected inputs (B, L, D), then project the output."""
     queries = _scaled_heads(attention, queries)
     keys, values = _split_heads(attention, keys), _split_heads(attention, values)
-    # one side is a handful of tokens, so the weights are small; a fused kernel would only slow the backward down
+    # one side has few tokens, so the weights are small; a fused kernel would only slow the backward pass
     weights = (queries @ keys.transpose(2, 3)).softmax(-1)  # (B, heads, L, M)
     mixed: Tensor = attention.out_proj((weights @ values).transpose(1, 2).flatten(2))
     return mixed
 
 
 def _split_heads(attention: Attention, x: Tensor) -> Tensor:
-    return x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)  # (B, L, D) -> (B, heads, L, D / heads)
+    return torch.unflatten(x, -1, (attention.num_heads, -1)).transpose(1, 2)  # (B, L, D) -> (B, heads, L, D / heads)
 
 
 def _scaled_heads(attention: Attention, x: Tensor) -> Tensor:
-    """As _split_heads, over the root of D / heads: of the handful of tokens, where the scores are many."""
+    """Split into heads and divide by the root of D / heads. The tokens are few, so this is cheaper than on scores."""
     heads = _split_heads(attention, x)
-    return heads * heads.shape[-1] ** -0.5
+    scale: float = heads.shape[-1] ** -0.5
+    return heads * scale
 
 
 def _absorb(attention: Attention, projected: Tensor, other: nn.Linear) -> Tensor:
-    """Tokens (P, heads, T, D / heads) of one side, back through the projection of the other: (P, heads T, C).
+    """Apply the other side's projection to the tokens: (P, heads, T, D / heads) -> (P, heads T, C).
 
-    Their products with the other side's inputs are their products with its projections, but for `other`'s bias.
+    A product of the result with the other side's inputs equals the product of the tokens with its projections, apart
+    from `other`'s bias.
     """
-    weight = other.weight.unflatten(0, (attention.num_heads, -1))  # (heads, D / heads, C)
+    weight = torch.unflatten(other.weight, 0, (attention.num_heads, -1))  # (heads, D / heads, C)
     return (projected @ weight).flatten(1, 2)
 
 
@@ -228,21 +237,23 @@ def _placed_scores(values: Tensor, positions: Tensor, absorbed: Tensor) -> Tenso
 
 
 def _add_attended(attention: Attention, before: Tensor, scores: Tensor, values: Tensor) -> Tensor:
-    """Image tokens (P, E E, C) plus what they take from T tokens: scores (P, heads, T, E E), values (P, T, C)."""
+    """Add to image tokens (P, E E, C) what they take from T tokens: scores (P, heads, T, E E), values (P, T, C)."""
     weights = scores.softmax(2).flatten(1, 2)  # (P, heads T, E E)
     projected = _split_heads(attention, attention.v_proj(values))  # (P, heads, T, D / heads)
     weight = attention.out_proj.weight.unflatten(1, (attention.num_heads, -1))  # (C, heads, D / heads)
     taken = torch.einsum("phtd,chd->phtc", projected, weight).flatten(1, 2)  # (P, heads T, C)
-    # the weights of a head add up to one, so every head gives its share of the bias
+    # the weights of a head sum to one, so each head adds its share of the bias
     taken = taken + attention.out_proj.bias / attention.num_heads
-    return before + weights.transpose(1, 2) @ taken  # no baddbmm: under autocast it would round `before` too
+    changed: Tensor = before + weights.transpose(1, 2) @ taken  # not baddbmm: under autocast it rounds `before` too
+    return changed
 
 
 def _upscale(upscaling: nn.Sequential, tokens: Tensor, filters: Tensor, *, lean: bool) -> Tensor:
-    """Image tokens (P, E E, C) through two stride-2 upsamplings, dotted with filters (P, K, C/8) -> (P, K, 4E, 4E).
+    """Upsample image tokens (P, E E, C) twice by 2 and multiply by filters (P, K, C/8) -> logits (P, K, 4E, 4E).
 
-    A transposed convolution whose kernel is its stride maps each cell to its own 2 x 2 block: a matrix product, here as
-    a 1 x 1 convolution over channels-last maps, which on a CPU adds the bias in the same pass.
+    A transposed convolution whose kernel equals its stride maps each cell to its own 2 x 2 block. That is a matrix
+    product. It is computed as a 1 x 1 convolution over channels-last maps, which on a CPU adds the bias in the same
+    pass.
     """
     first, norm, activation, second, last_activation = upscaling
     assert isinstance(first, nn.ConvTranspose2d) and isinstance(second, nn.ConvTranspose2d)
@@ -253,28 +264,30 @@ def _upscale(upscaling: nn.Sequential, tokens: Tensor, filters: Tensor, *, lean:
         return _to_blocks(second, activation(normed).flatten(1, 2))  # (P, 4 E E, 4, C/8)
 
     def to_logits(cells: Tensor, filters: Tensor) -> Tensor:
-        return last_activation(cells).flatten(1, 2) @ filters.transpose(1, 2)  # (P, E E 16, K)
+        logits: Tensor = last_activation(cells).flatten(1, 2) @ filters.transpose(1, 2)  # (P, E E 16, K)
+        return logits
 
     cells = _run(to_finer_blocks, _to_blocks(first, tokens), lean=lean)
     logits = _run(to_logits, cells, filters, lean=lean)
     # rows: grid, first block, second block; columns the same
     grid = int(tokens.shape[1] ** 0.5)
-    logits = logits.unflatten(1, (grid, grid, 2, 2, 2, 2)).permute(0, 7, 1, 3, 5, 2, 4, 6)
+    logits = torch.unflatten(logits, 1, (grid, grid, 2, 2, 2, 2)).permute(0, 7, 1, 3, 5, 2, 4, 6)
     return logits.reshape(*filters.shape[:2], 4 * grid, 4 * grid)
 
 
 def _to_blocks(conv: nn.ConvTranspose2d, cells: Tensor) -> Tensor:
-    """(P, L, C) -> (P, L, 4, C'): the 2 x 2 block of every cell, row by row."""
+    """Map each cell to its 2 x 2 block, row by row: (P, L, C) -> (P, L, 4, C')."""
     weight = conv.weight.permute(2, 3, 1, 0).flatten(0, 2)[..., None, None]  # (C, C', 2, 2) -> (4 C', C, 1, 1)
     assert conv.bias is not None
     maps = F.conv2d(cells[:, :, None].permute(0, 3, 1, 2), weight, conv.bias.repeat(4))  # (P, 4 C', L, 1)
-    return maps[..., 0].transpose(1, 2).unflatten(-1, (4, conv.out_channels))
+    return torch.unflatten(maps[..., 0].transpose(1, 2), -1, (4, conv.out_channels))
 
 
 def _run(function: Callable[..., Tensor], *tensors: Tensor, lean: bool) -> Tensor:
-    """function(*tensors), whose last step is a matrix product: `lean` does what precedes it again in the backward pass.
+    """Run a function whose last step is a matrix product.
 
-    The product is not done again: recomputing stops once its inputs are there.
+    If `lean`, the backward pass computes the steps before the product again. It does not repeat the product, because
+    recomputing stops once the product's inputs exist.
     """
     if not lean or not torch.is_grad_enabled():
         return function(*tensors)

@@ -1,4 +1,4 @@
-"""The multimask policy: which of a model's masks answers a prompt; and prompts in batches that fit into memory."""
+"""The multimask policy, which selects one of a model's masks for a prompt, and batches of prompts that fit memory."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from torch import Tensor
 
 from distill.prompts.types import Prompts
 
-# token 0; the best of the three others by predicted IoU; or the best of these by the true IoU, an upper bound
+# single: token 0. best: the best of the three others by predicted IoU. oracle: the best by true IoU, an upper bound.
 Policy = Literal["single", "best", "oracle"]
-OnePolicy = Literal["single", "best"]  # those that need no truth
+OnePolicy = Literal["single", "best"]  # the policies that need no truth
 
-PROMPT_BATCH_SIZE = 32  # at SAM's size (C = 256, E = 64) the decoder keeps some 20 MB per prompt
+PROMPT_BATCH_SIZE = 32  # at SAM's size (C = 256, E = 64) the decoder keeps about 20 MB per prompt
 
 
 class Decoder(Protocol):
-    """What answers prompts: a PromptableModel or a Teacher."""
+    """A model that answers prompts: a PromptableModel or a Teacher."""
 
-    def decode(self, embeddings: Tensor, prompts: Prompts, *, multimask: bool) -> tuple[Tensor, Tensor]: ...
+    def decode(self, embeddings: Tensor, prompts: Prompts, *, multimask: bool) -> tuple[Tensor, Tensor]:
+        """Return low-res mask logits (P, K, 4E, 4E) and predicted IoU (P, K); see PromptableModel.decode."""
+        ...
 
 
 def answer(
@@ -30,12 +32,13 @@ def answer(
     policy: OnePolicy,
     prompt_batch_size: int = PROMPT_BATCH_SIZE,
 ) -> tuple[Tensor, Tensor]:
-    """The one mask that the policy picks for each of P >= 1 prompts.
+    """Select one mask for each prompt by a policy.
 
     Args:
         embeddings: (B, C, E, E).
+        prompts: P >= 1 prompts that name their image.
     Returns:
-        low-res logits (P, 4E, 4E) and the predicted IoU (P,) of the same candidate.
+        low-res logits (P, 4E, 4E) and predicted IoU (P,) of the selected masks.
     """
     logits, iou_predictions = answer_candidates(
         model, embeddings, prompts, policy=policy, prompt_batch_size=prompt_batch_size
@@ -52,15 +55,16 @@ def answer_candidates(
     policy: Policy,
     prompt_batch_size: int = PROMPT_BATCH_SIZE,
 ) -> tuple[Tensor, Tensor]:
-    """The masks among which the policy leaves the choice: all three for `oracle`, else the one that it picks.
+    """Return the masks that a policy allows: all three for `oracle`, otherwise the one that it selects.
 
     Args:
-        embeddings: (B, C, E, E). prompts: P >= 1.
+        embeddings: (B, C, E, E).
+        prompts: P >= 1 prompts that name their image.
     Returns:
-        low-res logits (P, K, 4E, 4E) and predicted IoU (P, K); K is 3 or 1.
+        low-res logits (P, K, 4E, 4E) and predicted IoU (P, K); K is 3 for `oracle`, otherwise 1.
     """
     logits, iou_predictions = [], []
-    for rows in torch.arange(len(prompts), device=prompts.image_index.device).split(prompt_batch_size):
+    for rows in torch.split(torch.arange(len(prompts), device=prompts.image_index.device), prompt_batch_size):
         candidates, scores = model.decode(embeddings, prompts.take(rows), multimask=policy != "single")
         if policy == "best":
             best = scores.argmax(1, keepdim=True)  # (p, 1)

@@ -1,4 +1,4 @@
-"""Prompt a model about one photo, as with segment_anything's SamPredictor."""
+"""A predictor for one photo at a time, used like segment_anything's SamPredictor."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MASK_THRESHOLD = 0.0  # segment_anything/modeling/sam.py
 
 
 class Predictor:
-    """Encodes a photo once, then answers prompts in the photo's own pixels."""
+    """A model that encodes a photo once and then answers prompts in the photo's own pixels."""
 
     def __init__(self, model: PromptableModel) -> None:
         self.model = model.eval()
@@ -31,6 +31,7 @@ class Predictor:
 
     @property
     def device(self) -> torch.device:
+        """The device of the model."""
         return next(self.model.parameters()).device
 
     @torch.no_grad()
@@ -40,7 +41,7 @@ class Predictor:
         Args:
             image: uint8 (H, W, 3) RGB.
         Raises:
-            DistillError: an array of another type or shape.
+            DistillError: the array has another type or shape.
         """
         _check_image(image)
         self.reset_image()
@@ -51,7 +52,7 @@ class Predictor:
 
     @property
     def embedding(self) -> Tensor:
-        """The photo's embedding (1, C, E, E). Raises DistillError before `set_image`."""
+        """The photo's embedding (1, C, E, E). Before `set_image` it raises DistillError."""
         if self._embedding is None:
             raise DistillError("no photo is set: call set_image before predict")
         return self._embedding
@@ -66,17 +67,18 @@ class Predictor:
         mask_input: npt.ArrayLike | None = None,
         multimask_output: bool = True,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Answer one prompt: points, a box, an earlier answer, or several of these together.
+        """Answer one prompt, which may combine points, a box and an earlier answer.
 
         Args:
-            point_coords: (N, 2) XY in original pixels. point_labels: (N,), 1 on the object, 0 off it.
+            point_coords: (N, 2) XY in original pixels.
+            point_labels: (N,), 1 on the object, 0 off it.
             box: (4,) XYXY in original pixels.
             mask_input: (1, 4E, 4E) low-res logits of an earlier answer.
-            multimask_output: three masks, for prompts with more than one answer; else one.
+            multimask_output: True for three masks, for ambiguous prompts; False for one.
         Returns:
             masks bool (K, H, W), predicted IoU float32 (K,), low-res logits float32 (K, 4E, 4E); K is 3 or 1.
         Raises:
-            DistillError: no photo, no prompt, or a prompt of another shape.
+            DistillError: there is no photo or no prompt, or the prompt has another shape.
         """
         embedding = self.embedding
         prompts = self._prompts(point_coords, point_labels, box, mask_input)
@@ -134,7 +136,7 @@ def _check_points(point_coords: npt.ArrayLike, point_labels: npt.ArrayLike | Non
 
 
 def _array(values: npt.ArrayLike, name: str, shape: tuple[int | None, ...]) -> np.ndarray:
-    """Finite float64 values of a shape in which None is any length but 0."""
+    """Convert values to a finite float64 array of a shape, in which None stands for any length except 0."""
     try:
         array = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:

@@ -28,12 +28,17 @@ NUM_MULTIMASK = 3
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """All that is needed to build a promptable model again.
+    """The description from which a promptable model can be built again.
 
-    encoder: a registered student or timm/NAME. image_size: S. embedding_dim: C. embedding_size: E.
-    decoder_mlp_dim: hidden width of the decoder's MLPs. norm_eps: see students.Student.
-    paint_prompts: boxes and clicks also go in as a painted mask prompt (prompts.paint_prompts). SAM's models do not:
-    they learn from 11 million photos what a box token means. With little training a painted box is understood at once.
+    encoder: a registered student, a plug-in's, or timm/NAME.
+    image_size: S.
+    embedding_dim: C.
+    embedding_size: E.
+    decoder_mlp_dim: hidden width of the decoder's MLPs.
+    norm_eps: see students.Student.
+    paint_prompts: True if boxes and clicks are also painted as a mask prompt (prompts.paint_prompts). SAM's models do
+        not need this: they learn from 11 million photos what a box token means. A model with little training
+        understands a painted box at once.
     """
 
     encoder: str
@@ -46,7 +51,7 @@ class ModelSpec:
 
 
 class PromptableModel(nn.Module):
-    """Encoder, prompt encoder and mask decoder under the names of SAM's published checkpoints."""
+    """An encoder, a prompt encoder and a mask decoder under the names of SAM's published checkpoints."""
 
     def __init__(self, spec: ModelSpec, image_encoder: nn.Module) -> None:
         super().__init__()
@@ -75,28 +80,31 @@ class PromptableModel(nn.Module):
 
     @property
     def image_size(self) -> int:
+        """Side S of the encoder's input in pixels."""
         return self.spec.image_size
 
     @property
     def embedding_dim(self) -> int:
+        """Channels C of the embedding."""
         return self.spec.embedding_dim
 
     @property
     def embedding_size(self) -> int:
+        """Side E of the embedding's grid."""
         return self.spec.embedding_size
 
     @property
     def prompt_size(self) -> int:
-        """Side of the prompt frame in pixels."""
+        """Side of the prompt frame in pixels, 16 E."""
         return PROMPT_PIXELS_PER_CELL * self.spec.embedding_size
 
     @property
     def low_res_size(self) -> int:
-        """Side of the decoder's masks."""
+        """Side of the decoder's masks, 4E."""
         return LOW_RES_PER_CELL * self.spec.embedding_size
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels (B, 3, S, S) -> embeddings (B, C, E, E)."""
+        """Encode normalised pixels (B, 3, S, S) as embeddings (B, C, E, E)."""
         embeddings: Tensor = self.image_encoder(pixels)
         return embeddings
 
@@ -104,10 +112,11 @@ class PromptableModel(nn.Module):
         """Answer all prompts of a batch of images.
 
         Args:
-            embeddings: (B, C, E, E). prompts: P prompts that name their image.
-            multimask: three masks per prompt (tokens 1 to 3), else one (token 0).
+            embeddings: (B, C, E, E).
+            prompts: P prompts that name their image.
+            multimask: True for three masks per prompt (tokens 1 to 3), False for one (token 0).
         Returns:
-            low-res mask logits (P, K, 4E, 4E) and predicted IoU (P, K).
+            low-res mask logits (P, K, 4E, 4E) and predicted IoU (P, K); K is 3 or 1.
         """
         return self.decode_all(embeddings, prompts, masks=slice(1, None) if multimask else slice(0, 1))
 
@@ -120,12 +129,17 @@ class PromptableModel(nn.Module):
         prompts_per_chunk: int = 0,
         checkpointing: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """As `decode`, with all four masks: token 0 (single), then the three of the multimask output.
+        """Answer all prompts as `decode` does, with all four masks: token 0 (single), then the multimask output.
 
         Args:
-            masks: which of the four.
-            prompts_per_chunk: how many prompts go through the decoder together; 0: all.
-            checkpointing: what a chunk computes on the way is not kept, but computed again in the backward pass.
+            embeddings: (B, C, E, E).
+            prompts: P prompts that name their image.
+            masks: which K of the four masks to return.
+            prompts_per_chunk: how many prompts the decoder takes at once; 0 means all.
+            checkpointing: True to compute a chunk's intermediate results again in the backward pass instead of
+                keeping them.
+        Returns:
+            low-res mask logits (P, K, 4E, 4E) and predicted IoU (P, K).
         """
         positions = flatten_grid(self.prompt_encoder.get_dense_pe())[0]  # (E E, C)
         images: SharedImages | Tensor = embeddings
@@ -145,10 +159,15 @@ class PromptableModel(nn.Module):
     def _decode_chunk(
         self, images: SharedImages | Tensor, prompts: Prompts, positions: Tensor, masks: slice, *, lean: bool
     ) -> tuple[Tensor, Tensor]:
-        """Images: what the prompts share, or the embeddings (B, C, E, E) that the masks of the prompts are added to."""
+        """Answer the prompts of one chunk.
+
+        Args:
+            images: image tokens that all prompts share, if no prompt has a mask; else embeddings (B, C, E, E), to
+                which the encoded masks are added.
+        """
         sparse, dense = self._encode_prompts(prompts)
         if isinstance(images, Tensor):
-            # not images[index]: on several threads its gradient is summed in any order, and a resumed run would differ
+            # not images[index], whose gradient is summed in any order on several threads: a resumed run would differ
             images = flatten_grid(images.index_select(0, prompts.image_index) + dense)
         return decode_prompts(self.mask_decoder, images, positions, sparse, prompts.image_index, masks=masks, lean=lean)
 
@@ -156,7 +175,7 @@ class PromptableModel(nn.Module):
         return self.spec.paint_prompts or prompts.mask_logits is not None
 
     def _encode_prompts(self, prompts: Prompts) -> tuple[Tensor, Tensor]:
-        """Prompt tokens (P, T, C), and what is added to the embedding (P, C, E, E)."""
+        """Return the prompt tokens (P, T, C) and the encoded masks (P, C, E, E), which are added to the embedding."""
         points = None
         if prompts.points_xy is not None:
             points = (prompts.points_xy, prompts.point_labels)
@@ -165,13 +184,13 @@ class PromptableModel(nn.Module):
             painted = paint_prompts(prompts, prompt_size=self.prompt_size, low_res_size=self.low_res_size)
             masks = painted if masks is None else masks + painted
         sparse, dense = self.prompt_encoder(points=points, boxes=prompts.boxes_xyxy, masks=masks)
-        if len(sparse) != len(prompts):  # a prompt of masks alone: segment_anything returns a batch of one
+        if len(sparse) != len(prompts):  # for prompts of only masks segment_anything returns a batch of one
             sparse = sparse.expand(len(prompts), -1, -1)
         return sparse, dense
 
 
 def _chunks(prompts: Prompts, size: int) -> list[Prompts]:
-    """At most `size` prompts each, in their order; 0: all in one."""
+    """Split prompts in order into chunks of at most `size`; 0 means one chunk."""
     if not 0 < size < len(prompts):
         return [prompts]
     return [prompts.take(slice(start, start + size)) for start in range(0, len(prompts), size)]
@@ -185,7 +204,11 @@ def set_norm_eps(model: nn.Module, eps: float) -> None:
 
 
 def build_from_spec(spec: ModelSpec) -> PromptableModel:
-    """A promptable model with random weights, in eval mode. Raises DistillError on a spec that cannot be built."""
+    """Build a promptable model with random weights, in eval mode.
+
+    Raises:
+        DistillError: a model of this spec cannot be built.
+    """
     encoder = build_encoder(
         spec.encoder,
         image_size=spec.image_size,
@@ -196,7 +219,11 @@ def build_from_spec(spec: ModelSpec) -> PromptableModel:
 
 
 def spec_for(student: str, *, image_size: int | None = None, like: ModelSpec | None = None) -> ModelSpec:
-    """The spec of a student: with SAM's embedding, or with the embedding and decoder of the model `like`."""
+    """Return the spec of a student with SAM's embedding, or with the embedding and decoder of the model `like`.
+
+    Args:
+        image_size: S; None selects the student's own.
+    """
     entry = check_student_name(student)
     size = entry.image_size if image_size is None else image_size
     if like is None:
@@ -213,7 +240,11 @@ def spec_for(student: str, *, image_size: int | None = None, like: ModelSpec | N
 
 
 def build_model(name: str) -> PromptableModel:
-    """A published model by its name (students.STUDENTS), with random weights, in eval mode."""
+    """Build a published model by its name (students.STUDENTS), with random weights, in eval mode.
+
+    Raises:
+        DistillError: the name is not registered.
+    """
     if name not in STUDENTS:
         raise DistillError(f"unknown model '{name}'. {did_you_mean(name, STUDENTS)}")
     return build_from_spec(spec_for(name))

@@ -18,9 +18,9 @@ from distill.students.published import PUBLISHED
 
 
 class Teacher(nn.Module):
-    """A frozen model that gives targets.
+    """A frozen model whose answers are training targets.
 
-    `model` is no submodule: it follows `.to(device)`, but state dicts, optimizers, `train()` and DDP never see it.
+    `model` is not a submodule: it follows `.to(device)`, but state dicts, optimizers, `train()` and DDP never see it.
     """
 
     def __init__(self, model: PromptableModel, *, name: str, weights_sha256: str) -> None:
@@ -31,56 +31,62 @@ class Teacher(nn.Module):
 
     @property
     def model(self) -> PromptableModel:
+        """The frozen model."""
         return self._hidden[0]
 
     @property
     def image_size(self) -> int:
+        """Side S of the encoder's input in pixels."""
         return self.model.image_size
 
     @property
     def embedding_dim(self) -> int:
+        """Channels C of the embedding."""
         return self.model.embedding_dim
 
     @property
     def embedding_size(self) -> int:
+        """Side E of the embedding's grid."""
         return self.model.embedding_size
 
     @property
     def prompt_size(self) -> int:
+        """Side of the prompt frame in pixels, 16 E."""
         return self.model.prompt_size
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Teacher:
-        self.model._apply(fn, recurse)
-        return super()._apply(fn, recurse)
+        self.model._apply(fn, recurse)  # type: ignore[no-untyped-call] # torch's own has no types
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def __deepcopy__(self, memo: dict[int, object]) -> Teacher:
-        """Itself: a copy of a stage, as weight averaging makes one, needs no second frozen model."""
+        """Return this teacher itself: a copy of a stage, as in weight averaging, needs no second frozen model."""
         return self
 
     @torch.no_grad()
     def embed(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels (B, 3, S, S) -> embeddings (B, C, E, E), float32 under any autocast."""
+        """Encode normalised pixels (B, 3, S, S) as embeddings (B, C, E, E), float32 under any autocast."""
         return self.model.encode(pixels).float()
 
     @torch.no_grad()
     def decode(self, embeddings: Tensor, prompts: Prompts, *, multimask: bool) -> tuple[Tensor, Tensor]:
-        """As PromptableModel.decode, without gradients."""
+        """Answer prompts as PromptableModel.decode does, without gradients."""
         return self.model.decode(embeddings, prompts, multimask=multimask)
 
     @torch.no_grad()
     def decode_all(self, embeddings: Tensor, prompts: Prompts) -> tuple[Tensor, Tensor]:
-        """As PromptableModel.decode_all, without gradients."""
+        """Answer prompts as PromptableModel.decode_all does, without gradients."""
         return self.model.decode_all(embeddings, prompts)
 
 
 def load_teacher(config: TeacherConfig) -> Teacher:
     """Load a teacher, on the CPU.
 
-    `config.name` is a published architecture, then `config.checkpoint` is its released file; or 'quickstart' or a
-    path to a model of ours (a teacher assistant), which need no checkpoint.
+    `config.name` may be a published architecture; then `config.checkpoint` is its released file. Otherwise it is
+    'quickstart' or a path to a model of ours (a teacher assistant), and there is no checkpoint.
 
     Raises:
-        CheckpointError: a checkpoint that is missing, damaged, of another model, or not the published file.
+        CheckpointError: the checkpoint is missing, damaged, of another model, or not the published file.
     """
     if config.name in STUDENTS:
         return _load_released(config)

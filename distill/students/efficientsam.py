@@ -58,7 +58,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(x).unflatten(2, (3, self.num_heads, -1))  # (B, N, 3, heads, d)
+        qkv = torch.unflatten(self.qkv(x), 2, (3, self.num_heads, -1))  # (B, N, 3, heads, d)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, N, d) each
         out = F.scaled_dot_product_attention(query, key, value)
         projected: Tensor = self.proj(out.transpose(1, 2).flatten(2))
@@ -117,13 +117,13 @@ class EfficientSamEncoder(nn.Module):
         x = (patches + self._positions(side)).flatten(2).transpose(1, 2)  # (B, N, c)
         for block in self.blocks:
             x = block(x)
-        x = x.transpose(1, 2).unflatten(2, (side, side))  # (B, c, S/16, S/16)
+        x = torch.unflatten(x.transpose(1, 2), 2, (side, side))  # (B, c, S/16, S/16)
         embedding: Tensor = self.neck(to_grid(x, self.embedding_size))  # (B, C, E, E)
         return embedding
 
     def _positions(self, side: int) -> Tensor:
         """Interpolate the 14 x 14 position embedding to (1, c, side, side), bicubic."""
-        grid = self.pos_embed[:, 1:].transpose(1, 2).unflatten(2, (PRETRAINED_GRID, PRETRAINED_GRID))
+        grid = torch.unflatten(self.pos_embed[:, 1:].transpose(1, 2), 2, (PRETRAINED_GRID, PRETRAINED_GRID))
         if side == PRETRAINED_GRID:
             return grid
         return F.interpolate(grid, (side, side), mode="bicubic", align_corners=False)

@@ -212,10 +212,10 @@ class LiteMLA(nn.Module):
         qkv = self.qkv(x)  # (B, 3c, h, w)
         scales = torch.cat([qkv, *(scale(qkv) for scale in self.aggreg)], 1)  # (B, 6c, h, w)
         with without_autocast(x):
-            heads = scales.float().flatten(2).unflatten(1, (-1, 3 * self.head_dim))  # (B, heads, 3d, hw)
+            heads = torch.unflatten(scales.float().flatten(2), 1, (-1, 3 * self.head_dim))  # (B, heads, 3d, hw)
             query, key, value = heads.chunk(3, 2)  # (B, heads, d, hw) each
             out = relu_attention(F.relu(query), F.relu(key), value)
-        out = out.flatten(1, 2).unflatten(2, x.shape[2:])  # (B, 2c, h, w)
+        out = torch.unflatten(out.flatten(1, 2), 2, x.shape[2:])  # (B, 2c, h, w)
         projected: Tensor = self.proj(out.to(scales.dtype))
         return projected
 

@@ -100,7 +100,7 @@ class SqueezeExcite(nn.Module):
         self.fc2 = nn.Conv2d(hidden, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        scale = self.fc2(F.relu(self.fc1(x.mean((2, 3), keepdim=True))))  # (B, c, 1, 1)
+        scale: Tensor = self.fc2(F.relu(self.fc1(x.mean((2, 3), keepdim=True))))  # (B, c, 1, 1)
         return x * scale.sigmoid()
 
 

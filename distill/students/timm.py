@@ -24,6 +24,7 @@ from distill.geometry import PIXEL_MEAN, PIXEL_STD
 from distill.students import TIMM_PREFIX
 from distill.students.layers import SamNeck, to_grid
 from distill.students.neck import PyramidNeck
+from distill.text import first_few
 
 MAX_REDUCTION = 32  # the largest stride of a level that a neck takes
 STRIDES = ("4", "8", "16", "32")
@@ -31,7 +32,6 @@ MAX_STRIDE_RATIO = 4  # between the strides of a level and of the grid, in eithe
 NAME = re.compile(r"(?P<backbone>[^@+]+)(@((?P<finest>\w+)-)?(?P<coarsest>\w+))?(\+(?P<neck>\w+))?")
 MAX_PIXEL = 255  # SAM's constants are for values 0 to 255, timm's for 0 to 1
 SAME_MAP = 1e-6  # two normalisations count as equal if scale and shift differ by less
-MAX_NAMED = 10  # tensors that an error names
 
 
 @dataclass(frozen=True)
@@ -233,9 +233,7 @@ def load_pretrained(encoder: TimmEncoder, weights: Mapping[str, Tensor] | None, 
     whole = classifier.state_dict()
     found = {own: whole.get(_classifier_name(own)) for own in encoder.backbone.state_dict()}
     if absent := [own for own, tensor in found.items() if tensor is None]:
-        raise CheckpointError(
-            f"{source}: no tensor for {len(absent)} of the backbone's: {', '.join(absent[:MAX_NAMED])}"
-        )
+        raise CheckpointError(f"{source}: no tensor for {len(absent)} of the backbone's: {first_few(absent)}")
     encoder.backbone.load_state_dict(found)
 
 

@@ -101,7 +101,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend inside each window: (windows, N, width) -> the same shape, with N positions per window."""
-        qkv = self.qkv(self.norm(x)).unflatten(2, (self.num_heads, -1))  # (W, N, heads, 3d)
+        qkv = torch.unflatten(self.qkv(self.norm(x)), 2, (self.num_heads, -1))  # (W, N, heads, 3d)
         query, key, value = qkv.transpose(1, 2).chunk(3, -1)  # (W, heads, N, d) each
         bias = self.attention_biases[:, self.relative_index]  # (heads, N, N)
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias[None].to(query.dtype))
@@ -144,7 +144,8 @@ class TinyViTBlock(nn.Module):
         """Map features (B, width, h, w) to the same shape."""
         x = x + self._attend(x)
         x = self.local_conv(x)
-        return x + self.mlp(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        mixed: Tensor = self.mlp(x.permute(0, 2, 3, 1))  # (B, h, w, width)
+        return x + mixed.permute(0, 3, 1, 2)
 
     def _attend(self, x: Tensor) -> Tensor:
         """Attend in windows that begin at the top left.
@@ -155,9 +156,11 @@ class TinyViTBlock(nn.Module):
         side = self.window
         x = F.pad(x, (0, -width % side, 0, -height % side))
         rows, columns = x.shape[2] // side, x.shape[3] // side
-        x = x.unflatten(3, (columns, side)).unflatten(2, (rows, side))  # (B, c, rows, side, columns, side)
+        x = torch.unflatten(x, 3, (columns, side))
+        x = torch.unflatten(x, 2, (rows, side))  # (B, c, rows, side, columns, side)
         windows = x.permute(0, 2, 4, 3, 5, 1).flatten(3, 4).flatten(0, 2)  # (B * rows * columns, N, c)
-        out = self.attn(windows).unflatten(0, (-1, rows, columns)).unflatten(3, (side, side))
+        out: Tensor = torch.unflatten(self.attn(windows), 0, (-1, rows, columns))
+        out = torch.unflatten(out, 3, (side, side))  # (B, rows, columns, side, side, c)
         out = out.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)  # (B, c, rows * side, columns * side)
         return out[:, :, :height, :width]
 

@@ -33,7 +33,7 @@ SIZES = {
 }
 
 
-class SamViTEncoder(ImageEncoderViT):
+class SamViTEncoder(ImageEncoderViT):  # type: ignore[misc] # segment_anything ships no types
     """ImageEncoderViT with the attributes of a student: pixels (B, 3, S, S) -> embeddings (B, C, S/16, S/16)."""
 
     def __init__(self, size: Size, *, image_size: int, embedding_dim: int) -> None:
