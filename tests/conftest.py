@@ -13,8 +13,9 @@ from PIL import Image
 
 from distill.config.schema import TeacherConfig
 from distill.data.rle import encode_mask
-from distill.data.shards.index import ShardIndex, ShardWriter
+from distill.data.shards.index import ShardIndex
 from distill.data.shards.sa1b import annotation_row, sample_annotation
+from distill.data.shards.writer import ShardWriter
 from distill.models.checkpoint import save_model
 from distill.models.sam import ModelSpec, build_from_spec
 from distill.models.teacher import Teacher, load_teacher

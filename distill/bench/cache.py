@@ -27,8 +27,9 @@ from distill.data.cache.embeddings import EmbeddingCache
 from distill.data.cache.job import build_cache
 from distill.data.images import decode_image
 from distill.data.loading.datamodule import DistillDataModule
-from distill.data.shards.index import ShardIndex, ShardWriter
+from distill.data.shards.index import ShardIndex
 from distill.data.shards.tar import append_member, list_members
+from distill.data.shards.writer import ShardWriter
 from distill.data.synthetic.source_photos import HELD_OUT_PHOTOGRAPHS, TRAIN_PHOTOGRAPHS, load_photographs
 from distill.geometry import letterbox
 from distill.models.sam import build_from_spec, spec_for

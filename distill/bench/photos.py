@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from distill.data.rle import RLE, encode_mask
-from distill.data.shards.index import ShardWriter
 from distill.data.shards.sa1b import annotation_row, sample_annotation
+from distill.data.shards.writer import ShardWriter
 
 PHOTO_HW = (1500, 2000)  # SA-1B's photos were reduced to a shortest side of 1500 pixels
 NUM_MASKS = 100  # SA-1B: 11 M photos with 1.1 B masks

@@ -17,7 +17,8 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor,
 from distill.config.loading import flatten, load_recipe, resolved_yaml
 from distill.config.run_directory import RECIPE_FILE
 from distill.config.schema import ASKS_TEACHER, FeatureRecipe, MaskRecipe
-from distill.data.cache.embeddings import EmbeddingCache, fingerprint_of
+from distill.data.cache.embeddings import EmbeddingCache
+from distill.data.cache.manifest import fingerprint_of
 from distill.data.loading.datamodule import DistillDataModule
 from distill.data.shards.index import ShardIndex
 from distill.errors import RecipeError, RunError

@@ -14,8 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from distill.cli.main import main
-from distill.config.names import LOGGERS
 from distill.config.loading import load_recipe
+from distill.config.names import LOGGERS
 from distill.errors import RecipeError, RunError
 from distill.training import run as training
 from distill.training.cost import read_cost

@@ -1,10 +1,10 @@
 """Codecs: one teacher embedding as bytes. An entry is a safetensors blob that describes itself.
 
-Its tensor `values` (C, N) holds, channel by channel, the block of cells that the photo touches, row by row, and then a
-summary of the padding (distill.data.cache.padding).
+The tensor `values` (C, N) of an entry holds two parts of each channel: the block of cells that the photo touches, row
+by row, and a summary of the padding (distill.data.cache.padding).
 
-The header's metadata has the single key `distill`, a JSON object: safetensors writes several keys in random order, and
-equal work gives equal bytes.
+The header's metadata has the single key `distill`, a JSON object. Safetensors writes several keys in random order, but
+equal work must give equal bytes.
 """
 
 from __future__ import annotations
@@ -29,19 +29,24 @@ METADATA_KEY = "distill"
 VERIFY_HINT = "'distill cache verify DIR' names every damaged shard"
 HEADER_LENGTH_BYTES = 8  # safetensors: a little-endian uint64, then that many bytes of JSON
 
-# int8 scales a channel in bands of about this many values. One scale for a whole channel of 64 x 64 suffers from
-# outliers: 2.2 % relative L2 on Student-t(4) values, 1.4 % in bands.
+# int8 scales a channel in bands of about this many values. With one scale for a channel of 64 x 64, outliers make the
+# other values coarse: the relative L2 error on Student-t(4) values is 2.2 %, against 1.4 % in bands.
 INT8_BAND_VALUES = 768
 INT8_LEVELS = 255
 
 
 @dataclass(frozen=True)
 class EntryHeader:
-    """What an entry says of itself.
+    """The description of an entry, in its header.
 
-    key: the sample. view: of the photo that the teacher saw. codec, layout, dtype: how `values` (C, N) is stored.
-    original_hw: the photo's pixels. grid: E. valid_hw: rows and columns of the stored block, at the top left of the
-    (E, E) map. band: values of a channel that share one scale and one offset (int8), else 0.
+    Attributes:
+        key: the sample.
+        view: the view of the photo that the teacher saw.
+        codec, layout, dtype: how `values` (C, N) is stored.
+        original_hw: height and width of the photo in pixels.
+        grid: E.
+        valid_hw: rows and columns of the stored block, at the top left of the (E, E) map.
+        band: the number of values of a channel that share one scale and one offset (int8), else 0.
     """
 
     key: str
@@ -67,13 +72,17 @@ def check_codec(codec: str) -> None:
 
 
 def encode_embedding(embedding: Tensor, original_hw: HW, codec: str, *, key: str = "", view: str = IDENTITY) -> bytes:
-    """An embedding as one entry; the same values always give the same bytes.
+    """Encode an embedding as one entry. The same values always give the same bytes.
 
     Args:
-        embedding: (C, E, E), any float dtype, on any device. original_hw: height and width of the photo.
-        codec: fp16, bf16 or int8. key, view: of the sample, kept in the header.
+        embedding: (C, E, E), any float dtype, on any device.
+        original_hw: height and width of the photo.
+        codec: fp16, bf16 or int8.
+        key: the sample, for the header.
+        view: the view of the photo, for the header.
+
     Raises:
-        CacheError: an unknown codec, or a value that is NaN, infinite or beyond fp16's range.
+        CacheError: the codec is unknown, or a value is NaN, infinite or beyond fp16's range.
     """
     check_codec(codec)
     grid = embedding.shape[-1]
@@ -111,14 +120,16 @@ def encode_embedding(embedding: Tensor, original_hw: HW, codec: str, *, key: str
 
 
 def decode_embedding(blob: bytes, *, origin: str = "embedding entry") -> Tensor:
-    """An entry back as a map, its padding as the stored summary tells it.
+    """Decode an entry to an embedding, with its padding restored from the stored summary.
 
     Args:
         origin: names the entry in errors.
+
     Returns:
         float32 (C, E, E).
+
     Raises:
-        CacheError: a damaged entry.
+        CacheError: the entry is damaged, or of a newer layout.
     """
     header = read_entry_header(blob, origin=origin)
     try:
@@ -137,7 +148,7 @@ def decode_embedding(blob: bytes, *, origin: str = "embedding entry") -> Tensor:
 
 
 def read_entry_header(blob: bytes, *, origin: str = "embedding entry") -> EntryHeader:
-    """The header of an entry, without its tensors. Raises CacheError when it is damaged or of a newer layout."""
+    """Read the header of an entry. Raises CacheError when it is damaged or of a newer layout."""
     try:
         length = int.from_bytes(blob[:HEADER_LENGTH_BYTES], "little")
         metadata = json.loads(blob[HEADER_LENGTH_BYTES : HEADER_LENGTH_BYTES + length])["__metadata__"]
@@ -152,18 +163,20 @@ def read_entry_header(blob: bytes, *, origin: str = "embedding entry") -> EntryH
 
 
 def band_of(num_values: int) -> int:
-    """How many values of a channel share one scale: about INT8_BAND_VALUES, in bands of even size."""
+    """Return how many values of a channel share one scale: about INT8_BAND_VALUES, in bands of equal size."""
     num_bands = max(1, round(num_values / INT8_BAND_VALUES))
     return -(-num_values // num_bands)
 
 
 def quantize(values: Tensor, band: int, levels: int = INT8_LEVELS) -> dict[str, Tensor]:
-    """8-bit affine values of floats (C, N), with one scale and one offset per channel and band.
+    """Quantize floats (C, N) to 8-bit affine values, with one scale and one offset per channel and band.
 
     Args:
-        levels: steps from the smallest value of a band to the largest; fewer than INT8_LEVELS use fewer of the 8 bits.
+        band: the number of values of a channel that share one scale (`band_of`).
+        levels: steps from the smallest value of a band to the largest. Fewer than INT8_LEVELS use fewer of the 8 bits.
+
     Returns:
-        values int8 (C, N), scale and offset float32 (C, bands): x is about values * scale + offset.
+        "values" int8 (C, N), "scale" and "offset" float32 (C, bands): x is about values * scale + offset.
     """
     bands = values.split(band, 1)
     low = torch.stack([part.amin(1) for part in bands], 1)  # (C, bands)
@@ -177,6 +190,6 @@ def quantize(values: Tensor, band: int, levels: int = INT8_LEVELS) -> dict[str, 
 
 
 def dequantize(values: Tensor, scale: Tensor, offset: Tensor, band: int) -> None:
-    """Turn quantized values, floats (C, N), into what they stand for, in place; scale, offset (C, bands)."""
+    """Turn quantized values (C, N), as floats, back into the original values, in place. Scale, offset: (C, bands)."""
     for i, part in enumerate(values.split(band, 1)):
         part.mul_(scale[:, i, None]).add_(offset[:, i, None])

@@ -1,4 +1,4 @@
-"""Teacher-embedding shards: the writer of one, and the cache that training reads."""
+"""Teacher-embedding shards: the writer of one shard, and the cache that training reads."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from types import TracebackType
 from torch import Tensor
 
 from distill.config.names import IDENTITY
+from distill.data.cache.checksummed_json import disk_errors
 from distill.data.cache.codecs import decode_embedding, read_entry_header
-from distill.data.cache.codecs import encode_embedding as encode_embedding
 from distill.data.cache.manifest import (
     Fingerprint,
     ImageShard,
@@ -24,9 +24,7 @@ from distill.data.cache.manifest import (
     sidecar_name,
     sidecar_path,
 )
-from distill.data.cache.manifest import fingerprint_of as fingerprint_of
-from distill.data.cache.sealed_json import disk_errors
-from distill.data.shards.storage import Place, place_of
+from distill.data.shards.storage import ShardStorage, open_storage
 from distill.data.shards.tar import TAR_BLOCK
 from distill.errors import CacheError, DataError
 from distill.files import TEMPORARY_SUFFIX, commit_file, temporary_path
@@ -34,9 +32,10 @@ from distill.text import first_few
 
 
 class EmbeddingShardWriter:
-    """Writes one embedding shard; it appears under its name only by `commit`, its sidecar last.
+    """A writer of one embedding shard, used as a context manager.
 
-    Used as a context manager; what was not committed is removed. Raises CacheError on a full or read-only disk.
+    The shard gets its name only by `commit`, which writes its sidecar last. What was not committed is removed. Every
+    method raises CacheError on a full or read-only disk.
     """
 
     def __init__(self, directory: Path, shard: ImageShard, cache: str) -> None:
@@ -67,8 +66,8 @@ class EmbeddingShardWriter:
                 self._temporary.unlink(missing_ok=True)
 
     def add(self, key: str, blob: bytes, view: str = IDENTITY) -> None:
-        """Append the entry of a sample's view."""
-        info = tarfile.TarInfo(entry_name(key, view))  # owner and mtime 0: equal work gives equal bytes
+        """Append the entry of one view of a sample."""
+        info = tarfile.TarInfo(entry_name(key, view))  # owner and mtime are 0, so that equal work gives equal bytes
         info.size = len(blob)
         self._write(info.tobuf(tarfile.GNU_FORMAT))
         self.members.append(StoredEntry(key, view, self._bytes, len(blob), zlib.crc32(blob)))
@@ -76,11 +75,11 @@ class EmbeddingShardWriter:
         self._write(bytes(-len(blob) % TAR_BLOCK))
 
     def skip(self, key: str) -> None:
-        """Note a photo that could not be decoded."""
+        """Record a photo that could not be decoded."""
         self.bad.append(key)
 
     def commit(self) -> Sidecar:
-        """Flush, rename, write the sidecar."""
+        """Flush the shard to the disk, rename it and write its sidecar. Return the sidecar."""
         self._write(bytes(2 * TAR_BLOCK))
         self._write(bytes(-self._bytes % tarfile.RECORDSIZE))
         sidecar = Sidecar(
@@ -108,13 +107,12 @@ class EmbeddingShardWriter:
 
 @dataclass
 class EmbeddingCache:
-    """A complete cache, as training reads it, here or at an address that fsspec reads. It may be forked, or pickled to
-    a worker.
+    """A complete cache, as training reads it, on this machine or at an address that fsspec reads.
 
-    Sidecars are read when their shard is first asked for.
+    The object may be forked, or pickled to a worker. The sidecar of a shard is read when the shard is first needed.
     """
 
-    place: Place
+    storage: ShardStorage
     manifest: Manifest
     _members: dict[str, dict[tuple[str, str], StoredEntry]] = field(default_factory=dict, repr=False)  # of each shard
     _shard_of: dict[str, str] | None = field(default=None, repr=False)
@@ -125,45 +123,48 @@ class EmbeddingCache:
 
         Args:
             directory: its path, or its address (s3://, hf://, https://).
-            expected: what the recipe asks for (`fingerprint_of`); it holds the hash of the image index. The cache may
+            expected: what the recipe asks for (`fingerprint_of`), with the hash of the image index. The cache may
                 hold more views.
+
         Raises:
-            CacheError: there is no cache, it is damaged, it is not the one expected, or shards are missing.
+            CacheError: there is no cache, it is damaged, it is not the expected one, or shards are missing.
         """
-        place = place_of(directory)
-        manifest = Manifest.read(place)
+        storage = open_storage(directory)
+        manifest = Manifest.read(storage)
         if expected is not None:
             held = manifest.fingerprint.views
             if set(expected.views) <= set(held):
                 expected = replace(expected, views=held)
-            manifest.check(expected, place.directory)
+            manifest.check(expected, storage.directory)
         try:
-            present = place.names()
+            present = storage.names()
         except DataError as error:
             raise CacheError(str(error)) from error
         missing = [shard.name for shard in manifest.shards if not {shard.name, sidecar_name(shard.name)} <= present]
         if missing:
             raise CacheError(
                 f"{directory}: {len(missing)} of {len(manifest.shards)} embedding shards are missing "
-                f"({first_few(missing)}); run 'distill cache build RECIPE cache.dir={directory}': finished shards are kept"
+                f"({first_few(missing)}); run 'distill cache build RECIPE cache.dir={directory}': finished shards "
+                "are kept"
             )
-        return cls(place, manifest)
+        return cls(storage, manifest)
 
     def __len__(self) -> int:
         return sum(len({key for key, _ in self._entries(shard.name)}) for shard in self.manifest.shards)
 
     def has(self, key: str, shard: str | None = None) -> bool:
-        """Whether a sample has embeddings; a photo that could not be decoded has none."""
+        """Return whether a sample has embeddings. A photo that could not be decoded has none."""
         return self._locate(key, shard, IDENTITY) is not None
 
     def read(self, key: str, shard: str | None = None, *, view: str = IDENTITY) -> Tensor:
-        """The embedding of a view of a sample: float32 (C, E, E).
+        """Return the embedding of one view of a sample: float32 (C, E, E).
 
         Args:
-            shard: the name of its shard; without it all sidecars are read once to find the key.
-            view: one of the cache's.
+            shard: the name of its shard. Without it, all sidecars are read once to find the key.
+            view: one of the cache's views.
+
         Raises:
-            CacheError: the sample has no embedding, or its bytes are damaged or gone.
+            CacheError: the cache has no such view, the sample has no embedding, or its bytes are damaged or missing.
         """
         held = self.manifest.fingerprint.views
         if view not in held:
@@ -176,10 +177,10 @@ class EmbeddingCache:
             raise CacheError(f"{self.directory}: no embedding of sample '{key}'; its photo could not be decoded")
         tar, entry = located
         try:
-            blob = self.place.read(tar, entry.offset, entry.size)
+            blob = self.storage.read(tar, entry.offset, entry.size)
         except DataError as error:
             raise CacheError(f"{error}; {self._verify_hint}") from error
-        origin = f"{self.place.path(tar)}: sample '{key}'"
+        origin = f"{self.storage.path(tar)}: sample '{key}'"
         if len(blob) != entry.size or zlib.crc32(blob) != entry.crc32:
             raise CacheError(f"{origin}: damaged, its bytes do not match its checksum; {self._verify_hint}")
         header = read_entry_header(blob, origin=origin)
@@ -189,8 +190,8 @@ class EmbeddingCache:
 
     @property
     def directory(self) -> Path | str:
-        """Its path, or its address."""
-        return self.place.directory
+        """The path of the cache, or its address."""
+        return self.storage.directory
 
     @property
     def _verify_hint(self) -> str:
@@ -209,8 +210,8 @@ class EmbeddingCache:
 
     def _entries(self, shard: str) -> dict[tuple[str, str], StoredEntry]:
         if shard not in self._members:
-            path = self.place.path(sidecar_name(shard))
-            sidecar = Sidecar.read(self.place, shard)
+            path = self.storage.path(sidecar_name(shard))
+            sidecar = Sidecar.read(self.storage, shard)
             if sidecar is None:
                 raise CacheError(f"{path}: there is no embedding shard '{shard}'; {self._verify_hint}")
             if sidecar.cache != self.manifest.fingerprint.digest:

@@ -1,4 +1,4 @@
-"""What a caching job will cost, measured on this machine before it starts, and whether it pays."""
+"""The plan of a caching job: what it will take, measured on this machine before it starts, and whether it pays."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from itertools import islice
 from pathlib import Path
 
 from distill.config.schema import CacheRecipe
+from distill.data.cache.checksummed_json import disk_errors
 from distill.data.cache.codecs import CODECS, decode_embedding, full_map_bytes
 from distill.data.cache.fidelity import measure_fidelity
 from distill.data.cache.job import directory_of
 from distill.data.cache.manifest import Fidelity
-from distill.data.cache.sealed_json import disk_errors
 from distill.data.cache.teacher_pool import TeacherPool
 from distill.data.shards.index import Member, ShardIndex
 from distill.errors import DataError
@@ -24,13 +24,13 @@ from distill.files import temporary_path
 from distill.models.devices import one_device
 from distill.models.teacher import load_teacher
 
-SPEED_PHOTOS = 32  # run through the teacher to time it ...
-SPEED_SECONDS = 10.0  # ... or fewer, once this time is over
+SPEED_PHOTOS = 32  # so many photos run through the teacher to time it ...
+SPEED_SECONDS = 10.0  # ... or as many as fit into this time
 PROBE_NAME = "write_speed"
-PROBE_BLOCK, PROBE_BLOCKS = 1 << 20, 64  # bytes; written and flushed to time the disk
+PROBE_BLOCK, PROBE_BLOCKS = 1 << 20, 64  # bytes and number of blocks that are written to time the disk
 READ_SECONDS = 0.5
 
-# A codec is advised when it loses no more than this: in relative L2, and in mean mask IoU beside exact values.
+# A codec is recommended if it loses no more than this: in relative L2, and in mean mask IoU against exact values.
 MAX_RELATIVE_L2 = 0.015
 MAX_IOU_LOSS = 0.01
 
@@ -39,7 +39,10 @@ SECONDS_PER_HOUR = 3600
 
 @dataclass(frozen=True)
 class CodecCost:
-    """One codec over the whole job. `share_of_full_map`: bytes beside those of a whole map in fp16."""
+    """The cost of one codec over the complete job.
+
+    `share_of_full_map` compares its bytes with those of a complete map in fp16.
+    """
 
     codec: str
     bytes_per_image: float
@@ -50,11 +53,13 @@ class CodecCost:
 
 @dataclass(frozen=True)
 class Speeds:
-    """Measured on this machine, one device.
+    """Speeds that were measured on one device of this machine.
 
-    build: photos a second through the job: read, decode, teacher, encode. teacher: through the teacher alone, which is
-    what an online teacher adds to training. read: stored embeddings decoded a second, on one core. write: bytes a
-    second to the cache's file system, flushed, one stream.
+    Attributes:
+        build: photos a second through the job: read, decode, teacher, encode.
+        teacher: photos a second through the teacher alone, which is what an online teacher adds to training.
+        read: stored embeddings that one core decodes a second.
+        write: bytes a second that one stream writes to the cache's file system and flushes to the disk.
     """
 
     build: float
@@ -65,12 +70,17 @@ class Speeds:
 
 @dataclass(frozen=True)
 class CachePlan:
-    """What `distill cache plan` prints.
+    """The plan of a job, which `distill cache plan` prints.
 
-    hours: of the job on `num_devices` such devices. limit: what sets them, "teacher" or "disk".
-    online_hours_per_epoch: what the teacher adds to each epoch when it runs online on those devices.
-    break_even_epochs: the first number of epochs for which the cache costs less than the teacher online, its making
-    included; None: it never does.
+    Attributes:
+        codec: the recipe's codec.
+        codecs: the cost of each codec that was measured.
+        free_bytes: free space on the file system of the cache.
+        hours: the time of the job on `num_devices` devices like the one that was measured.
+        limit: what determines `hours`, "teacher" or "disk".
+        online_hours_per_epoch: what the teacher adds to each epoch if it runs online on those devices.
+        break_even_epochs: the smallest number of epochs for which building and reading the cache costs less than
+            running the teacher online. None if there is no such number.
     """
 
     num_images: int
@@ -78,7 +88,7 @@ class CachePlan:
     teacher: str
     device: str
     num_devices: int
-    codec: str  # the recipe's
+    codec: str
     codecs: tuple[CodecCost, ...]
     speeds: Speeds
     free_bytes: int
@@ -114,14 +124,16 @@ def plan_cache_job(recipe: CacheRecipe, *, num_devices: int = 1) -> CachePlan:
 def make_plan(
     pool: TeacherPool, directory: Path, *, fidelities: Mapping[str, Fidelity], num_devices: int = 1
 ) -> CachePlan:
-    """Measure the speeds and add up.
+    """Measure the speeds and calculate what the job will take.
 
     Args:
-        directory: of the cache; it need not be there yet.
-        fidelities: of each codec that is considered, the recipe's among them (`measure_fidelity`).
-        num_devices: on which the job will run, each as fast as this one.
+        directory: the directory of the cache, which need not exist yet.
+        fidelities: the fidelity of each codec to consider, including the recipe's (`measure_fidelity`).
+        num_devices: the devices on which the job will run, each as fast as this one.
+
     Raises:
-        DataError: no photo can be decoded. CacheError: the place of the cache is full or read-only.
+        DataError: no photo can be decoded.
+        CacheError: the disk of the cache is full or read-only.
     """
     teacher, num_images = pool.teacher, len(pool.index)
     full_map = full_map_bytes(teacher.embedding_dim, teacher.embedding_size)
@@ -137,9 +149,9 @@ def make_plan(
     )
     codec = pool.config.codec
     total_bytes = next(cost.total_bytes for cost in codecs if cost.codec == codec)
-    place = nearest_directory(directory)
-    free_bytes = shutil.disk_usage(place).free
-    speeds = measure_speeds(pool, place)
+    folder = nearest_directory(directory)
+    free_bytes = shutil.disk_usage(folder).free
+    speeds = measure_speeds(pool, folder)
     teacher_hours = num_images / (speeds.build * num_devices) / SECONDS_PER_HOUR
     disk_hours = total_bytes / speeds.write / SECONDS_PER_HOUR
     pays_after = break_even(build=1 / speeds.build, online=1 / speeds.teacher, read=1 / speeds.read)
@@ -162,10 +174,12 @@ def make_plan(
 
 
 def break_even(*, build: float, online: float, read: float) -> int | None:
-    """The first number of epochs for which build + epochs * read < epochs * online; None when there is none.
+    """Return the smallest number of epochs for which build + epochs * read < epochs * online, or None.
 
     Args:
-        build, online, read: seconds an image: to make the cache, of the teacher in a training step, to read an entry.
+        build: seconds an image to build the cache.
+        online: seconds an image of the teacher in a training step.
+        read: seconds an image to read an entry of the cache.
     """
     if online <= read:
         return None
@@ -173,7 +187,7 @@ def break_even(*, build: float, online: float, read: float) -> int | None:
 
 
 def recommend(codecs: tuple[CodecCost, ...], *, free_bytes: int, pays_after: int | None) -> str:
-    """The smallest codec that loses little and fits the disk, and from how many epochs on to make a cache at all."""
+    """Return a recommendation: the smallest codec that loses little and fits the disk, and when a cache pays."""
     if pays_after is None:
         return "no cache: reading it costs more than this teacher; train with teacher.source=online"
     faithful = [cost for cost in codecs if _is_faithful(cost.fidelity)]
@@ -192,18 +206,20 @@ def recommend(codecs: tuple[CodecCost, ...], *, free_bytes: int, pays_after: int
     return f"cache.codec={best.codec}, for {pays_after} epoch{'' if pays_after == 1 else 's'} or more{online}"
 
 
-def measure_speeds(pool: TeacherPool, place: Path) -> Speeds:
+def measure_speeds(pool: TeacherPool, folder: Path) -> Speeds:
     """Time every part of the job for a few seconds. Raises as `make_plan`."""
     members = _spread(pool, SPEED_PHOTOS)
-    list(pool.encode(members[:1]))  # the first one pays for what is set up once
+    list(pool.encode(members[:1]))  # the first one includes what is set up once
     build, blobs = _build_speed(pool, members)
-    return Speeds(build=build, teacher=_teacher_speed(pool, members), read=_read_speed(blobs), write=write_speed(place))
+    return Speeds(
+        build=build, teacher=_teacher_speed(pool, members), read=_read_speed(blobs), write=write_speed(folder)
+    )
 
 
-def write_speed(place: Path) -> float:
-    """Bytes a second of one stream into a directory, flushed to the disk. Raises CacheError when it is full."""
+def write_speed(folder: Path) -> float:
+    """Return how many bytes a second one stream writes and flushes. Raises CacheError when the disk is full."""
     block = os.urandom(PROBE_BLOCK)  # file systems may compress
-    path = temporary_path(place / PROBE_NAME)
+    path = temporary_path(folder / PROBE_NAME)
     with disk_errors(path):
         try:
             started = time.perf_counter()
@@ -218,8 +234,8 @@ def write_speed(place: Path) -> float:
 
 
 def nearest_directory(path: Path) -> Path:
-    """The path itself, or the nearest directory above that exists."""
-    return next(place for place in (path.absolute(), *path.absolute().parents) if place.is_dir())
+    """Return the path itself, or the nearest directory above it that exists."""
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
 
 
 def _is_faithful(fidelity: Fidelity) -> bool:
@@ -228,14 +244,14 @@ def _is_faithful(fidelity: Fidelity) -> bool:
 
 
 def _spread(pool: TeacherPool, num_photos: int) -> list[Member]:
-    """Members at equal distances over the job."""
+    """Return members at equal distances over the job."""
     num_samples = len(pool.index)
     num_photos = min(num_photos, num_samples)
     return [pool.index.member(num_samples * i // num_photos) for i in range(num_photos)]
 
 
 def _build_speed(pool: TeacherPool, members: list[Member]) -> tuple[float, list[bytes]]:
-    """Photos a second through the whole job, and the entries that came out."""
+    """Return the photos a second through the complete job, and the entries that it gave."""
     samples = []
     started = time.perf_counter()
     for sample in pool.encode(members):
@@ -250,7 +266,7 @@ def _build_speed(pool: TeacherPool, members: list[Member]) -> tuple[float, list[
 
 
 def _teacher_speed(pool: TeacherPool, members: list[Member]) -> float:
-    """Photos a second through the teacher alone, in batches as the job runs them."""
+    """Return the photos a second through the teacher alone, in the batches that the job uses."""
     photos = (photo.pixels[0] for photo in map(pool.load, members) if photo.pixels)
     pixels = list(islice(photos, pool.chunk_size * pool.num_workers))
     chunks = [pixels[at : at + pool.chunk_size] for at in range(0, len(pixels), pool.chunk_size)]

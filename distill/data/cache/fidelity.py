@@ -1,4 +1,4 @@
-"""What a codec costs, measured on a few photos of the job before it starts."""
+"""The fidelity of codecs: errors and bytes, measured on a few photos of the job before it starts."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from distill.prompts.types import POSITIVE, Prompts
 
 NUM_PHOTOS = 8
 MAX_BOXES = 32  # per photo
-POINTS_PER_SIDE = 8  # of the grid of points that stands in for boxes
-NUM_TRIES = 10  # photos tried in place of one that cannot be decoded
+POINTS_PER_SIDE = 8  # of the grid of points on photos without boxes
+NUM_TRIES = 10  # photos to try until one can be decoded
 NUM_DIGITS = 6
 
 
 @dataclass(frozen=True)
 class _CodecOnPhoto:
-    """What one codec costs on one photo."""
+    """Errors and bytes of one codec on one photo."""
 
     relative_l2: float
     cosine: float
@@ -47,9 +47,10 @@ class _MeasuredPhoto:
 
 
 def measure_fidelity(pool: TeacherPool, codecs: Sequence[str]) -> dict[str, Fidelity]:
-    """Encode and decode the embeddings of a few photos, spread over the job, by each codec, and compare.
+    """Encode and decode the embeddings of a few photos by each codec, and compare. The photos are spread over the job.
 
-    Raises DataError when none of them can be decoded.
+    Raises:
+        DataError: none of the photos can be decoded.
     """
     num_samples = len(pool.index)
     num_photos = min(NUM_PHOTOS, num_samples)
@@ -82,7 +83,7 @@ def _mean(values: list[float]) -> float:
 
 
 def _measure_first(pool: TeacherPool, members: list[Member], codecs: Sequence[str]) -> _MeasuredPhoto | None:
-    """Measure on the first of some photos that can be decoded."""
+    """Measure on the first photo that can be decoded. Return None if none can."""
     for member in members:
         photo = pool.load(member)
         if photo.pixels:
@@ -116,7 +117,10 @@ def _measure(pool: TeacherPool, member: Member, photo: Photo, codecs: Sequence[s
 
 
 def _prompts(pool: TeacherPool, member: Member, original_hw: HW) -> tuple[Prompts, str]:
-    """The boxes of a photo's annotations, or a grid of points where there are none, in the prompt frame."""
+    """Return the boxes of a photo's annotations, or a grid of points if it has none, and their kind.
+
+    Coordinates are in the prompt frame.
+    """
     annotation = pool.index.read_annotation(member)
     prompt_size = pool.teacher.prompt_size
     if annotation is not None:
@@ -129,7 +133,7 @@ def _prompts(pool: TeacherPool, member: Member, original_hw: HW) -> tuple[Prompt
 
 
 def point_grid(original_hw: HW, prompt_size: int, points_per_side: int) -> Prompts:
-    """Single clicks at the centres of a grid over a photo, in the prompt frame."""
+    """Return single clicks at the centres of a grid over a photo, in the prompt frame: points_per_side ** 2 prompts."""
     centres = (np.arange(points_per_side) + 0.5) / points_per_side
     x, y = np.meshgrid(centres * original_hw[1], centres * original_hw[0])
     points = points_to_prompt_frame(np.stack([x.ravel(), y.ravel()], -1), original_hw, prompt_size)  # (P, 2)
@@ -139,7 +143,7 @@ def point_grid(original_hw: HW, prompt_size: int, points_per_side: int) -> Promp
 
 
 def low_res_masks(teacher: Teacher, embedding: Tensor, prompts: Prompts, original_hw: HW) -> Tensor:
-    """Low-res masks, bool (P, h, w), cut to the photo."""
+    """Decode low-res masks, bool (P, h, w), and cut off their padding."""
     device = next(teacher.model.parameters()).device
     on_device = {name: value.to(device) for name, value in vars(prompts).items() if value is not None}
     logits, _ = teacher.decode(embedding[None].to(device), Prompts(**on_device), multimask=False)  # (P, 1, 4E, 4E)
@@ -148,6 +152,6 @@ def low_res_masks(teacher: Teacher, embedding: Tensor, prompts: Prompts, origina
 
 
 def mask_iou(masks: Tensor, reference: Tensor) -> Tensor:
-    """IoU (P,) of bool masks (P, h, w); two empty masks agree."""
+    """Return the IoU (P,) of bool masks (P, h, w). It is 1 for two empty masks."""
     union = (masks | reference).sum((1, 2))
     return torch.where(union > 0, (masks & reference).sum((1, 2)) / union.clamp_min(1), 1.0)

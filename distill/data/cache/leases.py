@@ -1,14 +1,16 @@
-"""Claims: which worker does which piece of work, said by small files that every node of a shared file system sees.
+"""Leases: small files on a shared file system say which worker does which piece of work.
 
-A claim is a file NAME.claim0 that its holder created with O_EXCL. That is atomic on local disks and on the file
-systems that clusters share (NFS since version 3, Lustre, GPFS), where locks are often off or end at the node. While it
-works, the holder writes a new count into the file every few seconds. A claim is abandoned when its process is known to
-be dead (the same machine sees that at once), or when the file has not changed for `stale_seconds` by the clock of the
-one who looks, so nodes' clocks need not agree. Whoever finds it abandoned creates NAME.claim1, exclusively again: of
-many who try, one succeeds, and one who judged by old knowledge meets a file that exists.
+A worker that takes a lease creates the file NAME.claim0 with O_EXCL. Creating a file this way is atomic on local disks
+and on the file systems that clusters share (NFS since version 3, Lustre, GPFS). Locks are often off there, or they hold
+on one node alone. While the holder works, it writes a new count into the file every few seconds.
 
-Claims save work; they are not what keeps files whole. A holder that was suspended for too long and awakes finds a
-later claim and gives its work up, and had it not looked, it would have renamed the same bytes into place.
+A lease is abandoned in two cases. Its process is known to be dead, which workers on the same machine see at once. Or
+the file has not changed for `stale_seconds` by the clock of the worker that looks, so the clocks of nodes need not
+agree. A worker that finds a lease abandoned creates NAME.claim1, with O_EXCL again. Of many workers that try, one
+succeeds; a worker with outdated knowledge meets a file that exists.
+
+Leases save work, but files stay intact without them. A holder that was suspended for too long finds a later lease when
+it wakes, and gives up its work. If it did not look, it would rename a file with the same bytes into place.
 """
 
 from __future__ import annotations
@@ -24,62 +26,62 @@ from functools import cache
 from pathlib import Path
 from types import TracebackType
 
-from distill.data.cache.sealed_json import disk_errors
+from distill.data.cache.checksummed_json import disk_errors
 
-CLAIM_MARK = ".claim"
-STALE_SECONDS = 120.0  # more than the minute for which NFS clients may keep what they know of a file
-BEATS = 24  # signs of life in that time
+LEASE_MARK = ".claim"  # workers of all versions look for files of this name
+STALE_SECONDS = 120.0  # NFS clients may cache what they know of a file for a minute
+NUM_BEATS = 24  # signs of life in that time
 POLL_SECONDS = 0.5
-CLAIM_BYTES = 256  # one size, so that a new text covers the old one
+LEASE_BYTES = 256  # all texts have one size, so that a new one covers the old one
 STATE_FIELD, START_FIELD = 0, 19  # of /proc/PID/stat, counted behind the process's name
 DEAD_STATES = "ZX"
 
 log = logging.getLogger(__name__)
 
 
-class Claims:
-    """The claims in one directory, as one worker sees them.
+class Leases:
+    """The leases in one directory, as one worker sees them.
 
     Args:
-        stale_seconds: a claim that has not changed for this long is taken for a dead worker's.
+        stale_seconds: a lease that has not changed for so long counts as abandoned.
     """
 
     def __init__(self, directory: Path, *, stale_seconds: float = STALE_SECONDS) -> None:
         self.directory = directory
         self.stale_seconds = stale_seconds
-        self._seen: dict[Path, tuple[bytes, float]] = {}  # content, and when it was first seen (monotonic)
+        self._seen: dict[Path, tuple[bytes, float]] = {}  # content, and the time when it was first seen (monotonic)
 
-    def take(self, name: str) -> Claim | None:
-        """Claim a piece of work; None while another worker, as far as is known, holds it.
+    def acquire(self, name: str) -> Lease | None:
+        """Take the lease on a piece of work. Return None if another worker seems to hold it.
 
         Raises:
             CacheError: the disk is full, or the directory read-only.
         """
         generations = self._generations(name)
-        if generations and not self._is_abandoned(claim_path(self.directory, name, generations[-1])):
+        if generations and not self._is_abandoned(lease_path(self.directory, name, generations[-1])):
             return None
-        claim = Claim(self.directory, name, generations[-1] + 1 if generations else 0, self.stale_seconds / BEATS)
-        return claim if claim._create() else None
+        lease = Lease(self.directory, name, generations[-1] + 1 if generations else 0, self.stale_seconds / NUM_BEATS)
+        return lease if lease._create() else None
 
     @contextlib.contextmanager
-    def hold(self, name: str) -> Iterator[Claim]:
-        """Wait for a piece of work to be free, and hold it."""
-        while (claim := self.take(name)) is None:
+    def hold(self, name: str) -> Iterator[Lease]:
+        """Wait until a piece of work is free, and hold its lease in the block."""
+        while (lease := self.acquire(name)) is None:
             time.sleep(POLL_SECONDS)
-        with claim:
-            yield claim
+        with lease:
+            yield lease
 
     def progress(self) -> dict[str, int]:
-        """What the holders of all claims say they have done, by name."""
+        """Return how much the holder of each lease says that it has done, by the name of the work."""
         latest: dict[str, int] = {}
         for file in os.listdir(self.directory):
-            name = claimed_name(file)
+            name = leased_name(file)
             if name is not None:
-                latest[name] = max(latest.get(name, 0), int(file.rpartition(CLAIM_MARK)[2]))
-        return {name: _num_done(claim_path(self.directory, name, generation)) for name, generation in latest.items()}
+                latest[name] = max(latest.get(name, 0), int(file.rpartition(LEASE_MARK)[2]))
+        return {name: _num_done(lease_path(self.directory, name, generation)) for name, generation in latest.items()}
 
     def _generations(self, name: str) -> list[int]:
-        prefix = f"{name}{CLAIM_MARK}"
+        prefix = f"{name}{LEASE_MARK}"
         with disk_errors(self.directory):
             numbers = [file[len(prefix) :] for file in os.listdir(self.directory) if file.startswith(prefix)]
         return sorted(int(number) for number in numbers if number.isdecimal())
@@ -94,28 +96,28 @@ class Claims:
         return _is_dead(content) or time.monotonic() - self._seen[path][1] >= self.stale_seconds
 
 
-class Claim:
-    """A piece of work that this worker holds; a context manager, which releases it.
+class Lease:
+    """A lease that this worker holds: a context manager, which releases it at the end.
 
-    `num_done` may be set while working: others read it as progress.
+    The holder may set `num_done` while it works; other workers read it as progress.
     """
 
     def __init__(self, directory: Path, name: str, generation: int, beat_seconds: float) -> None:
         self.directory = directory
         self.name = name
         self.generation = generation
-        self.path = claim_path(directory, name, generation)
+        self.path = lease_path(directory, name, generation)
         self.num_done = 0
         self._beat_seconds = beat_seconds
         self._num_beats = 0
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name=f"claim {name}", daemon=True)
+        self._thread = threading.Thread(target=self._beat, name=f"lease {name}", daemon=True)
 
     def is_held(self) -> bool:
-        """False when another worker took this one for dead."""
-        return self.path.exists() and not claim_path(self.directory, self.name, self.generation + 1).exists()
+        """Return False if another worker took this one for dead."""
+        return self.path.exists() and not lease_path(self.directory, self.name, self.generation + 1).exists()
 
-    def __enter__(self) -> Claim:
+    def __enter__(self) -> Lease:
         return self
 
     def __exit__(
@@ -124,8 +126,8 @@ class Claim:
         self._stopped.set()
         self._thread.join()
         with disk_errors(self.path):
-            for generation in range(self.generation + 1):  # its own last: what is left always names a holder
-                claim_path(self.directory, self.name, generation).unlink(missing_ok=True)
+            for generation in range(self.generation + 1):  # its own file last: what is left always names a holder
+                lease_path(self.directory, self.name, generation).unlink(missing_ok=True)
 
     def _create(self) -> bool:
         with disk_errors(self.path):
@@ -148,7 +150,7 @@ class Claim:
             try:
                 with self.path.open("r+b") as file:  # closed each time: only then other nodes see it
                     file.write(self._content())
-            except OSError as error:  # is_held tells, before anything is committed, whether it was lost
+            except OSError as error:  # `is_held` finds a lost lease before anything is committed
                 log.warning("%s: no sign of life can be given (%s)", self.path, error)
 
     def _content(self) -> bytes:
@@ -160,17 +162,17 @@ class Claim:
             "beat": self._num_beats,
             "num_done": self.num_done,
         }
-        return json.dumps(content).encode().ljust(CLAIM_BYTES - 1) + b"\n"
+        return json.dumps(content).encode().ljust(LEASE_BYTES - 1) + b"\n"
 
 
-def claim_path(directory: Path, name: str, generation: int) -> Path:
-    """NAME.claimN."""
-    return directory / f"{name}{CLAIM_MARK}{generation}"
+def lease_path(directory: Path, name: str, generation: int) -> Path:
+    """Return the path of the file NAME.claimN."""
+    return directory / f"{name}{LEASE_MARK}{generation}"
 
 
-def claimed_name(file: str) -> str | None:
-    """The work that a file of this name claims; None when it is no claim."""
-    name, mark, number = file.rpartition(CLAIM_MARK)
+def leased_name(file: str) -> str | None:
+    """Return the name of the work that a lease file of this name is for. Return None if it is not a lease file."""
+    name, mark, number = file.rpartition(LEASE_MARK)
     return name if mark and number.isdecimal() else None
 
 
@@ -183,7 +185,7 @@ def _num_done(path: Path) -> int:
 
 
 def _parse(content: bytes) -> dict[str, object]:
-    """A claim's text; empty when it is being written."""
+    """Return the content of a lease file, or {} while its holder writes it."""
     try:
         parsed = json.loads(content)
     except ValueError:
@@ -192,17 +194,17 @@ def _parse(content: bytes) -> dict[str, object]:
 
 
 def _is_dead(content: bytes) -> bool:
-    """Whether a claim's process ran on this machine and is no more. A process of another machine may live."""
-    claim = _parse(content)
-    machine, pid = claim.get("machine"), claim.get("pid")
+    """Return whether the holder was a process of this machine that has ended. Other machines' may be alive."""
+    lease = _parse(content)
+    machine, pid = lease.get("machine"), lease.get("pid")
     if machine is None or machine != _machine() or not isinstance(pid, int):
         return False
-    return _start_of(pid) != claim.get("started")
+    return _start_of(pid) != lease.get("started")
 
 
 @cache
 def _machine() -> str | None:
-    """This boot of this machine, and its space of process ids (a container has its own); None where not known."""
+    """Return a name of this machine's boot and process-id namespace (containers have their own); None if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -211,7 +213,10 @@ def _machine() -> str | None:
 
 
 def _start_of(pid: int) -> str | None:
-    """When a living process was started, in ticks since the boot: a later process of its id has another."""
+    """Return the start of a living process in ticks since boot, which tells it from later processes of the same id.
+
+    Return None if there is no such process.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -2,8 +2,8 @@
 
 manifest.json   fingerprint, measured fidelity, the image shards that the cache follows, totals
 sa_000000.tar   KEY.safetensors (distill.data.cache.codecs), same keys and order as the image shard of that name;
-                of other views KEY.VIEW.safetensors behind it
-sa_000000.json  the sidecar, written last: a shard without it does not exist
+                after each, KEY.VIEW.safetensors of its other views
+sa_000000.json  the sidecar, written last: a shard counts only once its sidecar is there
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from typing import Any
 
 from distill.config.names import IDENTITY
 from distill.config.schema import CacheConfig
-from distill.data.cache.sealed_json import unseal, write_sealed
+from distill.data.cache.checksummed_json import parse_checksummed, write_checksummed
 from distill.data.shards.index import ShardIndex
-from distill.data.shards.storage import Place, place_of
+from distill.data.shards.storage import ShardStorage, open_storage
 from distill.errors import CacheError, DataError
 from distill.models.teacher import Teacher
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 ENTRY_SUFFIX = ".safetensors"
-PREPROCESSING = "sam-letterbox-1"  # distill.geometry.letterbox; to be raised with any change of its pixels
+PREPROCESSING = "sam-letterbox-1"  # distill.geometry.letterbox; raise the number with any change of its pixels
 
 # Which option of a recipe decides a field of the fingerprint.
 FIELD_OPTIONS = {
@@ -40,7 +40,7 @@ FIELD_OPTIONS = {
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """All that decides the bytes of a cache, but for the machine."""
+    """All that decides the bytes of a cache, apart from the machine."""
 
     teacher: str
     weights_sha256: str
@@ -55,19 +55,22 @@ class Fingerprint:
 
     @property
     def digest(self) -> str:
-        """One hash of all fields but the teacher's name: it ties a shard to its cache."""
+        """One hash of all fields except the teacher's name, which ties a shard to its cache."""
         content = {**asdict(self), "teacher": None}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def differences(self, other: Fingerprint) -> list[str]:
-        """The names of the fields that differ. The teacher's name counts only where its weights differ too: the same
-        weights under another path are the same teacher."""
+        """Return the names of the fields that differ.
+
+        The teacher's name counts only if its weights differ too: the same weights under another path are the same
+        teacher.
+        """
         names = [item.name for item in fields(self) if getattr(self, item.name) != getattr(other, item.name)]
         return names if "weights_sha256" in names else [name for name in names if name != "teacher"]
 
 
 def fingerprint_of(teacher: Teacher, index: ShardIndex, config: CacheConfig) -> Fingerprint:
-    """The fingerprint of the cache that a recipe asks for."""
+    """Return the fingerprint of the cache that a recipe asks for."""
     return Fingerprint(
         teacher=teacher.name,
         weights_sha256=teacher.weights_sha256,
@@ -84,12 +87,17 @@ def fingerprint_of(teacher: Teacher, index: ShardIndex, config: CacheConfig) -> 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """What a codec costs, measured on a few photos of the job before it starts.
+    """The error and the bytes of a codec, measured on a few photos of the job before it starts.
 
-    relative_l2: |decoded - float32| / |float32| over the stored block, mean over photos. cosine: mean over positions.
-    mask_iou: masks that the teacher decodes from the stored embedding against those from its own, mean over prompts.
-    mask_iou_float32: the same with an exact block, so what is lost there is the padding's and the rest the codec's.
-    bytes_per_image: of the tar, its headers and all views included.
+    Attributes:
+        num_images: photos that were measured.
+        num_prompts: prompts on all of them.
+        prompts: the kind of prompts, "box", "point" or both.
+        relative_l2: |decoded - float32| / |float32| over the stored block, mean over photos.
+        cosine: cosine similarity over the stored block, mean over positions and photos.
+        mask_iou: IoU of the masks from the stored embedding with those from the teacher's own, mean over prompts.
+        mask_iou_float32: the same with an exact block, so that only the padding is approximate.
+        bytes_per_image: bytes of the tar, with its headers and all views.
     """
 
     num_images: int
@@ -104,7 +112,7 @@ class Fidelity:
 
 @dataclass(frozen=True)
 class ImageShard:
-    """What the manifest keeps of an image shard: enough to tell that the embedding shard follows it."""
+    """An image shard as the manifest describes it, which is enough to tell whether an embedding shard follows it."""
 
     name: str
     num_samples: int
@@ -113,7 +121,7 @@ class ImageShard:
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over all shards, written when the last one is there."""
+    """Sums over all shards, written when the last shard is finished."""
 
     samples: int
     bad: int
@@ -122,7 +130,7 @@ class Totals:
 
 @dataclass(frozen=True)
 class Manifest:
-    """manifest.json. `totals` is None until every shard is there."""
+    """The content of manifest.json. `totals` is None until every shard is finished."""
 
     fingerprint: Fingerprint
     fidelity: Fidelity
@@ -130,17 +138,24 @@ class Manifest:
     totals: Totals | None = None
 
     def write(self, directory: Path) -> None:
-        """Write it atomically. Raises CacheError on a full or read-only disk."""
-        write_sealed(directory / MANIFEST, {"format": FORMAT_VERSION, **asdict(self)})
+        """Write manifest.json, or leave what was there. Raises CacheError on a full or read-only disk."""
+        write_checksummed(directory / MANIFEST, {"format": FORMAT_VERSION, **asdict(self)})
 
     @classmethod
-    def read(cls, directory: Path | str | Place) -> Manifest:
-        """Raises CacheError when there is none, or when it is damaged or of another format."""
-        place = _place(directory)
-        content = _read_sealed(place, MANIFEST)
+    def read(cls, directory: Path | str | ShardStorage) -> Manifest:
+        """Read manifest.json.
+
+        Args:
+            directory: the path of the cache, its address, or its open storage.
+
+        Raises:
+            CacheError: there is no manifest, or it is damaged or of another format.
+        """
+        storage = open_storage(directory)
+        content = _read_checksummed(storage, MANIFEST)
         if content is None:
-            mend = f"'distill cache build RECIPE cache.dir={place.directory}' makes it"
-            raise CacheError(f"{place.directory}: no embedding cache there; {mend}")
+            mend = f"'distill cache build RECIPE cache.dir={storage.directory}' makes it"
+            raise CacheError(f"{storage.directory}: no embedding cache there; {mend}")
         totals = content["totals"]
         fingerprint = {**content["fingerprint"], "views": tuple(content["fingerprint"]["views"])}
         return cls(
@@ -151,7 +166,7 @@ class Manifest:
         )
 
     def check(self, expected: Fingerprint, directory: Path | str) -> None:
-        """Raise CacheError, naming each field that differs, unless the cache is the one that a recipe asks for."""
+        """Raise CacheError, with each field that differs, unless the cache is the one that a recipe asks for."""
         names = self.fingerprint.differences(expected)
         if not names:
             return
@@ -169,7 +184,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class StoredEntry:
-    """Where the entry of a sample's view lies in its tar, in bytes, and the CRC-32 of those bytes."""
+    """The byte range of an entry in its tar, and the CRC-32 of those bytes. An entry holds one view of a sample."""
 
     key: str
     view: str
@@ -180,7 +195,10 @@ class StoredEntry:
 
 @dataclass(frozen=True)
 class Sidecar:
-    """NAME.json, written last: the shard is there. `bad` holds the keys of photos that could not be decoded."""
+    """The content of NAME.json, which is written last and makes a shard count.
+
+    `bad` holds the keys of photos that could not be decoded.
+    """
 
     cache: str  # Fingerprint.digest
     keys_hash: str  # of the image shard
@@ -191,10 +209,17 @@ class Sidecar:
     members: tuple[StoredEntry, ...]
 
     @classmethod
-    def read(cls, directory: Path | str | Place, shard: str) -> Sidecar | None:
-        """Of a shard, by the tar's name; None when there is none. Raises CacheError when it is damaged or of another
-        format."""
-        content = _read_sealed(_place(directory), sidecar_name(shard))
+    def read(cls, directory: Path | str | ShardStorage, shard: str) -> Sidecar | None:
+        """Read the sidecar of a shard. Return None if there is none.
+
+        Args:
+            directory: the path of the cache, its address, or its open storage.
+            shard: the name of the tar.
+
+        Raises:
+            CacheError: the sidecar is damaged or of another format.
+        """
+        content = _read_checksummed(open_storage(directory), sidecar_name(shard))
         if content is None:
             return None
         del content["format"]
@@ -202,26 +227,34 @@ class Sidecar:
         return cls(**{**content, "bad": tuple(content["bad"])}, members=members)
 
     def write(self, path: Path) -> None:
+        """Write NAME.json, or leave what was there. Raises CacheError on a full or read-only disk."""
         members = [[*astuple(entry)] for entry in self.members]
-        write_sealed(path, {"format": FORMAT_VERSION, **asdict(self), "members": members})
+        write_checksummed(path, {"format": FORMAT_VERSION, **asdict(self), "members": members})
 
 
 def sidecar_name(shard: str) -> str:
-    """NAME.json for NAME.tar."""
+    """Return NAME.json for NAME.tar."""
     return f"{shard.removesuffix('.tar')}.json"
 
 
 def sidecar_path(directory: Path, shard: str) -> Path:
-    """NAME.json beside NAME.tar."""
+    """Return the path of NAME.json beside NAME.tar."""
     return directory / sidecar_name(shard)
 
 
-def finished_sidecar(directory: Path | str | Place, shard: ImageShard, cache: str) -> Sidecar | None:
-    """The sidecar of an embedding shard that is there, whole by its size, and of this cache (Fingerprint.digest)."""
-    place = _place(directory)
+def finished_sidecar(directory: Path | str | ShardStorage, shard: ImageShard, cache: str) -> Sidecar | None:
+    """Return the sidecar of an embedding shard if the shard is finished. Return None if it is not.
+
+    A shard is finished if its sidecar belongs to this cache and image shard, and the tar has the size that was written.
+
+    Args:
+        directory: the path of the cache, its address, or its open storage.
+        cache: the digest of the cache's fingerprint.
+    """
+    storage = open_storage(directory)
     try:
-        sidecar = Sidecar.read(place, shard.name)
-        size = place.size(shard.name)
+        sidecar = Sidecar.read(storage, shard.name)
+        size = storage.size(shard.name)
     except (FileNotFoundError, CacheError):
         return None
     if sidecar is None or (sidecar.cache, sidecar.keys_hash, sidecar.bytes) != (cache, shard.keys_hash, size):
@@ -230,27 +263,23 @@ def finished_sidecar(directory: Path | str | Place, shard: ImageShard, cache: st
 
 
 def entry_name(key: str, view: str) -> str:
-    """The name in its tar of the entry of a sample's view. Keys hold no dots."""
+    """Return the name of an entry in its tar. Keys have no dots."""
     return f"{key}{'' if view == IDENTITY else f'.{view}'}{ENTRY_SUFFIX}"
 
 
-def _place(directory: Path | str | Place) -> Place:
-    return place_of(directory) if isinstance(directory, Path | str) else directory
-
-
-def _read_sealed(place: Place, name: str) -> dict[str, Any] | None:
-    """A sealed file of this format; None when there is none."""
+def _read_checksummed(storage: ShardStorage, name: str) -> dict[str, Any] | None:
+    """Return the content of a checksummed file of this format. Return None if there is no such file."""
     try:
-        content = unseal(place.read_whole(name), place.path(name))
+        content = parse_checksummed(storage.read_whole(name), storage.path(name))
     except FileNotFoundError:
         return None
-    except DataError as error:  # of a remote place
+    except DataError as error:  # of remote storage
         raise CacheError(str(error)) from error
     written = content.get("format")
     if written != FORMAT_VERSION:
         older = isinstance(written, int) and written < FORMAT_VERSION
         mend = "an older distill wrote it: build the cache anew, in another cache.dir" if older else "update distill"
         raise CacheError(
-            f"{place.path(name)}: format {written}, and this distill reads format {FORMAT_VERSION}: {mend}"
+            f"{storage.path(name)}: format {written}, and this distill reads format {FORMAT_VERSION}: {mend}"
         )
     return content

@@ -1,9 +1,11 @@
-"""The padding of an embedding in few numbers. Losses never see it, but a mask decoder does.
+"""The padding of an embedding, summarized in few numbers. Losses never see padding, but a mask decoder does.
 
-Padding is smooth: it depends on how far the photo's edge is, and on where along the edge. A mean for each line along
-the edge and a coarse mean across them tell most of it. Mean IoU of masks with those from the whole embedding, 224
-prompts on 31 photos, a small trained teacher of a grid of 32 (worst photo in brackets), and what is stored of a
-landscape's padding beside int8's bytes for its photo:
+Padding is smooth: it varies with the distance from the photo's edge and with the position along the edge. A mean for
+each line along the edge and a coarse mean across the lines describe most of it.
+
+The table gives the mean IoU of masks from the summary with masks from the complete embedding, and that of the worst
+photo in brackets. It was measured with 224 prompts on 31 photos and a small trained teacher with a grid of 32. The last
+column gives the bytes that a landscape's padding takes, as a share of the bytes of its photo in int8.
 
     zeros                            0.970 (0.828)     0
     one mean vector                  0.991 (0.954)     0.1 %
@@ -22,17 +24,18 @@ from torch import Tensor
 
 from distill.geometry import HW
 
-POOLED_CELLS = 8  # along the edge, to one mean across the lines
+POOLED_CELLS = 8  # along the edge; one mean over all lines stands for them
 
 
 def summarize_padding(embedding: Tensor, valid_hw: HW) -> Tensor:
-    """The padding (R lines of E cells, along the photo's edge) of (C, E, E) as its means: (C, R + E / 8).
+    """Summarize the padding of an embedding (C, E, E): R lines of E cells along the photo's edge.
 
     Args:
-        valid_hw: rows and columns of the block at the top left that is no padding; one of them is E.
+        valid_hw: rows and columns of the block at the top left that is not padding. One of them is E.
+
     Returns:
-        The mean of each line, nearest first, then those of stretches of POOLED_CELLS cells of all lines together;
-        (C, 0) where there is no padding.
+        (C, R + E / 8): the mean of each line, nearest first, then the means of POOLED_CELLS cells along the edge, over
+        all lines. (C, 0) where there is no padding.
     """
     lines = _lines(embedding, valid_hw)  # (C, R, E)
     if not lines.shape[1]:
@@ -42,7 +45,7 @@ def summarize_padding(embedding: Tensor, valid_hw: HW) -> Tensor:
 
 
 def restore_padding(embedding: Tensor, summary: Tensor, valid_hw: HW) -> None:
-    """Fill the padding of (C, E, E), in place, with what `summarize_padding` says of it."""
+    """Fill the padding of an embedding (C, E, E), in place, from the summary by `summarize_padding`."""
     lines = _lines(embedding, valid_hw)  # (C, R, E), a view
     num_lines, length = lines.shape[1:]
     if not num_lines:
@@ -53,6 +56,6 @@ def restore_padding(embedding: Tensor, summary: Tensor, valid_hw: HW) -> None:
 
 
 def _lines(embedding: Tensor, valid_hw: HW) -> Tensor:
-    """The padding of (C, E, E) as lines along the photo's edge, nearest first: a view (C, R, E)."""
+    """Return the padding of (C, E, E) as lines along the photo's edge, nearest first: a view (C, R, E)."""
     rows, cols = valid_hw
     return embedding[:, rows:] if cols == embedding.shape[2] else embedding[:, :, cols:].transpose(1, 2)

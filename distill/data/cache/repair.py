@@ -1,20 +1,23 @@
-"""Repair of an embedding cache: shards that are damaged or missing are written anew, nothing else is touched."""
+"""Repair of an embedding cache: shards that are damaged or missing are written again, and nothing else changes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from distill.data.cache.checksummed_json import DamagedFileError, disk_errors
 from distill.data.cache.job import CacheJob
 from distill.data.cache.manifest import MANIFEST, Manifest, sidecar_path
-from distill.data.cache.sealed_json import DamagedFileError, disk_errors
 from distill.data.cache.verify import Problem, verify_cache
 
 
 def find_damage(job: CacheJob, advance: Callable[[int], None] = lambda count: None) -> list[Problem]:
-    """Verify the cache of a recipe; a manifest that is damaged itself is measured and written anew.
+    """Verify the cache of a job. A manifest that is damaged is measured and written again.
+
+    Args:
+        advance: is called with 1 after each shard.
 
     Raises:
-        CacheError: there is no cache, it is another recipe's, or of a newer format.
+        CacheError: there is no cache, or it is another recipe's or of another format.
     """
     problems = []
     try:
@@ -23,24 +26,29 @@ def find_damage(job: CacheJob, advance: Callable[[int], None] = lambda count: No
         with disk_errors(job.directory):
             (job.directory / MANIFEST).unlink()
         manifest = job.prepare()
-        problems.append(Problem(MANIFEST, "damaged: its content does not match its seal", "totals"))
+        problems.append(Problem(MANIFEST, "damaged: its content does not match its checksum", "totals"))
     manifest.check(job.fingerprint, job.directory)
     return problems + verify_cache(job.directory, advance)
 
 
 def repair_cache(job: CacheJob, problems: list[Problem], *, remove_foreign: bool = False) -> list[Problem]:
-    """Mend what `find_damage` found; the problems that are left: files that are foreign, or in use by a running job.
+    """Mend what `find_damage` found.
 
     Args:
-        remove_foreign: delete files that are not ours, and write over shards of another cache. Directories stay.
+        remove_foreign: delete files that are not of this cache, and replace shards of another cache. Directories stay.
+
+    Returns:
+        the problems that are left: files that are foreign, or that a running job uses.
+
     Raises:
-        DataError, CacheError: as CacheJob.run.
+        DataError: as CacheJob.run.
+        CacheError: as CacheJob.run.
     """
     damaged = {problem.shard for problem in problems if problem.shard and problem.kind == "shard"}
     foreign = [problem for problem in problems if problem.kind in ("foreign", "foreign_shard")]
     left = foreign
     with disk_errors(job.directory):
-        for name in damaged:  # a shard without its sidecar does not exist; the new tar replaces the old one at once
+        for name in damaged:  # without its sidecar a shard does not count, and the new tar will replace it
             sidecar_path(job.directory, name).unlink(missing_ok=True)
         if remove_foreign:
             damaged |= {problem.shard for problem in foreign if problem.shard}

@@ -1,4 +1,4 @@
-"""A spot check of a cache: the live teacher once more on a few samples, against what is stored."""
+"""A spot check of a cache: the teacher runs on a few samples again, and its embeddings are compared with the cache."""
 
 from __future__ import annotations
 
@@ -19,17 +19,20 @@ from distill.geometry import valid_grid_hw
 from distill.models.devices import one_device
 from distill.models.teacher import load_teacher
 
-# A sample is an outlier when it is this many times further from cosine 1 than its codec was when the job began ...
+# A sample is an outlier if its distance from cosine 1 is this many times that of its codec when the job began ...
 OUTLIER_FACTOR = 10.0
-# ... and at least so far: kernels of another device kind, or of another torch, round in other places.
+# ... and at least this large: kernels of other devices or of another torch round differently.
 OUTLIER_FLOOR = 1e-3
-SPARE_FACTOR = 3  # positions drawn, for each sample that is wanted
+SPARE_FACTOR = 3  # positions that are drawn for each wanted sample
 
 
 @dataclass(frozen=True)
 class SpotSample:
-    """One sample: cosine between the stored and the live embedding, mean over the positions that the photo covers,
-    and the relative L2 distance there. Without a live embedding, `reason` says why."""
+    """One sample: cosine and relative L2 distance between the stored and the teacher's present embedding.
+
+    The cosine is a mean over the positions that the photo covers, and the distance is over the same positions. If the
+    photo cannot be decoded, `reason` says why.
+    """
 
     key: str
     shard: str
@@ -40,13 +43,14 @@ class SpotSample:
 
 @dataclass(frozen=True)
 class SpotCheck:
-    """`threshold`: samples with a cosine below it, and those that could not be compared, are outliers."""
+    """The samples of a spot check. Those with a cosine below `threshold` are outliers, like those without a cosine."""
 
     samples: tuple[SpotSample, ...]
     threshold: float
 
     @property
     def outliers(self) -> tuple[SpotSample, ...]:
+        """Samples that differ too much, and those that could not be compared."""
         return tuple(sample for sample in self.samples if sample.reason or not sample.cosine >= self.threshold)
 
 
@@ -65,7 +69,8 @@ def spot_check_cache(
         advance: is called with 1 after each sample.
 
     Raises:
-        CacheError: the cache is missing, damaged or of another teacher. DataError: an image shard cannot be read.
+        CacheError: the cache is missing, damaged or of another teacher.
+        DataError: an image shard cannot be read.
     """
     held = Manifest.read(directory).fingerprint
     config = replace(recipe.cache, codec=held.codec, precision=held.precision, views=list(held.views))
@@ -84,13 +89,19 @@ def spot_check(
     rng: random.Random,
     advance: Callable[[int], None] = lambda count: None,
 ) -> SpotCheck:
-    """Compare random samples that have an embedding with the teacher's answer of today.
+    """Compare the stored embeddings of random samples with the teacher's present embeddings.
+
+    Args:
+        num_samples: fewer are compared if the set has fewer, or if many of its photos have no embedding.
+        rng: draws the samples.
+        advance: is called with 1 after each sample.
 
     Raises:
-        CacheError: a stored embedding cannot be read. DataError: an image shard cannot be read.
+        CacheError: a stored embedding cannot be read.
+        DataError: an image shard cannot be read.
     """
     index = pool.index
-    num_tried = min(len(index), SPARE_FACTOR * num_samples)  # those without an embedding are passed over
+    num_tried = min(len(index), SPARE_FACTOR * num_samples)  # samples without an embedding are skipped
     drawn: list[Member] = []
     for member in map(index.member, rng.sample(range(len(index)), num_tried)):
         if len(drawn) == num_samples:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill.data.cache.manifest import Manifest, finished_sidecar
-from distill.data.shards.storage import place_of
+from distill.data.shards.storage import open_storage
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ def read_cache_stats(directory: str | Path) -> CacheStats:
     Raises:
         CacheError: there is no cache, or its manifest is damaged.
     """
-    place = place_of(directory)
-    manifest = Manifest.read(place)
+    storage = open_storage(directory)
+    manifest = Manifest.read(storage)
     digest = manifest.fingerprint.digest
-    found = [sidecar for shard in manifest.shards if (sidecar := finished_sidecar(place, shard, digest))]
+    found = [sidecar for shard in manifest.shards if (sidecar := finished_sidecar(storage, shard, digest))]
     return CacheStats(
         manifest=manifest,
         num_finished=len(found),

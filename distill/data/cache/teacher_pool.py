@@ -1,8 +1,9 @@
-"""Threads that decode photos and run the teacher, so that an embedding's bits depend on nothing but its photo.
+"""Threads that decode photos and run the teacher, so that an embedding's bits depend only on its photo.
 
-On a CPU each thread takes one photo at a time, single-threaded: sums over several OpenMP threads come out differently
-for another number of threads, and torchrun gives a process one thread where a lone process gets all. On a GPU photos
-go in batches that are fixed by shard and batch size; threads decode the next ones while the teacher runs.
+On a CPU each thread takes one photo at a time and runs the teacher in that thread alone. Sums over several OpenMP
+threads depend on the number of threads, and torchrun gives a process one thread where a lone process gets all cores.
+On a GPU photos go in batches that shard and batch size determine. Threads decode the next photos while the teacher
+runs.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from torch import Tensor
 from distill.config.schema import CacheConfig
 from distill.data.cache.codecs import encode_embedding
 from distill.data.cache.views import view_of
+from distill.data.images import decode_image
 from distill.data.shards.index import Member, ShardIndex
-from distill.data.shards.sa1b import decode_image
 from distill.errors import DataError
 from distill.geometry import HW, letterbox
 from distill.models.teacher import Teacher
@@ -38,7 +39,10 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Photo:
-    """A sample as the teacher reads it: pixels (3, S, S) of each view, and original_hw; or neither, and a reason."""
+    """A sample as the teacher reads it: pixels (3, S, S) of each view, and original_hw.
+
+    A photo that cannot be decoded has no pixels, original_hw None, and a reason.
+    """
 
     key: str
     pixels: tuple[Tensor, ...]
@@ -48,7 +52,7 @@ class Photo:
 
 @dataclass(frozen=True)
 class EncodedSample:
-    """A sample as it is stored, an entry for each view; none where the photo could not be decoded, for the `reason`."""
+    """A sample as it is stored, with an entry for each view. A photo that cannot be decoded has a reason instead."""
 
     key: str
     blobs: tuple[bytes, ...]
@@ -56,10 +60,12 @@ class EncodedSample:
 
 
 class TeacherPool:
-    """Runs the teacher over samples in threads; a context manager.
+    """Threads that run the teacher over samples, used as a context manager.
 
     Args:
-        teacher: on the device that it shall run on. config: precision, batch_size, codec, views.
+        teacher: on the device on which it runs.
+        index: the image shards.
+        config: precision, batch_size, codec and views are used.
     """
 
     def __init__(self, teacher: Teacher, index: ShardIndex, config: CacheConfig) -> None:
@@ -89,7 +95,7 @@ class TeacherPool:
         torch.set_num_threads(self._threads_before)
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """Results of `function` in the threads, in the order of the items, a few computed ahead."""
+        """Yield the results of `function`, run in the threads, in the order of the items. A few are computed ahead."""
         pending: deque[Future[Result]] = deque()
         try:
             for item in items:
@@ -103,13 +109,13 @@ class TeacherPool:
                 future.cancel()
 
     def encode(self, members: list[Member]) -> Iterator[EncodedSample]:
-        """The samples of one shard as stored entries, in their order. Raises DataError when the shard is damaged."""
+        """Yield the samples of one shard as stored entries, in order. Raises DataError when the shard is damaged."""
         chunks = (members[at : at + self.chunk_size] for at in range(0, len(members), self.chunk_size))
         for samples in self.map(self._encode_chunk, chunks):
             yield from samples
 
     def load(self, member: Member) -> Photo:
-        """Read and letterbox a photo. One that cannot be decoded is returned with its reason."""
+        """Read and letterbox a photo. A photo that cannot be decoded is returned with its reason."""
         data = self.index.read_image_bytes(member)
         try:
             image = decode_image(data, self.index.origin(member))
@@ -119,7 +125,7 @@ class TeacherPool:
         return Photo(member.key, pixels, (image.shape[0], image.shape[1]))
 
     def embed(self, pixels: list[Tensor]) -> Tensor:
-        """The teacher's embeddings of B inputs (3, S, S): float32 (B, C, E, E), on the teacher's device."""
+        """Return the teacher's embeddings of B inputs (3, S, S): float32 (B, C, E, E), on the teacher's device."""
         dtype = AUTOCAST.get(self.config.precision)
         batch = torch.stack(pixels)  # (B, 3, S, S)
         with self._forward_lock, torch.autocast(self.device.type, dtype, enabled=dtype is not None):

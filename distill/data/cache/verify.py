@@ -1,4 +1,4 @@
-"""Verification of an embedding cache: every byte against what was written."""
+"""Verification of an embedding cache: every byte is compared with what was written."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from distill.data.cache.leases import claimed_name
+from distill.data.cache.checksummed_json import DamagedFileError
+from distill.data.cache.leases import leased_name
 from distill.data.cache.manifest import MANIFEST, ImageShard, Manifest, Sidecar, sidecar_name
-from distill.data.cache.sealed_json import DamagedFileError
-from distill.data.shards.storage import Place, place_of
+from distill.data.shards.storage import ShardStorage, open_storage
 from distill.errors import CacheError, DataError
 from distill.files import TEMPORARY_SUFFIX
 
@@ -22,9 +22,16 @@ READ_BYTES = 1 << 22
 class Problem:
     """What is wrong with one file of a cache.
 
-    kind: shard: a shard is damaged or not there. foreign_shard: another cache's stands in its place. foreign: no file
-    of ours. leftover: temporary. totals: all shards are whole, and the job did not come to its end.
-    shard: the name of the shard that must be written anew.
+    Attributes:
+        file: its name.
+        what: the problem in words.
+        kind: one of
+            "shard": a shard is damaged or missing,
+            "foreign_shard": a shard of another cache has its name,
+            "foreign": the file is not part of a cache,
+            "leftover": the file is temporary,
+            "totals": all shards are complete, but the job has not written the totals.
+        shard: the name of the shard that must be written again.
     """
 
     file: str
@@ -34,22 +41,22 @@ class Problem:
 
 
 def verify_cache(directory: str | Path, advance: Callable[[int], None] = lambda count: None) -> list[Problem]:
-    """Hash every shard and compare; list what is damaged, missing or foreign.
+    """Hash every shard and return what is damaged, missing or foreign.
 
     Args:
-        directory: its path, or its address, which is read by ranges of bytes.
-        advance: called with 1 after each shard.
+        directory: the path of the cache, or its address, which is read by ranges of bytes.
+        advance: is called with 1 after each shard.
+
     Raises:
-        CacheError: there is no manifest, or it is damaged: then nothing can be compared. Or a remote file cannot be
-            read.
+        CacheError: there is no manifest to compare with, it is damaged, or a remote file cannot be read.
     """
-    place = place_of(directory)
-    manifest = Manifest.read(place)
+    storage = open_storage(directory)
+    manifest = Manifest.read(storage)
     problems = []
     try:
-        present = place.names()
+        present = storage.names()
         for shard in manifest.shards:
-            problem = _shard_problem(place, shard, manifest.fingerprint.digest, present)
+            problem = _shard_problem(storage, shard, manifest.fingerprint.digest, present)
             problems += [problem] if problem else []
             advance(1)
     except DataError as error:
@@ -60,7 +67,7 @@ def verify_cache(directory: str | Path, advance: Callable[[int], None] = lambda 
     return problems
 
 
-def _shard_problem(place: Place, shard: ImageShard, cache: str, present: set[str]) -> Problem | None:
+def _shard_problem(storage: ShardStorage, shard: ImageShard, cache: str, present: set[str]) -> Problem | None:
     tar, json = shard.name, sidecar_name(shard.name)
 
     def problem(file: str, what: str) -> Problem:
@@ -69,19 +76,19 @@ def _shard_problem(place: Place, shard: ImageShard, cache: str, present: set[str
     if tar not in present:
         return problem(tar, "missing")
     try:
-        sidecar = Sidecar.read(place, shard.name)
+        sidecar = Sidecar.read(storage, shard.name)
     except DamagedFileError:
-        return problem(json, "damaged: its content does not match its seal")
+        return problem(json, "damaged: its content does not match its checksum")
     if sidecar is None:
         return problem(tar, f"unfinished: it has no {json}")
     if sidecar.cache != cache or sidecar.keys_hash != shard.keys_hash:
         return Problem(tar, "foreign: of another cache, or of another image shard", "foreign_shard", shard.name)
     if sidecar.samples + len(sidecar.bad) != shard.num_samples:
         return problem(tar, f"holds {sidecar.samples} of {shard.num_samples} samples")
-    size = place.size(tar)
+    size = storage.size(tar)
     if size != sidecar.bytes:
         return problem(tar, f"damaged: {size:,} bytes, and {sidecar.bytes:,} were written")
-    if _sha256(place, tar, size) != sidecar.sha256:
+    if _sha256(storage, tar, size) != sidecar.sha256:
         return problem(tar, "damaged: its sha256 is not that of what was written")
     return None
 
@@ -91,15 +98,15 @@ def _other_files(present: set[str], manifest: Manifest) -> list[Problem]:
     known = {MANIFEST, *names, *map(sidecar_name, names)}
     problems = []
     for name in sorted(present - known):
-        if name.endswith(TEMPORARY_SUFFIX) or claimed_name(name) in known:
-            problems.append(Problem(name, "left over from a killed job, or of one that runs", "leftover"))
+        if name.endswith(TEMPORARY_SUFFIX) or leased_name(name) in known:
+            problems.append(Problem(name, "left over from a killed job, or in use by a running one", "leftover"))
         else:
-            problems.append(Problem(name, "foreign: not ours", "foreign"))
+            problems.append(Problem(name, "foreign: not part of this cache", "foreign"))
     return problems
 
 
-def _sha256(place: Place, name: str, size: int) -> str:
+def _sha256(storage: ShardStorage, name: str, size: int) -> str:
     digest = hashlib.sha256()
     for offset in range(0, size, READ_BYTES):
-        digest.update(place.read(name, offset, min(READ_BYTES, size - offset)))
+        digest.update(storage.read(name, offset, min(READ_BYTES, size - offset)))
     return digest.hexdigest()

@@ -1,7 +1,7 @@
-"""Views of a photo: what of it the teacher saw. Each view has an embedding of its own.
+"""Views of a photo: the photo as it is, or flipped left to right. Each view has an embedding of its own.
 
 The embedding of a flipped photo is not the flipped embedding: encoders are not symmetric, and the padding stays at the
-right. So a cache holds one for each view, and a student may see only the views that its cache holds.
+right. So a cache holds an embedding for each view, and a student may see only the views that its cache holds.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ def check_views(views: Sequence[str]) -> None:
 
 
 def view_of(image: np.ndarray, view: str) -> np.ndarray:
-    """A view of a photo (H, W, 3)."""
+    """Return a view of a photo (H, W, 3)."""
     return np.ascontiguousarray(image[:, ::-1]) if view == HFLIP else image
 
 
 def flip_boxes(boxes_xyxy: np.ndarray, width: int) -> np.ndarray:
-    """Boxes (n, 4), XYXY in pixels of a photo of that width, in the flipped photo."""
+    """Flip boxes (n, 4) left to right: XYXY in pixels of a photo of `width` pixels, before and after."""
     x0, y0, x1, y1 = boxes_xyxy.T  # (n,) each
     return np.stack([width - x1, y0, width - x0, y1], 1)

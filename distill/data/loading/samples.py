@@ -12,9 +12,10 @@ from torch.utils.data import Dataset
 from distill.config.names import HFLIP, IDENTITY
 from distill.data.cache.embeddings import EmbeddingCache
 from distill.data.cache.views import flip_boxes, view_of
+from distill.data.images import decode_image
 from distill.data.rle import rle_area
 from distill.data.shards.index import Member, ShardIndex
-from distill.data.shards.sa1b import boxes_of, decode_image, decode_masks, parse_annotations
+from distill.data.shards.sa1b import boxes_of, decode_masks, parse_annotations
 from distill.errors import DataError, DistillError
 from distill.geometry import HW, boxes_to_prompt_frame, letterbox, valid_masks
 from distill.models.sam import LOW_RES_PER_CELL, PROMPT_PIXELS_PER_CELL

@@ -16,13 +16,13 @@ from distill.data.folder import PhotoFolder
 from distill.data.images import decode_as_annotated, decode_image, is_upright, photo_suffix
 from distill.data.rle import decode_mask, encode_mask, rle_area
 from distill.data.shards.defaults import MAX_BAD_SHARE, SAMPLES_PER_SHARD
-from distill.data.shards.index import ShardWriter
 from distill.data.shards.sa1b import annotation_row, sample_annotation
+from distill.data.shards.writer import ShardWriter
 from distill.errors import DataError
 from distill.geometry import HW, resize_longest_side
 from distill.text import NUM_NAMED, first_few
 
-JPEG_QUALITY = 95  # of photos that must be coded again; chroma is not subsampled
+JPEG_QUALITY = 95  # of photos that must be encoded again; chroma is not subsampled
 MAX_COVERAGE = 255
 
 Advance = Callable[[int], None]  # called with the number of photos done since the last call
@@ -30,9 +30,11 @@ Advance = Callable[[int], None]  # called with the number of photos done since t
 
 @dataclass
 class BuildReport:
-    """What became of the input: samples and instances written, crowd regions, empty masks and bad photos left out.
+    """What was written (samples and instances) and what was left out (crowd regions, empty masks, bad photos).
 
-    empty: annotation id -> key. bad: key -> what is wrong with its photo.
+    Attributes:
+        empty: annotation id -> key, of masks without a pixel.
+        bad: key -> what is wrong with its photo.
     """
 
     num_samples: int = 0
@@ -55,7 +57,7 @@ class BuildReport:
 
 
 class StoredPhoto(NamedTuple):
-    """A photo as it goes into a shard: coded bytes, their suffix, and its (height, width)."""
+    """A photo as it goes into a shard: encoded bytes, their suffix, and its (height, width)."""
 
     data: bytes
     suffix: str
@@ -76,8 +78,10 @@ def build_coco_shards(
     Args:
         max_side: larger photos are reduced to this longest side, with their masks.
         max_bad_share: photos that cannot be decoded are left out, up to this share of the set.
+        advance: is called with 1 after each photo.
+
     Raises:
-        DataError: see ShardWriter and CocoSet; more bad photos than allowed. Nothing is left in `directory` then.
+        DataError: as ShardWriter and CocoSet, or more photos are bad than allowed. `directory` is empty afterwards.
     """
     report = BuildReport(num_crowd=coco_set.num_crowd)
     with ShardWriter(directory, samples_per_shard) as writer:
@@ -111,7 +115,7 @@ def build_folder_shards(
 ) -> BuildReport:
     """Write the photos of a folder, without annotations, ordered by key.
 
-    Arguments and errors as of `build_coco_shards`.
+    Arguments and errors are those of `build_coco_shards`.
     """
     report = BuildReport()
     with ShardWriter(directory, samples_per_shard) as writer:
@@ -131,11 +135,11 @@ def build_folder_shards(
 
 
 def store_photo(data: bytes, image: np.ndarray, max_side: int | None = None) -> StoredPhoto:
-    """The file's own bytes when they will do (upright, no larger than `max_side`), else coded again as JPEG.
+    """Return a photo's file unchanged if it is upright and no larger than `max_side`, else encode it again as JPEG.
 
     Args:
         data: the photo's file.
-        image: the same, decoded: uint8 (H, W, 3) in the orientation that is wanted.
+        image: the decoded photo, uint8 (H, W, 3), in the orientation that is wanted.
     """
     hw = image.shape[:2]
     if max_side is not None and max(hw) > max_side:
@@ -146,14 +150,14 @@ def store_photo(data: bytes, image: np.ndarray, max_side: int | None = None) -> 
 
 
 def encode_jpeg(image: np.ndarray) -> bytes:
-    """A photo, uint8 (H, W, 3) RGB, as a JPEG of high quality."""
+    """Encode a photo, uint8 (H, W, 3) RGB, as a JPEG of high quality."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     return buffer.getvalue()
 
 
 def _rows(photo: AnnotatedPhoto, stored_hw: HW, report: BuildReport) -> list[dict[str, Any]]:
-    """SA-1B's `annotations` of a photo; masks that vanish when they are reduced are noted in the report."""
+    """Return SA-1B's `annotations` of a photo. Masks that vanish when they are reduced are noted in the report."""
     rows = []
     for instance in photo.instances:
         resized = instance if stored_hw == photo.hw else _resize_instance(instance, photo.hw, stored_hw)
@@ -174,7 +178,7 @@ def _rows(photo: AnnotatedPhoto, stored_hw: HW, report: BuildReport) -> list[dic
 
 
 def _resize_instance(instance: Instance, hw: HW, resized: HW) -> Instance | None:
-    """An instance in a photo of another size; None when no pixel is covered by half any more."""
+    """Resize an instance with its photo. Return None if it covers no pixel by more than half."""
     coverage = Image.fromarray(decode_mask(instance.rle) * np.uint8(MAX_COVERAGE))
     reduced = np.asarray(coverage.resize((resized[1], resized[0]), Image.Resampling.BOX)) > MAX_COVERAGE // 2
     if not reduced.any():

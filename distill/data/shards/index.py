@@ -1,31 +1,25 @@
-"""Image shards: plain tars in SA-1B's layout, KEY.jpg and KEY.json in any order, and the index of what lies where."""
+"""The index of image shards: plain tars in SA-1B's layout, with KEY.jpg and KEY.json in any order."""
 
 from __future__ import annotations
 
 import base64
 import binascii
-import contextlib
 import hashlib
 import json
 import logging
-import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO
 
 import numpy as np
 
 from distill.data.catalogue import resolve_shards
 from distill.data.images import PHOTO_SUFFIXES
-from distill.data.shards.defaults import SAMPLES_PER_SHARD
-from distill.data.shards.storage import Place, RemotePlace, place_of
-from distill.data.shards.tar import TAR_BLOCK, append_member, header_names, list_members
+from distill.data.shards.storage import RemoteStorage, ShardStorage, open_storage
+from distill.data.shards.tar import TAR_BLOCK, header_names, list_members
 from distill.errors import DataError
-from distill.files import commit_file, write_errors
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +30,7 @@ NO_ANNOTATION = -1  # in place of an offset
 
 @dataclass(frozen=True)
 class Member:
-    """One sample: byte ranges inside its uncompressed tar. Photos without JSON have annotation_offset None."""
+    """One sample: its byte ranges inside an uncompressed tar. `annotation_offset` is None for photos without JSON."""
 
     shard: str
     key: str
@@ -48,7 +42,7 @@ class Member:
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One tar: its name, samples, bytes, and the sha256 of its keys in their order."""
+    """One tar: its name, its numbers of samples and bytes, and the sha256 of its keys in their order."""
 
     name: str
     num_samples: int
@@ -58,52 +52,57 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class _Columns:
-    """The members of one shard, in the order of their photos: keys bytes (n,), ranges int64 (n, 4)."""
+    """The members of one shard, in the order of their photos: keys bytes (n,), ranges int64 (n, 4).
+
+    A row of `ranges` holds image offset, image size, annotation offset and annotation size.
+    """
 
     keys: np.ndarray
     ranges: np.ndarray
 
 
 class ShardIndex:
-    """A directory of image shards, here or at an address that fsspec reads: which samples there are, and their bytes.
+    """The samples of a directory of image shards, on this machine or at an address that fsspec reads.
 
-    Samples are numbered shard by shard (by name), inside a shard in the order of their photos. Files are opened
-    when they are first read, by each process and thread for itself, so an index may be sent to workers.
+    Samples are numbered shard by shard in the order of the shards' names. Inside a shard they are in the order of
+    their photos. Each process and thread opens a file when it first reads it, so an index may be sent to workers.
 
-    directory: its path, or its address. is_saved: whether the index was read from a file, so that others find it too.
+    Attributes:
+        directory: the path of the directory, or its address.
+        is_saved: whether the index is in a file, so that other processes need not build it.
     """
 
     def __init__(
-        self, place: Place, shards: list[ShardEntry], columns: dict[str, _Columns], *, is_saved: bool = False
+        self, storage: ShardStorage, shards: list[ShardEntry], columns: dict[str, _Columns], *, is_saved: bool = False
     ) -> None:
-        self.directory: Path | str = place.directory
+        self.directory: Path | str = storage.directory
         self.shards = shards
         self.is_saved = is_saved
-        self._place = place
+        self._storage = storage
         self._columns = columns
         self._first = np.cumsum([0, *(shard.num_samples for shard in shards)])  # position of each shard's first sample
 
     @classmethod
     def open(cls, directory: str | Path) -> ShardIndex:
-        """Read `index.json`, or the headers of the tars when it is absent or no longer fits them.
+        """Read `index.json`, or the headers of the tars if the file is absent or no longer matches them.
 
-        `directory` may also name a public set that is prepared, as coco2017/train (distill.data.catalogue).
+        `directory` may also name a prepared public set, such as coco2017/train (distill.data.catalogue).
 
-        The headers of remote tars take a while: their index is kept in the user's cache directory.
+        Reading the headers of remote tars takes a while, so their index is kept in the user's cache directory.
 
         Raises:
             DataError: no such directory, no tar in it, a damaged tar, or a key that occurs twice.
         """
-        place = place_of(resolve_shards(directory))
-        sizes = _shard_sizes(place)
-        for content in place.saved(INDEX_NAME):
-            index = _load_index(place, content, sizes)
+        storage = open_storage(resolve_shards(directory))
+        sizes = _shard_sizes(storage)
+        for content in storage.saved(INDEX_NAME):
+            index = _load_index(storage, content, sizes)
             if index is not None:
                 return index
-        index = _from_headers(place, sizes)
-        if isinstance(place, RemotePlace):
+        index = _from_headers(storage, sizes)
+        if isinstance(storage, RemoteStorage):
             try:
-                place.keep(INDEX_NAME, index._content())
+                storage.keep(INDEX_NAME, index._content())
                 index.is_saved = True
             except DataError as error:
                 logger.info("the index is not kept: %s", error)
@@ -111,16 +110,20 @@ class ShardIndex:
 
     @classmethod
     def build(cls, directory: str | Path) -> ShardIndex:
-        """Read the headers of all tars, whatever `index.json` says."""
-        place = place_of(resolve_shards(directory))
-        return _from_headers(place, _shard_sizes(place))
+        """Read the headers of all tars, whatever `index.json` says. Raises DataError as `open`."""
+        storage = open_storage(resolve_shards(directory))
+        return _from_headers(storage, _shard_sizes(storage))
 
     def save(self) -> str:
-        """Write `index.json`, and give its path: beside the tars, or here when a remote place cannot be written.
+        """Write `index.json` beside the tars, or on this machine if a remote directory cannot be written.
 
-        Raises DataError when it cannot be written at all.
+        Returns:
+            the path or address of the file.
+
+        Raises:
+            DataError: the file cannot be written at all.
         """
-        path = self._place.save(INDEX_NAME, self._content())
+        path = self._storage.save(INDEX_NAME, self._content())
         self.is_saved = True
         return path
 
@@ -129,7 +132,7 @@ class ShardIndex:
 
     @property
     def shard_sizes(self) -> list[int]:
-        """Samples of each shard."""
+        """The number of samples of each shard."""
         return [shard.num_samples for shard in self.shards]
 
     @property
@@ -139,42 +142,46 @@ class ShardIndex:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over shard names and keys: equal for the same samples in the same order."""
+        """The sha256 over shard names and keys, which is equal for the same samples in the same order."""
         lines = "".join(f"{shard.name} {shard.keys_hash}\n" for shard in self.shards)
         return hashlib.sha256(lines.encode()).hexdigest()
 
     def member(self, position: int) -> Member:
-        """The sample of that number, 0 <= position < len(index)."""
+        """Return the sample of that number, 0 <= position < len(index)."""
         shard = int(np.searchsorted(self._first, position, side="right")) - 1
         return self._member(self.shards[shard].name, position - int(self._first[shard]))
 
     def members(self, shard_name: str) -> list[Member]:
-        """All samples of one shard, in their order."""
+        """Return all samples of one shard, in their order."""
         return [self._member(shard_name, row) for row in range(len(self._columns[shard_name].keys))]
 
     def keys(self) -> Iterator[str]:
-        """The keys of all samples, in their order."""
+        """Yield the keys of all samples, in their order."""
         for shard in self.shards:
             for key in self._columns[shard.name].keys:
                 yield key.decode()
 
     def read_image_bytes(self, member: Member) -> bytes:
-        """The coded photo of a sample. Raises DataError when the shard is gone, cut, or not the one indexed."""
+        """Return the encoded photo of a sample.
+
+        Raises:
+            DataError: the shard is missing, cut off, or has changed since it was indexed.
+        """
         return self._read(member, member.image_offset, member.image_size)
 
     def read_annotation(self, member: Member) -> bytes | None:
-        """The JSON of a sample, as bytes; None when it has none. Raises DataError as `read_image_bytes`."""
+        """Return the JSON of a sample as bytes, or None if it has none. Raises DataError as `read_image_bytes`."""
         if member.annotation_offset is None:
             return None
         return self._read(member, member.annotation_offset, member.annotation_size)
 
     def origin(self, member: Member) -> str:
-        """How errors name a sample."""
-        return f"{self._place.path(member.shard)}: sample '{member.key}'"
+        """Return how errors name a sample."""
+        return f"{self._storage.path(member.shard)}: sample '{member.key}'"
 
     def close(self) -> None:
         """Close the files that this thread opened."""
-        self._place.close()
+        self._storage.close()
 
     def _member(self, shard_name: str, row: int) -> Member:
         columns = self._columns[shard_name]
@@ -183,10 +190,10 @@ class ShardIndex:
         return Member(shard_name, columns.keys[row].decode(), image_offset, image_size, json_offset, annotation_size)
 
     def _read(self, member: Member, offset: int, size: int) -> bytes:
-        block = self._place.read(member.shard, offset - TAR_BLOCK, TAR_BLOCK + size)
+        block = self._storage.read(member.shard, offset - TAR_BLOCK, TAR_BLOCK + size)
         if len(block) < TAR_BLOCK + size or not header_names(block, member.key):
             raise DataError(
-                f"{self._place.path(member.shard)}: has changed since it was indexed (sample '{member.key}' is not "
+                f"{self._storage.path(member.shard)}: has changed since it was indexed (sample '{member.key}' is not "
                 f"where it was); run 'distill shards index {self.directory}'"
             )
         return block[TAR_BLOCK:]
@@ -203,123 +210,19 @@ class ShardIndex:
         return (json.dumps({"version": INDEX_VERSION, "shards": shards}, indent=1) + "\n").encode()
 
 
-class ShardWriter:
-    """Writes `sa_000000.tar`, `sa_000001.tar`, ... and at last `index.json`.
-
-    The same samples in the same order give the same bytes. A shard is written under a temporary name, flushed to
-    the disk and renamed when whole. On an error everything that this writer wrote is removed again.
-
-        with ShardWriter(directory, samples_per_shard=1000) as writer:
-            writer.add("000000000139", jpeg_bytes, annotation)
-
-    Raises:
-        DataError: the directory is not empty or cannot be written, the disk is full, a key has a dot or a slash
-            or occurs twice, or there was no sample at all.
-    """
-
-    def __init__(self, directory: str | Path, samples_per_shard: int = SAMPLES_PER_SHARD) -> None:
-        if samples_per_shard < 1:
-            raise DataError(f"samples per shard: {samples_per_shard}; give at least 1")
-        self.directory = Path(directory)
-        self.samples_per_shard = samples_per_shard
-        self._keys: set[str] = set()
-        self._written: list[Path] = []
-        self._tar: tarfile.TarFile | None = None
-        self._file: BinaryIO | None = None
-        with write_errors(self.directory):
-            self.directory.mkdir(parents=True, exist_ok=True)
-            if any(self.directory.iterdir()):
-                raise DataError(f"{self.directory}: not empty; empty it, or give another directory for the shards")
-
-    def add(self, key: str, image: bytes, annotation: dict[str, Any] | None, *, suffix: str = "jpg") -> None:
-        """Append one sample.
-
-        Args:
-            key: without dots and slashes, since tar readers end a key at its first dot.
-            image: the coded photo, stored as it is, as KEY.`suffix`.
-            annotation: SA-1B's layout, stored as KEY.json; None stores the photo alone.
-        """
-        if not key or any(character in key for character in "./\n\0"):
-            raise DataError(f"key {key!r}: a key is not empty and has no dot, slash or line break; rename the photo")
-        if key in self._keys:
-            raise DataError(f"key '{key}' occurs twice; every photo needs a name of its own")
-        self._keys.add(key)
-        with write_errors(self._shard_path):
-            tar = self._tar or self._open_shard()
-            append_member(tar, f"{key}.{suffix}", image)
-            if annotation is not None:
-                content = json.dumps(annotation, sort_keys=True, separators=(",", ":"))
-                append_member(tar, f"{key}.json", content.encode())
-            if len(self._keys) % self.samples_per_shard == 0:
-                self._commit_shard()
-
-    def close(self) -> None:
-        """Finish the last shard and write the index."""
-        if not self._keys:
-            raise DataError(f"{self.directory}: there was no sample to write; give at least one photo")
-        if self._tar is not None:
-            with write_errors(self._shard_path):
-                self._commit_shard()
-        ShardIndex.build(self.directory).save()
-
-    def abort(self) -> None:
-        """Remove everything that was written, the shard under way included."""
-        if self._file is not None:
-            with contextlib.suppress(OSError):  # closing flushes what a full disk did not take
-                self._file.close()
-        self._tar = self._file = None
-        for path in (self._temporary_path, *self._written):
-            path.unlink(missing_ok=True)
-
-    def __enter__(self) -> ShardWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if kind is not None:
-            self.abort()
-            return
-        try:
-            self.close()
-        except BaseException:
-            self.abort()
-            raise
-
-    @property
-    def _shard_path(self) -> Path:
-        return self.directory / f"sa_{len(self._written):06d}.tar"
-
-    @property
-    def _temporary_path(self) -> Path:
-        return self.directory / f".{self._shard_path.name}.tmp"
-
-    def _open_shard(self) -> tarfile.TarFile:
-        self._file = self._temporary_path.open("wb")
-        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.GNU_FORMAT)  # noqa: SIM115 - one shard long
-        return self._tar
-
-    def _commit_shard(self) -> None:
-        assert self._tar is not None and self._file is not None
-        self._tar.close()
-        commit_file(self._file, self._temporary_path, self._shard_path)
-        self._written.append(self._shard_path)
-        self._tar = self._file = None
-
-
-def _shard_sizes(place: Place) -> dict[str, int]:
-    """Bytes of each tar of a place, by name."""
-    sizes = place.tar_sizes()
+def _shard_sizes(storage: ShardStorage) -> dict[str, int]:
+    """Return the bytes of each tar, by name. Raises DataError when there is no tar."""
+    sizes = storage.tar_sizes()
     if not sizes:
         raise DataError(
-            f"{place.directory}: no image shard (*.tar) in it; 'distill shards build coco' or "
+            f"{storage.directory}: no image shard (*.tar) in it; 'distill shards build coco' or "
             "'distill shards build folder' makes them from photos"
         )
     return sizes
 
 
-def _load_index(place: Place, content: bytes, sizes: dict[str, int]) -> ShardIndex | None:
-    """An index as saved; None when it is damaged, or of another version or of other tars."""
+def _load_index(storage: ShardStorage, content: bytes, sizes: dict[str, int]) -> ShardIndex | None:
+    """Return a saved index. Return None if it is damaged, of another version, or of other tars."""
     try:
         rows = json.loads(content)
         if rows["version"] != INDEX_VERSION:
@@ -333,23 +236,23 @@ def _load_index(place: Place, content: bytes, sizes: dict[str, int]) -> ShardInd
             if len(keys) != len(ranges) or _hash_keys(keys) != shards[-1].keys_hash:
                 return None
     except (ValueError, KeyError, TypeError, binascii.Error):
-        return None  # the tars themselves tell
+        return None  # the headers of the tars are read instead
     if {shard.name: shard.num_bytes for shard in shards} != sizes:
         return None
-    return ShardIndex(place, shards, columns, is_saved=True)
+    return ShardIndex(storage, shards, columns, is_saved=True)
 
 
-def _from_headers(place: Place, sizes: dict[str, int]) -> ShardIndex:
-    """The index that the headers of tars give."""
-    with ThreadPoolExecutor(place.num_readers) as pool:
-        found = pool.map(lambda name: _read_headers(place, name, sizes[name]), sizes)
+def _from_headers(storage: ShardStorage, sizes: dict[str, int]) -> ShardIndex:
+    """Build the index from the headers of tars."""
+    with ThreadPoolExecutor(storage.num_readers) as pool:
+        found = pool.map(lambda name: _read_headers(storage, name, sizes[name]), sizes)
         columns = dict(zip(sizes, found, strict=True))
-    _check_keys(place, columns)
+    _check_keys(storage, columns)
     shards = [ShardEntry(name, len(found.keys), sizes[name], _hash_keys(found.keys)) for name, found in columns.items()]
-    return ShardIndex(place, shards, columns)
+    return ShardIndex(storage, shards, columns)
 
 
-def _check_keys(place: Place, columns: dict[str, _Columns]) -> None:
+def _check_keys(storage: ShardStorage, columns: dict[str, _Columns]) -> None:
     keys = [key for found in columns.values() for key in found.keys]
     if len(set(keys)) == len(keys):
         return
@@ -357,17 +260,17 @@ def _check_keys(place: Place, columns: dict[str, _Columns]) -> None:
     twice = next(key for key in keys if key in seen or seen.add(key))  # type: ignore[func-returns-value]
     shards = [name for name, found in columns.items() if twice in found.keys]
     raise DataError(
-        f"{place.directory}: key '{twice.decode()}' occurs twice ({', '.join(shards)}); "
+        f"{storage.directory}: key '{twice.decode()}' occurs twice ({', '.join(shards)}); "
         "keys name samples: remove one of them or build the shards again"
     )
 
 
-def _read_headers(place: Place, name: str, num_bytes: int) -> _Columns:
-    """The samples of a tar, from its headers; the order of its members does not matter."""
-    path = place.path(name)
+def _read_headers(storage: ShardStorage, name: str, num_bytes: int) -> _Columns:
+    """Return the samples of a tar from its headers. The order of its members does not matter."""
+    path = storage.path(name)
     photos: dict[str, tuple[int, int]] = {}
     annotations: dict[str, tuple[int, int]] = {}
-    for member in list_members(lambda: place.open(name, num_bytes), path):
+    for member in list_members(lambda: storage.open(name, num_bytes), path):
         key, dot, suffix = member.name.rsplit("/", 1)[-1].partition(".")
         of_kind = photos if f".{suffix.lower()}" in PHOTO_SUFFIXES else annotations if suffix == "json" else None
         if of_kind is None or not key:

@@ -1,4 +1,4 @@
-"""One sample of SA-1B's layout: the JSON beside each photo, read and written."""
+"""The JSON beside each photo in SA-1B's layout: reading and writing it."""
 
 from __future__ import annotations
 
@@ -9,24 +9,23 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 
-from distill.data.images import decode_image as decode_image  # a sample's photo and its masks, from one place
 from distill.data.rle import RLE, coverage, decode_mask, rle_area, rle_box_xyxy
 from distill.errors import DataError
 from distill.geometry import HW
 
 
 class Annotations(NamedTuple):
-    """What is known about one photo: its (height, width) and the rows of SA-1B's `annotations`."""
+    """The annotations of one photo: its (height, width) and the rows of SA-1B's `annotations`."""
 
     hw: HW
     rows: list[dict[str, Any]]
 
 
 def parse_annotations(data: bytes, origin: str) -> Annotations:
-    """Read the JSON of a sample; rows without a pixel are left out.
+    """Read the JSON of a sample. Rows without a pixel are left out.
 
     Raises:
-        DataError: not SA-1B's layout, or a mask of another size than the photo.
+        DataError: the JSON is not in SA-1B's layout, or a mask has another size than the photo.
     """
     try:
         content = json.loads(data)
@@ -53,29 +52,32 @@ def decode_masks(
     *,
     flip: bool = False,
 ) -> np.ndarray:
-    """Coverage of the chosen instances at the resolution in which losses compare them.
+    """Return the coverage of the chosen instances at the resolution at which losses compare masks.
 
     Args:
         annotations: rows of SA-1B's `annotations`.
-        indices: n of them.
-        original_hw: size of the photo.
-        flip: in the photo flipped left to right.
+        indices: the n rows to decode.
+        low_res_size: 4E.
+        original_hw: height and width of the photo.
+        flip: decode the masks of the photo flipped left to right.
+
     Returns:
         float32 (n, 4E, 4E) in [0, 1]; padding is 0.
+
     Raises:
-        DataError: a mask of another size than the photo, or a damaged code.
+        DataError: a mask has another size than the photo, or its RLE is damaged.
     """
     masks = np.zeros((len(indices), low_res_size, low_res_size), np.float32)
-    for place, index in enumerate(indices):
+    for row, index in enumerate(indices):
         rle = annotations[index]["segmentation"]
         if tuple(rle["size"]) != tuple(original_hw):
             raise DataError(f"mask {annotations[index].get('id')} is {rle['size']} but its photo {list(original_hw)}")
-        masks[place] = coverage(rle, low_res_size, flip=flip)
+        masks[row] = coverage(rle, low_res_size, flip=flip)
     return masks  # (n, 4E, 4E)
 
 
 def boxes_of(annotations: Sequence[dict[str, Any]], indices: Sequence[int]) -> np.ndarray:
-    """Boxes of the chosen instances, float32 (n, 4) XYXY in original pixels (SA-1B stores XYWH)."""
+    """Return the boxes of the chosen instances, float32 (n, 4) XYXY in original pixels (SA-1B stores XYWH)."""
     boxes = np.array([annotations[index]["bbox"] for index in indices], np.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     return boxes
@@ -90,12 +92,13 @@ def annotation_row(
     area: float | None = None,
     category_id: int | None = None,
 ) -> dict[str, Any]:
-    """A row of SA-1B's `annotations` from a mask that a person drew.
+    """Return a row of SA-1B's `annotations` for a mask that a person drew.
 
     Args:
         rle: the mask, with at least one pixel.
-        hw: size of the photo.
-        bbox_xyxy, area: in original pixels; None: those of the mask.
+        hw: height and width of the photo.
+        bbox_xyxy: in original pixels. None takes the box of the mask.
+        area: in original pixels. None takes the area of the mask.
     """
     x0, y0, x1, y1 = bbox_xyxy if bbox_xyxy is not None else rle_box_xyxy(rle)
     row = {
@@ -103,7 +106,7 @@ def annotation_row(
         "segmentation": rle,
         "bbox": [x0, y0, x1 - x0, y1 - y0],
         "area": rle_area(rle) if area is None else area,
-        # The model's own scores in SA-1B; a mask that a person drew is taken as right.
+        # In SA-1B these are scores by SAM itself; a mask that a person drew counts as correct.
         "predicted_iou": 1.0,
         "stability_score": 1.0,
         "crop_box": [0, 0, hw[1], hw[0]],
@@ -115,15 +118,15 @@ def annotation_row(
 
 
 def sample_annotation(key: str, hw: HW, rows: list[dict[str, Any]], *, suffix: str = "jpg") -> dict[str, Any]:
-    """The whole JSON of a sample."""
+    """Return the complete JSON of a sample."""
     image = {"image_id": key, "width": hw[1], "height": hw[0], "file_name": f"{key}.{suffix}"}
     return {"image": image, "annotations": rows}
 
 
 def centre_xy(rle: RLE) -> tuple[float, float]:
-    """The centre of the pixel of a mask that is farthest from its border: XY in original pixels."""
+    """Return the centre of the mask's pixel that is farthest from the mask's border: XY in original pixels."""
     x0, y0, x1, y1 = (int(side) for side in rle_box_xyxy(rle))
-    window = np.pad(decode_mask(rle)[y0:y1, x0:x1], 1)  # what lies outside the photo is outside the mask too
+    window = np.pad(decode_mask(rle)[y0:y1, x0:x1], 1)  # pixels outside the photo are outside the mask too
     distance = distance_transform_edt(window)
     row, column = np.unravel_index(int(distance.argmax()), distance.shape)
     return x0 + float(column) - 1 + 0.5, y0 + float(row) - 1 + 0.5

@@ -1,4 +1,4 @@
-"""Where shards lie: a directory of this machine, or one that fsspec reads by byte ranges (s3://, hf://, https://)."""
+"""Storage of shards: a directory of this machine, or one that fsspec reads by byte ranges (s3://, hf://, https://)."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from distill.errors import DataError
 from distill.files import write_whole
 
 TAR_SUFFIX = ".tar"
-NUM_TRIES = 3  # of a remote read: object stores drop a request now and then
-FIRST_PAUSE = 0.5  # seconds before the second try; doubled before each other
+NUM_TRIES = 3  # of a remote read: object stores sometimes drop a request
+FIRST_PAUSE = 0.5  # seconds before the second try; each later pause is twice as long
 LOCAL_READERS, REMOTE_READERS = 1, 16  # shards whose headers are read at a time
-# Fetched around each header of a remote tar. SA-1B's members have 60 kB (JSON) to 1 MB (photo), so that reading the
-# headers takes a few per cent of a tar.
+# Fetched around each header of a remote tar. SA-1B's members have 60 kB (JSON) to 1 MB (photo), so reading all headers
+# fetches a few per cent of a tar.
 HEADER_BYTES = 16 << 10
 
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
 
 
-class LocalPlace:
-    """A directory of this machine. Files stay open; the place may be forked or pickled."""
+class LocalStorage:
+    """A directory of this machine. Files stay open; the object may be forked or pickled."""
 
     num_readers = LOCAL_READERS
 
@@ -40,36 +40,36 @@ class LocalPlace:
         self._files = OpenFiles()
 
     def path(self, name: str) -> str:
-        """How errors name a file of this place."""
+        """Return how errors name a file of this directory."""
         return str(self.directory / name)
 
     def tar_sizes(self) -> dict[str, int]:
-        """Bytes of each tar, by name. Raises DataError when there is no such directory."""
+        """Return the bytes of each tar, by name. Raises DataError when there is no such directory."""
         if not self.directory.is_dir():
             raise DataError(f"{self.directory}: no such directory; give one that holds image shards (tars)")
         return {path.name: path.stat().st_size for path in sorted(self.directory.glob(f"*{TAR_SUFFIX}"))}
 
     def names(self) -> set[str]:
-        """All that is there. Raises OSError."""
+        """Return the names of all files. Raises OSError."""
         return set(os.listdir(self.directory))
 
     def size(self, name: str) -> int:
-        """Bytes of a file. Raises FileNotFoundError."""
+        """Return the bytes of a file. Raises FileNotFoundError."""
         return (self.directory / name).stat().st_size
 
     def read_whole(self, name: str) -> bytes:
-        """A small file. Raises FileNotFoundError when it is not there, DataError when it cannot be read."""
+        """Return a small file. Raises FileNotFoundError when there is none, DataError when it cannot be read."""
         try:
             return (self.directory / name).read_bytes()
         except NotADirectoryError as error:
             raise FileNotFoundError(self.path(name)) from error
 
     def open(self, name: str, size: int) -> BinaryIO:
-        """A tar, for reading its headers. Raises OSError."""
+        """Open a tar for reading its headers. Raises OSError."""
         return (self.directory / name).open("rb")
 
     def read(self, name: str, offset: int, size: int) -> bytes:
-        """Bytes of a tar; fewer when it ends before. Raises DataError when it is gone."""
+        """Return `size` bytes of a tar, or fewer if it ends before. Raises DataError when the tar cannot be read."""
         try:
             file = self._files.get(self.directory / name)
             file.seek(offset)
@@ -80,12 +80,12 @@ class LocalPlace:
             ) from error
 
     def saved(self, name: str) -> Iterator[bytes]:
-        """What was saved under a name; nothing when it cannot be read."""
+        """Yield what was saved under a name. Yield nothing if it cannot be read."""
         with contextlib.suppress(OSError):
             yield (self.directory / name).read_bytes()
 
     def save(self, name: str, content: bytes) -> str:
-        """Write a small file; gives its path. Raises DataError when the directory cannot be written."""
+        """Write a small file and return its path. Raises DataError when the directory cannot be written."""
         write_whole(self.directory / name, content)
         return self.path(name)
 
@@ -94,8 +94,8 @@ class LocalPlace:
         self._files.close()
 
 
-class RemotePlace:
-    """A directory that fsspec reads. What is saved and cannot be written there is kept in the user's cache directory.
+class RemoteStorage:
+    """A directory that fsspec reads. A file that cannot be saved there is kept in the user's cache directory.
 
     Raises:
         DataError: an address that fsspec does not know, or whose library is not installed.
@@ -109,39 +109,44 @@ class RemotePlace:
         self._connect()
 
     def path(self, name: str) -> str:
+        """Return the address of a file."""
         return f"{self.directory}/{name}"
 
     def tar_sizes(self) -> dict[str, int]:
-        """Bytes of each tar, by name. Raises DataError when the directory cannot be listed."""
+        """Return the bytes of each tar, by name. Raises DataError when the directory cannot be listed."""
         sizes = self._listed()
         tars = sorted(name for name in sizes if name.endswith(TAR_SUFFIX))
-        unknown = [name for name in tars if sizes[name] is None]  # a listing over HTTP has names alone
+        unknown = [name for name in tars if sizes[name] is None]  # a listing over HTTP has only names
         with self._listing():
             sizes.update(zip(unknown, self._connect().sizes([self.path(name) for name in unknown]), strict=True))
         return {name: int(sizes[name]) for name in tars}
 
     def names(self) -> set[str]:
-        """All that is there. Raises DataError when it cannot be listed."""
+        """Return the names of all files. Raises DataError when the directory cannot be listed."""
         return set(self._listed())
 
     def size(self, name: str) -> int:
-        """Bytes of a file. Raises FileNotFoundError when it is not there, DataError when it cannot be asked for."""
+        """Return the bytes of a file. Raises FileNotFoundError when there is none, DataError when a request fails."""
         path = self.path(name)
         return int(_present(lambda: self._connect().size(path), path))
 
     def read_whole(self, name: str) -> bytes:
-        """A small file. Raises FileNotFoundError when it is not there, DataError when it cannot be read."""
+        """Return a small file. Raises FileNotFoundError when there is none, DataError when it cannot be read."""
         path = self.path(name)
         data: bytes = _present(lambda: self._connect().cat_file(path), path)
         return data
 
     def open(self, name: str, size: int) -> BinaryIO:
-        """A tar of `size` bytes, for reading its headers: little is fetched around each."""
+        """Open a tar of `size` bytes for reading its headers. Only a few bytes around each are fetched."""
         ranges = _RangeFile(lambda offset, count: self.read(name, offset, count), size)
         return io.BufferedReader(ranges, HEADER_BYTES)
 
     def read(self, name: str, offset: int, size: int) -> bytes:
-        """Bytes of a tar; fewer when it ends before. Raises DataError when it cannot be read, after some tries."""
+        """Return `size` bytes of a tar, or fewer if it ends before.
+
+        Raises:
+            DataError: the tar cannot be read after several tries, or its server sends more than was asked for.
+        """
         path = self.path(name)
         data: bytes = _tried(lambda: self._connect().cat_file(path, start=offset, end=offset + size), path)
         if len(data) > size:
@@ -149,23 +154,23 @@ class RemotePlace:
         return data
 
     def saved(self, name: str) -> Iterator[bytes]:
-        """What was saved under a name: here first, since that is at hand, then there."""
+        """Yield what was saved under a name: first the copy on this machine, then the remote file."""
         with contextlib.suppress(OSError):
             yield self._kept_path(name).read_bytes()
-        with contextlib.suppress(Exception):  # absent, or whatever a store says to that
+        with contextlib.suppress(Exception):  # stores report an absent file in many ways
             yield self._connect().cat_file(self.path(name))
 
     def save(self, name: str, content: bytes) -> str:
-        """Write a small file there, or keep it here; gives its path. Raises DataError when neither can be."""
+        """Write a small file there, or keep it on this machine. Return its path. Raises DataError when both fail."""
         try:
             self._connect().pipe_file(self.path(name), content)
-        except Exception as error:  # noqa: BLE001 - read-only stores say so in many ways
+        except Exception as error:  # noqa: BLE001 - read-only stores report it in many ways
             logger.info("%s: cannot be written (%s)", self.path(name), _words(error))
             return self.keep(name, content)
         return self.path(name)
 
     def keep(self, name: str, content: bytes) -> str:
-        """Keep a small file here; gives its path. Raises DataError when it cannot be written."""
+        """Write a small file on this machine and return its path. Raises DataError when it cannot be written."""
         path = self._kept_path(name)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -175,10 +180,10 @@ class RemotePlace:
         return str(path)
 
     def close(self) -> None:
-        """Nothing stays open here."""
+        """Return at once, since no file stays open."""
 
     def _listed(self) -> dict[str, Any]:
-        """Names, and bytes where the listing tells them."""
+        """Return the name of each file, and its bytes or None, as the listing says."""
         with self._listing():
             filesystem = self._connect()
             filesystem.invalidate_cache()
@@ -200,7 +205,7 @@ class RemotePlace:
         return home / "distill" / hashlib.sha256(self.directory.encode()).hexdigest()[:16] / name
 
     def _connect(self) -> Any:
-        """The file system of this process: connections do not outlive a fork."""
+        """Return the file system of this process. It connects again after a fork, which breaks connections."""
         if self._process != os.getpid():
             try:
                 self._filesystem, _ = fsspec.core.url_to_fs(self.directory)
@@ -209,21 +214,23 @@ class RemotePlace:
             self._process = os.getpid()
         return self._filesystem
 
-    def __reduce__(self) -> tuple[type[RemotePlace], tuple[str]]:
-        return RemotePlace, (self.directory,)
+    def __reduce__(self) -> tuple[type[RemoteStorage], tuple[str]]:
+        return RemoteStorage, (self.directory,)
 
 
-Place = LocalPlace | RemotePlace
+ShardStorage = LocalStorage | RemoteStorage
 
 
 def is_remote(directory: str | Path) -> bool:
-    """Whether a directory is an address that fsspec reads."""
+    """Return whether a directory is an address that fsspec reads."""
     return isinstance(directory, str) and "://" in directory
 
 
-def place_of(directory: str | Path) -> Place:
-    """The place of a directory: a path, or an address such as s3://bucket/folder."""
-    return RemotePlace(str(directory)) if is_remote(directory) else LocalPlace(Path(directory))
+def open_storage(directory: str | Path | ShardStorage) -> ShardStorage:
+    """Open a directory by its path, or by its address such as s3://bucket/folder. An open one is returned as it is."""
+    if not isinstance(directory, str | Path):
+        return directory
+    return RemoteStorage(str(directory)) if is_remote(directory) else LocalStorage(Path(directory))
 
 
 class _RangeFile(io.RawIOBase):
@@ -232,7 +239,7 @@ class _RangeFile(io.RawIOBase):
     def __init__(self, read: Callable[[int, int], bytes], size: int) -> None:
         self._read = read
         self._size = size
-        self._place = 0
+        self._position = 0
 
     def readable(self) -> bool:
         return True
@@ -241,20 +248,20 @@ class _RangeFile(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
-        self._place = start + offset
-        return self._place
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = start + offset
+        return self._position
 
     def readinto(self, buffer: Any) -> int:
-        count = max(0, min(len(buffer), self._size - self._place))
-        data = self._read(self._place, count) if count else b""
+        count = max(0, min(len(buffer), self._size - self._position))
+        data = self._read(self._position, count) if count else b""
         buffer[: len(data)] = data
-        self._place += len(data)
+        self._position += len(data)
         return len(data)
 
 
 def _tried(read: Callable[[], Result], path: str) -> Result:
-    """A remote read, tried again after a pause. Raises DataError when all tries fail, or a file is not there."""
+    """Run a remote read, and try it again after a pause. Raises DataError when all tries fail, or there is no file."""
     for number in range(NUM_TRIES):
         try:
             return read()
@@ -270,7 +277,7 @@ def _tried(read: Callable[[], Result], path: str) -> Result:
 
 
 def _present(read: Callable[[], Result], path: str) -> Result:
-    """As `_tried`, but a file that is not there raises FileNotFoundError."""
+    """Run a remote read as `_tried` does, but raise FileNotFoundError when there is no file."""
     try:
         return _tried(read, path)
     except DataError as error:
@@ -280,5 +287,5 @@ def _present(read: Callable[[], Result], path: str) -> Result:
 
 
 def _words(error: Exception) -> str:
-    """An error of a library in one line."""
+    """Return an error of a library as one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,4 +1,4 @@
-"""Plain tars below the shards: where members lie, files that each process opens for itself, whole-or-absent writes."""
+"""Plain tars: where their members lie, how members are appended, and open files that may be forked."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ class TarMember(NamedTuple):
 
 
 def list_members(open_tar: Callable[[], BinaryIO], origin: str) -> list[TarMember]:
-    """The files of an uncompressed tar in their order, from its headers alone.
+    """Return the files of an uncompressed tar in their order. Only its headers are read.
 
     Args:
-        open_tar: opens it for reading.
-        origin: names it in errors.
+        open_tar: opens the tar for reading.
+        origin: names the tar in errors.
+
     Raises:
-        DataError: the file is no tar, or is cut: between members too, which tar readers take for the end.
+        DataError: the file is no tar, or is cut off, even between two members, where tar readers see a normal end.
     """
     try:
         with open_tar() as file, tarfile.open(fileobj=file, mode="r:") as tar:
@@ -50,32 +51,35 @@ def list_members(open_tar: Callable[[], BinaryIO], origin: str) -> list[TarMembe
 
 
 def append_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    """Append a file without owner or time, so that equal content gives equal bytes."""
+    """Append a file without owner and time, so that equal content gives equal bytes."""
     info = tarfile.TarInfo(name)
     info.size = len(content)
     tar.addfile(info, io.BytesIO(content))
 
 
 def header_names(header: bytes, key: str) -> bool:
-    """Whether the header block before a member's content names a file of this key."""
+    """Return whether the header block before a member's content names a file of this key.
+
+    Names of over 100 bytes are not in the header block; for them the answer is True.
+    """
     field = header[:NAME_FIELD]
-    if 0 not in field:  # a longer name, which stands elsewhere
+    if 0 not in field:
         return True
     stem = field[: field.index(0)].rsplit(b"/", 1)[-1].split(b".", 1)[0]
     return stem in (key.encode(), key.encode("ascii", "replace"))
 
 
 class OpenFiles:
-    """Files opened for reading when first asked for, by each process and thread for itself; the last few stay open.
+    """Files that each process and thread opens when it first reads them. The last few stay open.
 
-    May be forked or pickled: nothing that is open goes along.
+    The object may be forked or pickled: open files are not passed on.
     """
 
     def __init__(self) -> None:
         self._local = threading.local()
 
     def get(self, path: Path) -> BinaryIO:
-        """The open file, at an arbitrary place. Raises OSError."""
+        """Return the open file, at an arbitrary position. Raises OSError."""
         files = self._files()
         if path in files:
             files.move_to_end(path)
@@ -86,14 +90,14 @@ class OpenFiles:
         return files[path]
 
     def close(self) -> None:
-        """Close what this thread opened."""
+        """Close the files that this thread opened."""
         files = self._files()
         while files:
             files.popitem()[1].close()
 
     def _files(self) -> OrderedDict[Path, BinaryIO]:
         if getattr(self._local, "process", None) != os.getpid():
-            # After a fork the parent's descriptors share their place with it: they are left alone
+            # After a fork a child's descriptors share their position with the parent's, so they are not used
             self._local.process = os.getpid()
             self._local.files = OrderedDict()
         return self._local.files

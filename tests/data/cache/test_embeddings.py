@@ -15,9 +15,17 @@ import torch
 import webdataset
 
 from distill.config.schema import CacheConfig
-from distill.data.cache.codecs import decode_embedding
-from distill.data.cache.embeddings import EmbeddingCache, EmbeddingShardWriter, encode_embedding, fingerprint_of
-from distill.data.cache.manifest import Fidelity, Fingerprint, ImageShard, Manifest, Sidecar, finished_sidecar
+from distill.data.cache.codecs import decode_embedding, encode_embedding
+from distill.data.cache.embeddings import EmbeddingCache, EmbeddingShardWriter
+from distill.data.cache.manifest import (
+    Fidelity,
+    Fingerprint,
+    ImageShard,
+    Manifest,
+    Sidecar,
+    fingerprint_of,
+    finished_sidecar,
+)
 from distill.errors import CacheError
 
 FINGERPRINT = Fingerprint(

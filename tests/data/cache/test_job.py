@@ -13,18 +13,18 @@ import pytest
 import torch
 
 from distill.config.schema import CacheConfig
-from distill.data.cache.embeddings import EmbeddingCache, fingerprint_of
+from distill.data.cache.embeddings import EmbeddingCache
 from distill.data.cache.job import CacheJob, build_cache
-from distill.data.cache.leases import _machine, _start_of, claim_path
-from distill.data.cache.manifest import Manifest, Sidecar
+from distill.data.cache.leases import _machine, _start_of, lease_path
+from distill.data.cache.manifest import Manifest, Sidecar, fingerprint_of
 from distill.data.cache.teacher_pool import TeacherPool
-from distill.data.shards.sa1b import decode_image
+from distill.data.images import decode_image
 from distill.errors import CacheError, DataError
 from distill.geometry import letterbox, valid_grid_hw
 
 
-def claim_of_the_dead(path: Path) -> None:
-    """A claim whose process was killed."""
+def lease_of_the_dead(path: Path) -> None:
+    """A lease whose process was killed."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     content = {"machine": _machine(), "pid": process.pid, "started": _start_of(process.pid), "beat": 7, "num_done": 2}
     process.kill()
@@ -93,7 +93,7 @@ def test_a_restart_keeps_what_is_finished(tiny_teacher, photo_shards, config):
     for name in ("manifest.json", "sa_000000.tar", "sa_000001.tar", "sa_000002.json"):
         (directory / f"{name}.0123abcd.tmp").write_bytes(b"half")
     for name in ("manifest.json", "sa_000000.tar", "sa_000001.tar"):
-        claim_of_the_dead(claim_path(directory, name, 0))
+        lease_of_the_dead(lease_path(directory, name, 0))
     (directory / "manifest.json.tmp").write_bytes(b"not ours")
     build_cache(tiny_teacher, index, config)
     (directory / "manifest.json.tmp").unlink()
@@ -116,9 +116,9 @@ def test_progress_counts_all_processes(tiny_teacher, photo_shards, config):
     job.run(only=["sa_000001.tar"])
     assert job.num_done() == 3 and set(job.finished()) == {"sa_000001.tar"}
     assert job.finish().totals is None
-    with job.claims.hold("sa_000002.tar") as claim:
-        claim.num_done = 2
-        claim.path.write_bytes(claim._content())
+    with job.leases.hold("sa_000002.tar") as lease:
+        lease.num_done = 2
+        lease.path.write_bytes(lease._content())
         assert job.num_done() == 5
     job.run()
     assert job.num_done() == 8 and job.finish().totals is not None
@@ -128,11 +128,11 @@ def test_a_lost_claim_gives_the_shard_up(tiny_teacher, photo_shards, config, cap
     """A process that slept for so long that another took its shard over."""
     job = CacheJob(tiny_teacher, photo_shards(2), config)
     job.prepare()
-    with job.claims.hold("sa_000000.tar") as claim:
-        later = claim_path(job.directory, claim.name, 1)
+    with job.leases.hold("sa_000000.tar") as lease:
+        later = lease_path(job.directory, lease.name, 1)
         later.touch()
         with TeacherPool(tiny_teacher, job.index, config) as pool:
-            assert not job._write_shard(pool, job.shards[0], claim)
+            assert not job._write_shard(pool, job.shards[0], lease)
         assert "took this one for dead" in caplog.text and not (job.directory / "sa_000000.tar").exists()
         later.unlink()
     assert not list(job.directory.glob("sa_*"))

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from distill.config.schema import CacheConfig
+from distill.data.cache.checksummed_json import parse_checksummed, write_checksummed
 from distill.data.cache.job import CacheJob, build_cache
 from distill.data.cache.manifest import Manifest, Sidecar
 from distill.data.cache.repair import find_damage
-from distill.data.cache.sealed_json import unseal, write_sealed
 from distill.data.cache.verify import verify_cache
+from distill.data.images import decode_image
 from distill.data.shards.index import ShardIndex
-from distill.data.shards.sa1b import decode_image
 from distill.errors import CacheError, DataError
 from distill.geometry import letterbox
 from distill.models.teacher import Teacher
@@ -66,7 +66,7 @@ def test_a_newer_format(tiny_teacher, photo_shards, config):
     index, directory = photo_shards(3), Path(config.dir)
     build_cache(tiny_teacher, index, config)
     path = directory / "manifest.json"
-    write_sealed(path, unseal(path.read_bytes(), "manifest") | {"format": 3})
+    write_checksummed(path, parse_checksummed(path.read_bytes(), "manifest") | {"format": 3})
     before = contents(directory)
     refusal = r"manifest.json: format 3, and this distill reads format 2: update distill"
     with pytest.raises(CacheError, match=refusal):

@@ -18,7 +18,7 @@ from distill.errors import CacheError
 from distill.models.teacher import Teacher
 
 NUM_KILLS = 16
-STALE_SECONDS = 3.0  # for a process that is killed in the microsecond before it signs its claim
+STALE_SECONDS = 3.0  # for a process that is killed in the microsecond before it signs its lease
 
 # Children of a fork begin with the parent's teacher: a kill meets work, and no import.
 CONTEXT = multiprocessing.get_context("fork")

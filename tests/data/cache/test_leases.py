@@ -1,4 +1,4 @@
-"""Claims: one holder at a time, whoever dies."""
+"""Leases: one holder at a time, whoever dies."""
 
 from __future__ import annotations
 
@@ -14,58 +14,58 @@ from pathlib import Path
 
 import pytest
 
-from distill.data.cache.leases import Claims, _machine, _start_of, claim_path, claimed_name
+from distill.data.cache.leases import Leases, _machine, _start_of, lease_path, leased_name
 from distill.errors import CacheError
 
 ELSEWHERE = {"machine": "another boot", "pid": 1, "started": "1", "beat": 3, "num_done": 5}
 
 
-def write_claim(directory: Path, name: str = "a.tar", generation: int = 0, **changes: object) -> Path:
-    path = claim_path(directory, name, generation)
+def write_lease(directory: Path, name: str = "a.tar", generation: int = 0, **changes: object) -> Path:
+    path = lease_path(directory, name, generation)
     path.write_text(json.dumps(ELSEWHERE | changes))
     return path
 
 
 def test_one_holder(tmp_path: Path):
-    first, second = Claims(tmp_path), Claims(tmp_path)
-    claim = first.take("a.tar")
-    assert claim is not None
-    with claim:
-        assert claim.is_held() and second.take("a.tar") is None and first.take("a.tar") is None
+    first, second = Leases(tmp_path), Leases(tmp_path)
+    lease = first.acquire("a.tar")
+    assert lease is not None
+    with lease:
+        assert lease.is_held() and second.acquire("a.tar") is None and first.acquire("a.tar") is None
         with second.hold("b.tar") as other:
             assert other.is_held()
         assert [path.name for path in tmp_path.iterdir()] == ["a.tar.claim0"]
-        assert claimed_name("a.tar.claim0") == "a.tar" and claimed_name("a.tar") is None
+        assert leased_name("a.tar.claim0") == "a.tar" and leased_name("a.tar") is None
     assert not list(tmp_path.iterdir())
-    with second.hold("a.tar") as claim:
-        assert claim.is_held()
+    with second.hold("a.tar") as lease:
+        assert lease.is_held()
 
 
 def test_one_of_many_threads(tmp_path: Path):
-    """All find the same abandoned claim at once; one takes it over."""
-    write_claim(tmp_path, machine=_machine(), pid=os.getpid(), started="another process of this id")
+    """All find the same abandoned lease at once; one takes it over."""
+    write_lease(tmp_path, machine=_machine(), pid=os.getpid(), started="another process of this id")
     start, taken = threading.Barrier(16), []
 
-    def take() -> None:
-        claims = Claims(tmp_path)
+    def acquire() -> None:
+        leases = Leases(tmp_path)
         start.wait()
-        claim = claims.take("a.tar")
-        if claim is not None:
-            taken.append(claim)
+        lease = leases.acquire("a.tar")
+        if lease is not None:
+            taken.append(lease)
 
-    threads = [threading.Thread(target=take) for _ in range(16)]
+    threads = [threading.Thread(target=acquire) for _ in range(16)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(taken) == 1 and taken[0].generation == 1
-    with taken[0] as claim:
-        assert claim.is_held()
+    with taken[0] as lease:
+        assert lease.is_held()
     assert not list(tmp_path.iterdir())
 
 
 def _hold_for_ever(directory: Path, ready: multiprocessing.synchronize.Event) -> None:
-    with Claims(directory).hold("a.tar"):
+    with Leases(directory).hold("a.tar"):
         ready.set()
         time.sleep(600)
 
@@ -76,56 +76,56 @@ def test_a_killed_process_of_this_machine_is_known_at_once(tmp_path: Path):
     ready = context.Event()
     process = context.Process(target=_hold_for_ever, args=(tmp_path, ready))
     process.start()
-    assert ready.wait(60) and Claims(tmp_path).take("a.tar") is None
+    assert ready.wait(60) and Leases(tmp_path).acquire("a.tar") is None
     os.kill(process.pid, signal.SIGKILL)
     while _start_of(process.pid) is not None:  # a zombie at first
         time.sleep(0.01)
-    with Claims(tmp_path).hold("a.tar") as claim:
-        assert claim.generation == 1 and claim.is_held()
+    with Leases(tmp_path).hold("a.tar") as lease:
+        assert lease.generation == 1 and lease.is_held()
     assert not list(tmp_path.iterdir())
     process.join()
 
 
 def test_silence_elsewhere_is_death(tmp_path: Path):
     """By the clock of the one who looks; a sign of life starts it again."""
-    claims = Claims(tmp_path, stale_seconds=0.3)
-    write_claim(tmp_path)
-    assert claims.take("a.tar") is None
+    leases = Leases(tmp_path, stale_seconds=0.3)
+    write_lease(tmp_path)
+    assert leases.acquire("a.tar") is None
     time.sleep(0.2)
-    write_claim(tmp_path, beat=4)
-    assert claims.take("a.tar") is None
+    write_lease(tmp_path, beat=4)
+    assert leases.acquire("a.tar") is None
     time.sleep(0.2)
-    assert claims.take("a.tar") is None
+    assert leases.acquire("a.tar") is None
     time.sleep(0.2)
-    with claims.hold("a.tar") as claim:
-        assert claim.generation == 1
+    with leases.hold("a.tar") as lease:
+        assert lease.generation == 1
 
 
 def test_an_empty_claim_is_being_written(tmp_path: Path):
-    claims = Claims(tmp_path, stale_seconds=0.2)
-    claim_path(tmp_path, "a.tar", 0).touch()
-    assert claims.take("a.tar") is None and claims.progress() == {"a.tar": 0}
+    leases = Leases(tmp_path, stale_seconds=0.2)
+    lease_path(tmp_path, "a.tar", 0).touch()
+    assert leases.acquire("a.tar") is None and leases.progress() == {"a.tar": 0}
     time.sleep(0.25)
-    with claims.hold("a.tar"):
+    with leases.hold("a.tar"):
         pass
 
 
 def test_a_holder_gives_signs_of_life(tmp_path: Path):
-    looking = Claims(tmp_path, stale_seconds=0.5)
-    with Claims(tmp_path, stale_seconds=0.5).hold("a.tar") as claim:
-        claim.num_done = 3
+    looking = Leases(tmp_path, stale_seconds=0.5)
+    with Leases(tmp_path, stale_seconds=0.5).hold("a.tar") as lease:
+        lease.num_done = 3
         until = time.monotonic() + 1.2
         while time.monotonic() < until:
-            assert looking.take("a.tar") is None
+            assert looking.acquire("a.tar") is None
             time.sleep(0.05)
         assert looking.progress() == {"a.tar": 3}
 
 
 def test_a_holder_that_was_taken_for_dead(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    with Claims(tmp_path, stale_seconds=0.5).hold("a.tar") as claim:
-        later = write_claim(tmp_path, generation=1)
-        assert not claim.is_held()
-        claim.path.unlink()  # as the later holder does at its end
+    with Leases(tmp_path, stale_seconds=0.5).hold("a.tar") as lease:
+        later = write_lease(tmp_path, generation=1)
+        assert not lease.is_held()
+        lease.path.unlink()  # as the later holder does at its end
         time.sleep(0.1)
     assert "no sign of life" in caplog.text
     assert list(tmp_path.iterdir()) == [later]
@@ -134,7 +134,7 @@ def test_a_holder_that_was_taken_for_dead(tmp_path: Path, caplog: pytest.LogCapt
 @pytest.mark.skipif(sys.platform != "linux", reason="a directory that nobody, root included, can write to")
 def test_a_read_only_directory():
     with pytest.raises(CacheError, match=r"a.tar.claim0: cannot be written: .*not writable; choose another cache.dir"):
-        Claims(Path("/sys/kernel")).take("a.tar")
+        Leases(Path("/sys/kernel")).acquire("a.tar")
 
 
 def test_process_ids(tmp_path: Path):

@@ -12,8 +12,9 @@ import torch
 
 from distill.cli import main as cli
 from distill.config.schema import CacheConfig
-from distill.data.cache.embeddings import EmbeddingCache, fingerprint_of
+from distill.data.cache.embeddings import EmbeddingCache
 from distill.data.cache.job import CacheJob, build_cache
+from distill.data.cache.manifest import fingerprint_of
 from distill.data.cache.verify import verify_cache
 from distill.data.loading.loader import EpochLoader, EpochSampler
 from distill.data.loading.samples import PhotoBatches

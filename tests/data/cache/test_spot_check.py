@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from distill.config.schema import CacheConfig
-from distill.data.cache.embeddings import EmbeddingCache, EmbeddingShardWriter, encode_embedding
+from distill.data.cache.codecs import encode_embedding
+from distill.data.cache.embeddings import EmbeddingCache, EmbeddingShardWriter
 from distill.data.cache.job import build_cache
 from distill.data.cache.spot_check import SpotCheck, spot_check
 from distill.data.cache.teacher_pool import TeacherPool

@@ -74,10 +74,10 @@ def test_missing_unfinished_and_foreign_files(cache_dir: Path):
     assert found(cache_dir) == [
         ("sa_000000.tar", "missing"),
         ("sa_000001.tar", "unfinished: it has no sa_000001.json"),
-        ("notes.txt", "foreign: not ours"),
-        ("sa_000000.tar.01234567.tmp", "left over from a killed job, or of one that runs"),
-        ("sa_000001.tar.claim0", "left over from a killed job, or of one that runs"),
-        ("sa_000007.tar", "foreign: not ours"),
+        ("notes.txt", "foreign: not part of this cache"),
+        ("sa_000000.tar.01234567.tmp", "left over from a killed job, or in use by a running one"),
+        ("sa_000001.tar.claim0", "left over from a killed job, or in use by a running one"),
+        ("sa_000007.tar", "foreign: not part of this cache"),
     ]
 
 

@@ -12,13 +12,14 @@ import webdataset
 
 from distill.config.loading import load_recipe
 from distill.config.schema import CacheConfig
-from distill.data.cache.embeddings import EmbeddingCache, fingerprint_of
+from distill.data.cache.embeddings import EmbeddingCache
 from distill.data.cache.job import CacheJob, build_cache
+from distill.data.cache.manifest import fingerprint_of
 from distill.data.cache.verify import verify_cache
 from distill.data.cache.views import check_views, flip_boxes, view_of
+from distill.data.images import decode_image
 from distill.data.loading.samples import PhotoBatches, Request
 from distill.data.rle import coverage, decode_mask, encode_mask
-from distill.data.shards.sa1b import decode_image
 from distill.errors import CacheError, RecipeError
 from distill.geometry import letterbox, mask_to_low_res
 

@@ -14,7 +14,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from distill.batch import ImageBatch
 from distill.config.schema import DataConfig, ValidationConfig
 from distill.data.loading.datamodule import DistillDataModule
-from distill.data.shards.index import INDEX_NAME, ShardIndex, ShardWriter
+from distill.data.shards.index import INDEX_NAME, ShardIndex
+from distill.data.shards.writer import ShardWriter
 from distill.errors import DataError
 
 NUM_PHOTOS, BATCH_SIZE = 11, 2

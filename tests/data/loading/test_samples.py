@@ -118,7 +118,7 @@ def test_when_no_photo_is_left_the_run_ends(tmp_path: Path, make_shards) -> None
 
 
 def test_annotations_of_another_size_make_a_bad_sample(tmp_path: Path, jpeg) -> None:
-    from distill.data.shards.index import ShardWriter
+    from distill.data.shards.writer import ShardWriter
 
     with ShardWriter(tmp_path / "out") as writer:
         writer.add("a", jpeg((30, 40)), {"image": {"height": 40, "width": 30}, "annotations": []})

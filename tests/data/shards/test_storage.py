@@ -14,7 +14,7 @@ import torch
 
 from distill.data.loading.loader import EpochLoader, EpochSampler
 from distill.data.loading.samples import PhotoBatches
-from distill.data.shards import storage as places
+from distill.data.shards import storage
 from distill.data.shards.index import INDEX_NAME, ShardIndex
 from distill.errors import DataError
 
@@ -116,9 +116,9 @@ def test_batches_from_a_server(server, tmp_path: Path, make_shards, num_workers:
 def test_a_dropped_request_is_tried_again(server, tmp_path: Path, jpeg) -> None:
     shuffled_tar(tmp_path / "served" / "sa_000000.tar", jpeg, 2)
     index = ShardIndex.open(server.url)
-    server.num_failures = places.NUM_TRIES - 1
+    server.num_failures = storage.NUM_TRIES - 1
     assert index.read_image_bytes(index.member(0))
-    server.num_failures = places.NUM_TRIES
+    server.num_failures = storage.NUM_TRIES
     with pytest.raises(DataError, match=r"sa_000000\.tar: cannot be read \(.*503.*start again"):
         index.read_image_bytes(index.member(0))
 

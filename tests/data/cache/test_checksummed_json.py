@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.data.cache.sealed_json import disk_errors, unseal, write_sealed
+from distill.data.cache.checksummed_json import disk_errors, parse_checksummed, write_checksummed
 from distill.errors import CacheError
 
 CONTENT = {"name": "a", "values": [1, 2.5, None, "é"], "nested": {"b": [["k", 1]]}}
@@ -15,27 +15,27 @@ CONTENT = {"name": "a", "values": [1, 2.5, None, "é"], "nested": {"b": [["k", 1
 
 def test_round_trip(tmp_path: Path):
     path = tmp_path / "a.json"
-    write_sealed(path, CONTENT)
-    assert unseal(path.read_bytes(), str(path)) == CONTENT
+    write_checksummed(path, CONTENT)
+    assert parse_checksummed(path.read_bytes(), str(path)) == CONTENT
     assert [item.name for item in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_every_flipped_bit_is_found(tmp_path: Path):
     path = tmp_path / "a.json"
-    write_sealed(path, CONTENT)
+    write_checksummed(path, CONTENT)
     data = path.read_bytes()
     for bit in range(8 * len(data)):
         flipped = bytearray(data)
         flipped[bit // 8] ^= 1 << bit % 8
         path.write_bytes(flipped)
         with pytest.raises(CacheError, match="damaged"):
-            unseal(path.read_bytes(), str(path))
+            parse_checksummed(path.read_bytes(), str(path))
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"{}", b"null", b'{"seal": null}'])
 def test_other_json_is_damaged(data: bytes):
     with pytest.raises(CacheError, match="damaged"):
-        unseal(data, "a.json")
+        parse_checksummed(data, "a.json")
 
 
 def test_disk_errors_name_the_mend(tmp_path: Path):
