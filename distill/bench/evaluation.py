@@ -18,11 +18,11 @@ from distill.bench.photos import draw_mask, draw_photo
 from distill.config.schema import EvaluatePromptConfig
 from distill.data.coco import AnnotatedPhoto, CocoSet
 from distill.data.rle import rle_area, rle_box_xyxy
-from distill.evaluation.evaluator import PromptEvaluation, ask_all
+from distill.evaluation.evaluator import PromptEvaluation, evaluate_photos
 from distill.evaluation.mask_scoring import read_resized
-from distill.evaluation.predictors import Asked, ModelSubject
-from distill.evaluation.prompting import Protocol
-from distill.evaluation.worker_pool import Workers
+from distill.evaluation.predictors import ModelPredictor, PhotoPrompts
+from distill.evaluation.prompting import PromptProtocol
+from distill.evaluation.worker_pool import WorkerPool
 from distill.models.checkpoint import load_model
 from distill.models.devices import usable_device
 from distill.models.sam import PromptableModel, build_model
@@ -48,7 +48,7 @@ def bench_evaluate(
     model = build_model(student) if student in STUDENTS else load_model(student)
     device = usable_device(None)
     seconds: dict[str, list[float]] = {name: [] for name in SHARES}
-    with tempfile.TemporaryDirectory() as folder, Workers(num_workers) as workers:
+    with tempfile.TemporaryDirectory() as folder, WorkerPool(num_workers) as workers:
         coco_set = write_set(Path(folder), num_photos, num_prompts)
         runs = build_runs(model.to(device), coco_set, workers)
         for run in runs.values():
@@ -71,22 +71,23 @@ def bench_evaluate(
     }
 
 
-def build_runs(model: PromptableModel, coco_set: CocoSet, workers: Workers) -> dict[str, Callable[[int], None]]:
+def build_runs(model: PromptableModel, coco_set: CocoSet, workers: WorkerPool) -> dict[str, Callable[[int], None]]:
     """What is measured, by name: functions of the number of photos."""
-    subject = ModelSubject(model, fuse_norms=True)
-    evaluation = PromptEvaluation(coco_set, Protocol(EvaluatePromptConfig("box")))
+    predictor = ModelPredictor(model, fuse_norms=True)
+    evaluation = PromptEvaluation(coco_set, PromptProtocol(EvaluatePromptConfig("box")))
+    num_prompts = len(evaluation.photos[0].instances)
     ready = [_ready(photo, model.image_size) for photo in evaluation.photos]
 
     def encode(num_photos: int) -> None:
         for resized, _ in ready[:num_photos]:
-            _wait(subject.look(resized, PHOTO_HW).embedding)
+            _wait(predictor.encode(resized, PHOTO_HW).embedding)
 
     def answer(num_photos: int) -> None:
-        for resized, asked in ready[:num_photos]:
-            subject.look(resized, PHOTO_HW).answer(asked, "single", len(evaluation.photos[0].instances))
+        for resized, prompts in ready[:num_photos]:
+            predictor.encode(resized, PHOTO_HW).predict(prompts, "single", num_prompts)
 
     def evaluate(num_photos: int) -> None:
-        found = list(ask_all(evaluation, subject, evaluation.photos[:num_photos], workers))
+        found = list(evaluate_photos(evaluation, predictor, evaluation.photos[:num_photos], workers))
         assert len(found) == num_photos
 
     return {"encoder": encode, "model": answer, "evaluation": evaluate}
@@ -126,10 +127,10 @@ def tables(found: dict[str, Any]) -> list[Table]:
     return [table]
 
 
-def _ready(photo: AnnotatedPhoto, image_size: int) -> tuple[np.ndarray, Asked]:
+def _ready(photo: AnnotatedPhoto, image_size: int) -> tuple[np.ndarray, PhotoPrompts]:
     resized, _ = read_resized(photo.path, photo.hw, image_size)
     boxes = np.array([rle_box_xyxy(instance.rle) for instance in photo.instances])
-    return resized, Asked(boxes_xyxy=boxes)
+    return resized, PhotoPrompts(boxes_xyxy=boxes)
 
 
 def _wait(embedding: torch.Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Segment everything: masks at a grid of points, by segment-anything's generator, judged by average recall."""
+"""Segment everything: masks at a grid of points, by segment-anything's generator, scored by average recall."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from distill.data.coco import AnnotatedPhoto, CocoSet
 from distill.errors import DistillError
 from distill.evaluation.average_precision import average_recall
 from distill.evaluation.detector_boxes import result_row
-from distill.evaluation.evaluator import Summary, photos_to_ask
-from distill.evaluation.predictors import FILL_BOX, ModelSubject, Oracle, Subject
+from distill.evaluation.evaluator import Summary, photos_with_instances
+from distill.evaluation.predictors import FILL_BOX, MaskPredictor, ModelPredictor, Oracle
 from distill.evaluation.prompting import InstanceScore, PhotoScores
-from distill.evaluation.worker_pool import Task, Workers
+from distill.evaluation.worker_pool import WorkerPool
 from distill.geometry import HW, letterbox, masks_to_original, points_to_prompt_frame
 from distill.models.predictor import MASK_THRESHOLD
 from distill.models.sam import PromptableModel
@@ -27,7 +27,7 @@ from distill.prompts.types import Prompts
 
 
 class GridPredictor:
-    """What segment-anything's generator asks of its SamPredictor, answered by a promptable model."""
+    """A stand-in for the SamPredictor of segment-anything's generator, over one of our models."""
 
     def __init__(self, model: PromptableModel) -> None:
         self.promptable = model
@@ -42,12 +42,19 @@ class GridPredictor:
         self.embedding = self.promptable.encode(pixels)
 
     def reset_image(self) -> None:
+        """Forget the photo."""
         del self.embedding
 
     def predict_torch(
         self, points_xy: Tensor, labels: Tensor, *, multimask_output: bool, return_logits: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Points (P, 1, 2) in the prompt frame: logits (P, 3, H, W), predicted IoU (P, 3), low-res logits."""
+        """Predict three masks for each point.
+
+        Args:
+            points_xy: (P, 1, 2) in the prompt frame. labels: (P, 1).
+        Returns:
+            logits (P, 3, H, W) at the photo's own resolution, predicted IoU (P, 3), and low-res logits (P, 3, 4E, 4E).
+        """
         assert multimask_output and return_logits
         image_index = torch.zeros(len(points_xy), dtype=torch.long, device=self.device)
         prompts = Prompts(image_index, points_xy=points_xy.to(self.embedding), point_labels=labels)
@@ -59,7 +66,7 @@ class GridPredictor:
 
 
 def mask_generator(model: PromptableModel, config: GridConfig) -> SamAutomaticMaskGenerator:
-    """segment-anything's generator of all masks of a photo, on one of our models."""
+    """Return segment-anything's generator of all masks of a photo, on one of our models."""
     stand_in = SimpleNamespace(image_encoder=SimpleNamespace(img_size=model.prompt_size))  # its predictor is replaced
     generator = SamAutomaticMaskGenerator(
         stand_in,
@@ -74,28 +81,29 @@ def mask_generator(model: PromptableModel, config: GridConfig) -> SamAutomaticMa
     return generator
 
 
-class EverythingEvaluation:
-    """AR of the masks that a model finds by itself, whatever their category."""
+class AutomaticMaskEvaluation:
+    """The evaluation of the masks that a model finds without prompts, by average recall, whatever their category."""
 
     def __init__(self, coco_set: CocoSet, config: GridConfig, max_images: int = 0) -> None:
         self.coco_set, self.config = coco_set, config
-        self.photos = photos_to_ask(coco_set, max_images)
+        self.photos = photos_with_instances(coco_set, max_images)
         self.image_ids = coco_set.image_ids
 
-    def ask(self, subject: Subject, photo: AnnotatedPhoto, workers: Workers) -> Task[PhotoScores]:
-        if isinstance(subject, Oracle):
-            yield []
+    async def score_photo(self, predictor: MaskPredictor, photo: AnnotatedPhoto, workers: WorkerPool) -> PhotoScores:
+        """Return the masks of a photo, the best first. Raises DistillError for `fill-box`, which needs prompts."""
+        if isinstance(predictor, Oracle):
             found = [proposal(photo.key, instance.rle, instance.area, 1.0, 1.0, []) for instance in photo.instances]
             return PhotoScores(photo.key, found)
-        if not isinstance(subject, ModelSubject):
+        if not isinstance(predictor, ModelPredictor):
             raise DistillError(f"'{FILL_BOX}' finds nothing by itself; give a model, or 'oracle'")
-        (pixels,) = yield [workers.submit(photo.load)]
-        rows = mask_generator(subject.model, self.config).generate(pixels)
+        pixels = await workers.run(photo.load)
+        rows = mask_generator(predictor.model, self.config).generate(pixels)
         masks = [_proposal_of(photo.key, row) for row in rows]
         masks.sort(key=lambda mask: -(mask.score or 0.0))
         return PhotoScores(photo.key, masks[: self.config.max_masks])
 
     def summarize(self, found: Sequence[PhotoScores]) -> Summary:
+        """Return average recall over the instances of all photos."""
         masks = [mask for of_photo in found for mask in of_photo.scores]
         results = [result_row(mask, self.image_ids[mask.image]) for mask in masks]
         metrics, intervals = average_recall(
@@ -112,7 +120,10 @@ class EverythingEvaluation:
 def proposal(
     image: str, rle: dict[str, Any], area: float, predicted_iou: float, stability: float, points_xy: list[Any]
 ) -> InstanceScore:
-    """A mask that nobody asked for, ranked by the mean of predicted IoU and stability (SAM paper, appendix D.3)."""
+    """Return the record of a mask without a prompt. Its rank is the mean of predicted IoU and stability.
+
+    Source: SAM paper, appendix D.3.
+    """
     return InstanceScore(
         image=image,
         annotation_id=None,

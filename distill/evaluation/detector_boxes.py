@@ -1,4 +1,4 @@
-"""Masks from a detector's boxes, judged by average precision."""
+"""Masks from a detector's boxes, scored by average precision."""
 
 from __future__ import annotations
 
@@ -14,12 +14,17 @@ from distill.data.detections import Detection, Detections
 from distill.data.lvis import MAX_DETECTIONS, LvisSet
 from distill.data.rle import rle_area
 from distill.errors import DataError
-from distill.evaluation import prompting as asking
 from distill.evaluation.average_precision import average_precision
 from distill.evaluation.evaluator import Summary
-from distill.evaluation.predictors import Asked, Subject
-from distill.evaluation.prompting import InstanceScore, PhotoScores, judged, look_at
-from distill.evaluation.worker_pool import Task, Workers
+from distill.evaluation.predictors import MaskPredictor, PhotoPrompts
+from distill.evaluation.prompting import (
+    InstanceScore,
+    PhotoScores,
+    PromptProtocol,
+    encode_photo,
+    score_candidates,
+)
+from distill.evaluation.worker_pool import WorkerPool
 
 
 @dataclass(frozen=True)
@@ -35,13 +40,17 @@ class DetectedPhoto:
 
 
 class DetectionEvaluation:
-    """AP of a model's masks in a detector's boxes; masks keep the detector's scores, as published tables have it.
+    """The evaluation of masks in a detector's boxes, by average precision.
 
-    Photos without a detection count too: what is annotated there is missed. Raises DataError when none has one.
+    The masks keep the detector's scores, as in published tables. Photos without a detection count too: their
+    instances are missed.
+
+    Raises:
+        DataError: no photo has a detection.
     """
 
     def __init__(
-        self, coco_set: CocoSet, detections: Detections, protocol: asking.Protocol, max_images: int = 0
+        self, coco_set: CocoSet, detections: Detections, protocol: PromptProtocol, max_images: int = 0
     ) -> None:
         self.coco_set, self.detections, self.protocol = coco_set, detections, protocol
         photos = itertools.islice(coco_set, max_images or None)
@@ -54,36 +63,38 @@ class DetectionEvaluation:
             )
         self.image_ids = coco_set.image_ids
 
-    def ask(self, subject: Subject, photo: DetectedPhoto, workers: Workers) -> Task[PhotoScores]:
+    async def score_photo(self, predictor: MaskPredictor, photo: DetectedPhoto, workers: WorkerPool) -> PhotoScores:
+        """Return the mask in each of a photo's boxes, without a truth to compare it with."""
         found = PhotoScores(photo.key)
         if not photo.detections:
-            yield []
             return found
-        view = yield from look_at(subject, photo.photo.path, photo.photo.hw, workers)
+        encoded = await encode_photo(predictor, photo.photo.path, photo.photo.hw, workers)
         size = self.protocol.prompt_batch_size
         for start in range(0, len(photo.detections), size):
             detections = photo.detections[start : start + size]
             boxes = np.array([detection.box_xyxy for detection in detections], np.float64)  # (P, 4)
             targets = [nearest_instance(detection, photo.photo.instances) for detection in detections]
-            reply = view.answer(Asked(boxes_xyxy=boxes, targets=targets), self.protocol.multimask, size)
-            judgements = yield from judged(reply, photo.photo.hw, [None] * len(detections), workers)
+            prompts = PhotoPrompts(boxes_xyxy=boxes, targets=targets)
+            candidates = encoded.predict(prompts, self.protocol.multimask, size)
+            masks = await score_candidates(candidates, photo.photo.hw, [None] * len(detections), workers)
             found.scores += [
                 InstanceScore(
                     image=photo.key,
                     annotation_id=None,
-                    area=float(rle_area(judgement.rle)),
+                    area=float(rle_area(mask.rle)),
                     iou=None,
-                    predicted_iou=float(reply.predicted_iou[i, 0]),
+                    predicted_iou=float(candidates.predicted_iou[i, 0]),
                     prompt={"box_xyxy": list(detection.box_xyxy)},
                     category_id=detection.category_id,
                     score=detection.score,
-                    segmentation=judgement.rle,
+                    segmentation=mask.rle,
                 )
-                for i, (detection, judgement) in enumerate(zip(detections, judgements, strict=True))
+                for i, (detection, mask) in enumerate(zip(detections, masks, strict=True))
             ]
         return found
 
     def summarize(self, found: Sequence[PhotoScores]) -> Summary:
+        """Return AP over the annotations of all photos, and how many boxes were left out."""
         image_ids = [self.image_ids[photo.key] for photo in self.photos]
         results = [result_row(score, self.image_ids[score.image]) for of_photo in found for score in of_photo.scores]
         precision = average_precision(self.coco_set, results, image_ids)
@@ -98,9 +109,9 @@ class DetectionEvaluation:
 
 
 def result_row(score: InstanceScore, image_id: int) -> dict[str, Any]:
-    """An answer in COCO's results format.
+    """Return a mask in COCO's results format.
 
-    It has no bbox: with one, pycocotools takes the box's area for the mask's where it tells small from large.
+    The row has no bbox: with one, pycocotools would take the area of the box for the area of the mask.
     """
     row: dict[str, Any] = {
         "image_id": image_id,
@@ -113,7 +124,7 @@ def result_row(score: InstanceScore, image_id: int) -> dict[str, Any]:
 
 
 def nearest_instance(detection: Detection, instances: Sequence[Instance]) -> Instance | None:
-    """The instance that a box means: of its category, with the largest box IoU; None when no box meets it."""
+    """Return the instance that a box means: the one of its category with the largest box IoU. None if none overlaps."""
     same = [instance for instance in instances if instance.category_id == detection.category_id]
     if not same:
         return None
@@ -122,7 +133,7 @@ def nearest_instance(detection: Detection, instances: Sequence[Instance]) -> Ins
 
 
 def box_iou(boxes_xyxy: np.ndarray, box_xyxy: np.ndarray) -> np.ndarray:
-    """IoU of boxes (N, 4) with one box (4,): (N,)."""
+    """Return the IoU (N,) of boxes (N, 4) with one box (4,)."""
     low, high = np.maximum(boxes_xyxy[:, :2], box_xyxy[:2]), np.minimum(boxes_xyxy[:, 2:], box_xyxy[2:])
     common = (high - low).clip(0).prod(1)
     areas = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(1), (box_xyxy[2:] - box_xyxy[:2]).prod()

@@ -1,7 +1,7 @@
 """The one evaluator: any promptable model over annotated photos, masks compared at the photo's own resolution.
 
-A photo is embedded once; its prompts are answered in batches. An evaluation is one task per photo, in any order and on
-any number of processes, and a summary of what all of them found.
+A photo is encoded once, and its prompts are decoded in batches. An evaluation scores each photo by itself, in any order
+and on any number of processes, and then summarizes the scores of all photos.
 """
 
 from __future__ import annotations
@@ -9,78 +9,90 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 from distill.config.schema import EvaluateDataConfig
 from distill.data.coco import AnnotatedPhoto, CocoSet
 from distill.data.lvis import LvisSet
 from distill.errors import DataError
-from distill.evaluation import prompting as asking
 from distill.evaluation.bootstrap import Interval
-from distill.evaluation.predictors import ModelSubject, Subject
-from distill.evaluation.prompting import InstanceScore, PhotoScores, ask_photo
+from distill.evaluation.predictors import MaskPredictor, ModelPredictor
+from distill.evaluation.prompting import InstanceScore, PhotoScores, PromptProtocol, score_instances
 from distill.evaluation.summary import Metrics, score_intervals, summarize
-from distill.evaluation.worker_pool import Task, Workers, drive
+from distill.evaluation.worker_pool import WorkerPool, run_concurrently
 from distill.models.sam import PromptableModel
 
-AHEAD = 2  # photos under way for each worker, and as many for the model
+PHOTOS_AHEAD = 2  # photos under way for each worker, and as many for the model
+
+
+class Keyed(Protocol):
+    """A photo with a key that is unique in its set."""
+
+    @property
+    def key(self) -> str: ...
+
+
+Photo = TypeVar("Photo", bound=Keyed)
 
 
 @dataclass
 class Summary:
-    """What an evaluation says in the end: its numbers (None: no such instance), and intervals of its means."""
+    """The result of an evaluation: its metrics (None: no such instance), and the intervals of its means."""
 
     metrics: Metrics
     intervals: Mapping[str, Interval]
 
 
-class Evaluation(Protocol):
-    """One protocol over one set of photos.
+class EvaluationProtocol(Protocol[Photo]):
+    """A protocol over one set of photos.
 
-    photos: what is asked about, in the order of the record. image_ids: the set's own id of each photo, by key.
+    photos: the photos to evaluate, in the order of the record. image_ids: the set's own id of each photo, by key.
     """
 
     @property
-    def photos(self) -> Sequence[Any]: ...
+    def photos(self) -> Sequence[Photo]: ...
     @property
     def image_ids(self) -> Mapping[str, int]: ...
 
-    def ask(self, subject: Subject, photo: Any, workers: Workers) -> Task[PhotoScores]:
-        """The task that asks about one photo."""
+    async def score_photo(self, predictor: MaskPredictor, photo: Photo, workers: WorkerPool) -> PhotoScores:
+        """Score the predictor's masks of one photo."""
         ...
 
     def summarize(self, found: Sequence[PhotoScores]) -> Summary:
-        """The numbers, from what was found in all photos, in their order."""
+        """Return the metrics from the scores of all photos, in their order."""
         ...
 
 
 class PromptEvaluation:
-    """Masks from ground-truth boxes or simulated clicks, over the instances of a set."""
+    """The evaluation of masks from ground-truth boxes or simulated clicks, over the instances of a set."""
 
-    def __init__(self, coco_set: CocoSet, protocol: asking.Protocol, max_images: int = 0) -> None:
+    def __init__(self, coco_set: CocoSet, protocol: PromptProtocol, max_images: int = 0) -> None:
         self.coco_set = coco_set
         self.protocol = protocol
-        self.photos = photos_to_ask(coco_set, max_images)
+        self.photos = photos_with_instances(coco_set, max_images)
         self.image_ids = coco_set.image_ids
 
-    def ask(self, subject: Subject, photo: AnnotatedPhoto, workers: Workers) -> Task[PhotoScores]:
-        return ask_photo(subject, photo, self.protocol, workers)
+    async def score_photo(self, predictor: MaskPredictor, photo: AnnotatedPhoto, workers: WorkerPool) -> PhotoScores:
+        """Score each instance of a photo."""
+        return await score_instances(predictor, photo, self.protocol, workers)
 
     def summarize(self, found: Sequence[PhotoScores]) -> Summary:
+        """Return mean IoU and the like over instances, and how many annotations were left out."""
         scores = [score for of_photo in found for score in of_photo.scores]
         left_out = {"num_crowd": self.coco_set.num_crowd, "num_empty": len(self.coco_set.empty)}
         return Summary({**summarize(scores), **left_out}, score_intervals(scores))
 
 
 def open_set(data: EvaluateDataConfig) -> CocoSet:
-    """The annotated photos that a recipe names. Raises DataError."""
+    """Open the annotated photos that a recipe names. Raises DataError."""
     return (LvisSet if data.format == "lvis" else CocoSet)(data.images, data.annotations)
 
 
-def photos_to_ask(coco_set: CocoSet, max_images: int = 0) -> list[AnnotatedPhoto]:
-    """The first `max_images` photos of a set (0: all), without those that have no instance.
+def photos_with_instances(coco_set: CocoSet, max_images: int = 0) -> list[AnnotatedPhoto]:
+    """Return the first `max_images` photos of a set (0: all), without those that have no instance.
 
-    Raises DataError when none is left.
+    Raises:
+        DataError: none is left.
     """
     photos = [photo for photo in itertools.islice(coco_set, max_images or None) if photo.instances]
     if not photos:
@@ -92,38 +104,42 @@ def photos_to_ask(coco_set: CocoSet, max_images: int = 0) -> list[AnnotatedPhoto
     return photos
 
 
-def ask_all(evaluation: Evaluation, subject: Subject, photos: Iterable[Any], workers: Workers) -> Iterator[PhotoScores]:
-    """Ask about photos, several of them under way; what was found in each, as it comes."""
-    tasks = (evaluation.ask(subject, photo, workers) for photo in photos)
-    return drive(tasks, at_once=AHEAD * (workers.num + 1) if workers.num else 1)
+def evaluate_photos(
+    evaluation: EvaluationProtocol[Photo], predictor: MaskPredictor, photos: Iterable[Photo], workers: WorkerPool
+) -> Iterator[PhotoScores]:
+    """Score photos, several of them at a time. Yield the scores of each as they come."""
+    coroutines = (evaluation.score_photo(predictor, photo, workers) for photo in photos)
+    return run_concurrently(coroutines, limit=_limit(workers))
 
 
 def evaluate_model(
-    model: PromptableModel | Subject,
+    model: PromptableModel | MaskPredictor,
     photos: Iterable[AnnotatedPhoto],
-    protocol: asking.Protocol,
+    protocol: PromptProtocol,
     *,
     finished: Sequence[InstanceScore] = (),
     on_photo: Callable[[list[InstanceScore]], None] | None = None,
     num_workers: int = 0,
 ) -> Metrics:
-    """Judge a model, or a baseline, over a CocoSet, or some of its photos.
+    """Evaluate a model, or a baseline, over a CocoSet or some of its photos, and write nothing.
 
     Args:
-        model: on the device that it shall run on; put into eval mode.
-        finished: scores of an earlier run; their photos are not asked about again.
-        on_photo: called with the scores of each photo that was asked about.
-        num_workers: processes that read photos and compare masks; 0: this one.
+        model: on the device that it shall run on. It is put into eval mode.
+        finished: scores of an earlier run. Their photos are not evaluated again.
+        on_photo: called with the scores of each photo that is evaluated.
+        num_workers: processes that read photos and compare masks. With 0, this process does it.
     Returns:
-        see `scores.summarize`.
+        metrics as `summary.summarize` gives them.
+    Raises:
+        DataError: a photo cannot be decoded.
     """
-    subject = ModelSubject(model) if isinstance(model, PromptableModel) else model
+    predictor = ModelPredictor(model) if isinstance(model, PromptableModel) else model
     scores = list(finished)
     done = {score.image for score in scores}
     left = (photo for photo in photos if photo.instances and photo.key not in done)
-    with Workers(num_workers) as workers:
-        tasks = (ask_photo(subject, photo, protocol, workers) for photo in left)
-        for found in drive(tasks, at_once=AHEAD * (num_workers + 1) if num_workers else 1):
+    with WorkerPool(num_workers) as workers:
+        coroutines = (score_instances(predictor, photo, protocol, workers) for photo in left)
+        for found in run_concurrently(coroutines, limit=_limit(workers)):
             scores += found.scores
             if on_photo is not None:
                 on_photo(found.scores)
@@ -131,9 +147,14 @@ def evaluate_model(
 
 
 def evaluate_photo(
-    model: PromptableModel | Subject, photo: AnnotatedPhoto, protocol: asking.Protocol
+    model: PromptableModel | MaskPredictor, photo: AnnotatedPhoto, protocol: PromptProtocol
 ) -> list[InstanceScore]:
-    """The scores of one photo's instances, in their order. Raises DataError when the photo cannot be decoded."""
+    """Return the scores of one photo's instances, in their order. Raises DataError when it cannot be decoded."""
     found: list[InstanceScore] = []
     evaluate_model(model, [photo], protocol, on_photo=found.extend)
     return found
+
+
+def _limit(workers: WorkerPool) -> int:
+    """Return how many photos are under way at a time."""
+    return PHOTOS_AHEAD * (workers.num + 1) if workers.num else 1

@@ -1,7 +1,7 @@
-"""What is done to one photo or mask alone, by worker processes: reading photos, laying masks out, comparing, clicking.
+"""The work on single photos and masks that worker processes do: reading, upsampling, comparing, clicking.
 
-A model's mask travels as the part of its low-res logits that holds a positive one, and is laid out at the photo's own
-resolution only here, in the pixels that this part reaches.
+A model's mask travels to a worker as the part of its low-res logits that holds a positive value. It is upsampled to
+the photo's own resolution only there, in the pixels that this part reaches.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ Click = tuple[list[float], int]  # XY in original pixels, and POSITIVE or NEGATI
 
 @dataclass(frozen=True)
 class Frame:
-    """How a model's masks lie over a photo: prompt_size (16 E) and low_res_size (4 E)."""
+    """The sizes that place a model's masks over a photo: prompt_size (16 E) and low_res_size (4 E)."""
 
     prompt_size: int
     low_res_size: int
 
 
 class LowResMask(NamedTuple):
-    """The rows and columns of low-res logits that matter, float32 (h, w), and where they begin."""
+    """The rows and columns of low-res logits that decide a mask, float32 (h, w), and the first of each."""
 
     logits: np.ndarray
     top: int
@@ -48,25 +48,27 @@ class LowResMask(NamedTuple):
     frame: Frame
 
 
-Candidate = Union[LowResMask, RLE]
+CandidateMask = Union[LowResMask, RLE]
 
 
-class Question(NamedTuple):
-    """Masks that are candidates for one prompt, and the truth (None: there is none to compare with).
+class ScoringRequest(NamedTuple):
+    """The candidate masks for one prompt, and the true mask (None: there is no truth).
 
-    clicked_xy: (K, 2) clicks so far when another is wanted; None: none is.
+    hw: height and width of the photo. clicked_xy: (K, 2) clicks so far, in original pixels, if the next click is
+    wanted; None if it is not.
     """
 
-    candidates: Sequence[Candidate]
+    candidates: Sequence[CandidateMask]
     hw: HW
     truth: RLE | None = None
     clicked_xy: np.ndarray | None = None
 
 
-class Judgement(NamedTuple):
-    """Which candidate fits the truth best, its code and scores in 0..1 (None without a truth), and the next click.
+class MaskScore(NamedTuple):
+    """The candidate that fits the truth best: its index, its code, its scores in 0..1, and the next click.
 
-    boundary_iou is None too where a click follows, and so another answer.
+    Without a truth, the first candidate is chosen and iou is None. boundary_iou is None without a truth, and where a
+    click follows, because another mask will then replace this one.
     """
 
     chosen: int
@@ -77,12 +79,12 @@ class Judgement(NamedTuple):
 
 
 def read_resized(path: Path, hw: HW | None, image_size: int) -> tuple[np.ndarray, HW]:
-    """A photo as uint8 (h, w, 3), its longest side `image_size`, and its own height and width.
+    """Read a photo as uint8 (h, w, 3), its longest side `image_size`. Return its own height and width too.
 
     Args:
-        hw: as annotated; None: the photo's own, upright.
+        hw: height and width as annotated; None: those of the upright photo.
     Raises:
-        DataError: the photo cannot be read or decoded, or is of another size.
+        DataError: the photo cannot be read or decoded, or it has another size.
     """
     data = read_photo(path)
     photo = decode_image(data, str(path)) if hw is None else decode_as_annotated(data, hw, str(path))
@@ -90,7 +92,7 @@ def read_resized(path: Path, hw: HW | None, image_size: int) -> tuple[np.ndarray
 
 
 def crop_positive(logits: np.ndarray, frame: Frame) -> LowResMask:
-    """The part of low-res logits (4E, 4E) that decides which pixels are set."""
+    """Crop low-res logits (4E, 4E) to the part that decides which pixels are set."""
     positive = logits > 0
     rows, columns = positive.any(1).nonzero()[0], positive.any(0).nonzero()[0]
     if not len(rows):
@@ -100,10 +102,11 @@ def crop_positive(logits: np.ndarray, frame: Frame) -> LowResMask:
     return LowResMask(np.ascontiguousarray(part), int(top), int(left), frame)
 
 
-def lay_out(part: LowResMask, hw: HW) -> np.ndarray:
-    """A mask at the photo's own resolution, bool (H, W): `masks_to_original(...) > 0`, as two products of matrices.
+def mask_to_original(part: LowResMask, hw: HW) -> np.ndarray:
+    """Upsample a mask to the photo's own resolution, bool (H, W).
 
-    Bilinear interpolation is separable, so both of its steps and the crop between them are one matrix for each side.
+    It is `masks_to_original(...) > 0` as two products of matrices: bilinear interpolation is separable, so both of its
+    steps and the crop between them are one matrix for each side.
     """
     mask = np.zeros(hw, bool, order="F")  # the order of run-length codes
     if not part.logits.size:
@@ -112,7 +115,7 @@ def lay_out(part: LowResMask, hw: HW) -> np.ndarray:
     height, width = part.logits.shape
     down = interpolation(hw[0], rows, part.frame)[:, part.top : part.top + height]  # (H, h)
     across = interpolation(hw[1], columns, part.frame)[:, part.left : part.left + width]  # (W, w)
-    (top, bottom), (left, right) = _reach(down), _reach(across)
+    (top, bottom), (left, right) = _reached_pixels(down), _reached_pixels(across)
     pixels = down[top:bottom] @ torch.from_numpy(part.logits) @ across[left:right].T
     mask[top:bottom, left:right] = (pixels > 0).numpy()
     return mask
@@ -120,7 +123,7 @@ def lay_out(part: LowResMask, hw: HW) -> np.ndarray:
 
 @lru_cache(MATRICES_KEPT)
 def interpolation(num_pixels: int, num_resized: int, frame: Frame) -> Tensor:
-    """One side of `masks_to_original`: the share of each low-res logit in each pixel, float32 (num_pixels, 4E).
+    """Return one side of `masks_to_original` as a matrix, float32 (num_pixels, 4E): each logit's share in each pixel.
 
     Args:
         num_resized: pixels of the side in the prompt frame, where padding is cut off.
@@ -131,35 +134,35 @@ def interpolation(num_pixels: int, num_resized: int, frame: Frame) -> Tensor:
     return shares[0].T.float().contiguous()
 
 
-def judge(questions: Sequence[Question]) -> list[Judgement]:
-    """The answers to several questions, in their order."""
-    return [_judge(question) for question in questions]
+def score_masks(requests: Sequence[ScoringRequest]) -> list[MaskScore]:
+    """Score the masks of several requests. Return the scores in their order."""
+    return [_score(request) for request in requests]
 
 
 def first_clicks(truths: Sequence[RLE]) -> list[list[float]]:
-    """The first click on each object: XY in original pixels."""
+    """Return the first click on each object: XY in original pixels."""
     return [first_click(decode_mask(truth).astype(bool)).tolist() for truth in truths]
 
 
-def _judge(question: Question) -> Judgement:
-    codes = [_code(candidate, question.hw) for candidate in question.candidates]
-    if question.truth is None:
-        return Judgement(0, codes[0], None, None, None)
-    ious = coco_mask.iou(codes, [question.truth], [0])[:, 0]  # (K,); the truth has pixels, so no union is empty
+def _score(request: ScoringRequest) -> MaskScore:
+    codes = [_to_rle(candidate, request.hw) for candidate in request.candidates]
+    if request.truth is None:
+        return MaskScore(0, codes[0], None, None, None)
+    ious = coco_mask.iou(codes, [request.truth], [0])[:, 0]  # (K,); the truth has pixels, so no union is empty
     chosen = int(ious.argmax())
-    predicted, truth = decode_mask(codes[chosen]).astype(bool), decode_mask(question.truth).astype(bool)
+    predicted, truth = decode_mask(codes[chosen]).astype(bool), decode_mask(request.truth).astype(bool)
     click = None
-    if question.clicked_xy is not None and (found := next_click(predicted, truth, clicked_xy=question.clicked_xy)):
+    if request.clicked_xy is not None and (found := next_click(predicted, truth, clicked_xy=request.clicked_xy)):
         click = found[0].tolist(), found[1]
     boundary = boundary_iou(predicted, truth) if click is None else None
-    return Judgement(chosen, codes[chosen], float(ious[chosen]), boundary, click)
+    return MaskScore(chosen, codes[chosen], float(ious[chosen]), boundary, click)
 
 
-def _code(candidate: Candidate, hw: HW) -> RLE:
-    return encode_mask(lay_out(candidate, hw)) if isinstance(candidate, LowResMask) else candidate
+def _to_rle(candidate: CandidateMask, hw: HW) -> RLE:
+    return encode_mask(mask_to_original(candidate, hw)) if isinstance(candidate, LowResMask) else candidate
 
 
-def _reach(shares: Tensor) -> tuple[int, int]:
-    """The first pixel that any of the logits reaches, and the one after the last; 0, 0 where all lie on padding."""
+def _reached_pixels(shares: Tensor) -> tuple[int, int]:
+    """Return the first pixel that any logit reaches and the one after the last; 0, 0 if all lie on padding."""
     reached = shares.any(1).nonzero()
     return (int(reached[0]), int(reached[-1]) + 1) if len(reached) else (0, 0)

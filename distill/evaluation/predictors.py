@@ -1,6 +1,7 @@
-"""What an evaluation judges: a model, or one of two baselines that bound every score.
+"""What an evaluation scores: a model, or one of two baselines that bound every score.
 
-`oracle` answers with the truth and scores 1; `fill-box` answers a box with all of it and knows nothing of the photo.
+The baseline `oracle` predicts the true mask and scores 1. The baseline `fill-box` fills each box and does not look at
+the photo.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from distill.data.coco import Instance
 from distill.data.rle import encode_mask
 from distill.errors import DistillError
-from distill.evaluation.mask_scoring import Candidate, Frame, crop_positive
+from distill.evaluation.mask_scoring import CandidateMask, Frame, crop_positive
 from distill.geometry import HW, boxes_to_prompt_frame, normalize_pad, points_to_prompt_frame
 from distill.models.multimask import Policy, answer_candidates
 from distill.models.sam import PromptableModel
@@ -27,16 +28,17 @@ from distill.students.fuse import fuse
 ORACLE, FILL_BOX = "oracle", "fill-box"
 BASELINES = (ORACLE, FILL_BOX)
 
-CPU_PROMPTS = 16  # of a forward of the decoder: more are no faster there, and hold more memory
+CPU_PROMPTS = 16  # prompts per forward of the decoder: more are no faster on a CPU, and take more memory
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Asked:
-    """P prompts about one photo, in its own pixels: boxes_xyxy (P, 4), or points_xy (P, K, 2) with labels (P, K).
+class PhotoPrompts:
+    """P prompts on one photo, in its own pixels: boxes_xyxy (P, 4), or points_xy (P, K, 2) with labels (P, K).
 
-    mask_logits: (P, 1, 4E, 4E), a model's own earlier answer. targets: what is meant, for baselines; None: unknown.
+    mask_logits: (P, 1, 4E, 4E) that the same model predicted before, or None. targets: the instance that each prompt
+    means, for the baselines; None where it is unknown.
     """
 
     boxes_xyxy: np.ndarray | None = None
@@ -47,32 +49,46 @@ class Asked:
 
 
 @dataclass
-class Reply:
-    """K candidates for each of P prompts, predicted IoU float32 (P, K), and a model's logits (P, K, 4E, 4E)."""
+class MaskCandidates:
+    """K candidate masks for each of P prompts.
 
-    candidates: list[list[Candidate]]
+    predicted_iou: float32 (P, K), as the model predicts it. logits: (P, K, 4E, 4E) of a model; None of a baseline.
+    """
+
+    masks: list[list[CandidateMask]]
     predicted_iou: np.ndarray
     logits: Tensor | None = None
 
 
-class View(Protocol):
-    """A photo as a subject has seen it."""
+class EncodedPhoto(Protocol):
+    """A photo that is encoded once, for all of its prompts."""
 
-    def answer(self, asked: Asked, policy: Policy, prompt_batch_size: int) -> Reply: ...
+    def predict(self, prompts: PhotoPrompts, policy: Policy, prompt_batch_size: int) -> MaskCandidates:
+        """Predict the candidate masks among which the policy leaves the choice.
 
-
-class Subject(Protocol):
-    """What answers prompts. image_size: the side at which it reads photos; None: it does not look at them."""
-
-    image_size: int | None
-
-    def look(self, resized: np.ndarray | None, hw: HW) -> View:
-        """See a photo, uint8 (h, w, 3) with a longest side of `image_size`, once for all of its prompts."""
+        Args:
+            prompt_batch_size: the largest number of prompts in one forward of the decoder.
+        """
         ...
 
 
-class ModelSubject:
-    """A promptable model on the device that it shall run on.
+class MaskPredictor(Protocol):
+    """A model or a baseline. image_size: the longest side at which it reads photos; None: it does not read them."""
+
+    image_size: int | None
+
+    def encode(self, resized: np.ndarray | None, hw: HW) -> EncodedPhoto:
+        """Encode a photo.
+
+        Args:
+            resized: uint8 (h, w, 3) with a longest side of `image_size`; None without an image_size.
+            hw: height and width of the original photo.
+        """
+        ...
+
+
+class ModelPredictor:
+    """A promptable model, on the device that it is on.
 
     Args:
         fuse_norms: fold batch norms into convolutions, which changes an embedding by at most 1e-4 of its largest value.
@@ -86,37 +102,39 @@ class ModelSubject:
             self.model.image_encoder.to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
-    def look(self, resized: np.ndarray | None, hw: HW) -> ModelView:
+    def encode(self, resized: np.ndarray | None, hw: HW) -> EmbeddedPhoto:
+        """Compute the embedding of a photo, uint8 (h, w, 3)."""
         assert resized is not None
         pixels = normalize_pad(resized, self.model.image_size)[None].to(self.device)  # (1, 3, S, S)
-        return ModelView(self.model, self.model.encode(pixels), hw)
+        return EmbeddedPhoto(self.model, self.model.encode(pixels), hw)
 
 
 @dataclass
-class ModelView:
-    """The embedding (1, C, E, E) of a photo of height and width `hw`."""
+class EmbeddedPhoto:
+    """The embedding (1, C, E, E) of a photo of height and width `hw`, and the model that computed it."""
 
     model: PromptableModel
     embedding: Tensor
     hw: HW
 
     @torch.inference_mode()
-    def answer(self, asked: Asked, policy: Policy, prompt_batch_size: int) -> Reply:
-        prompts = self._prompts(asked)
+    def predict(self, prompts: PhotoPrompts, policy: Policy, prompt_batch_size: int) -> MaskCandidates:
+        """Decode the prompts. On a CPU at most CPU_PROMPTS of them go together."""
         if self.embedding.device.type == "cpu":
             prompt_batch_size = min(prompt_batch_size, CPU_PROMPTS)
         logits, predicted_iou = answer_candidates(
-            self.model, self.embedding, prompts, policy=policy, prompt_batch_size=prompt_batch_size
+            self.model, self.embedding, self._to_model(prompts), policy=policy, prompt_batch_size=prompt_batch_size
         )  # (P, K, 4E, 4E), (P, K)
         frame = Frame(self.model.prompt_size, self.model.low_res_size)
-        candidates: list[list[Candidate]] = [
-            [crop_positive(mask, frame) for mask in masks] for masks in logits.float().cpu().numpy()
+        masks: list[list[CandidateMask]] = [
+            [crop_positive(mask, frame) for mask in of_prompt] for of_prompt in logits.float().cpu().numpy()
         ]
-        return Reply(candidates, predicted_iou.float().cpu().numpy(), logits)
+        return MaskCandidates(masks, predicted_iou.float().cpu().numpy(), logits)
 
-    def _prompts(self, asked: Asked) -> Prompts:
+    def _to_model(self, prompts: PhotoPrompts) -> Prompts:
+        """Convert prompts to the prompt frame, on the model's device."""
         frame, like = (self.hw, self.model.prompt_size), self.embedding
-        boxes, points, labels = asked.boxes_xyxy, asked.points_xy, asked.labels
+        boxes, points, labels = prompts.boxes_xyxy, prompts.points_xy, prompts.labels
         given = boxes if boxes is not None else points
         assert given is not None
         return Prompts(
@@ -124,60 +142,65 @@ class ModelView:
             boxes_xyxy=None if boxes is None else torch.from_numpy(boxes_to_prompt_frame(boxes, *frame)).to(like),
             points_xy=None if points is None else torch.from_numpy(points_to_prompt_frame(points, *frame)).to(like),
             point_labels=None if labels is None else torch.from_numpy(labels).to(like.device),
-            mask_logits=asked.mask_logits,
+            mask_logits=prompts.mask_logits,
         )
 
 
 @dataclass
 class Oracle:
-    """Answers with the mask that is meant, sure of it; with the whole box where a detector's box means no object."""
+    """The baseline that predicts the true mask, with predicted IoU 1. A box that means no object is filled."""
 
     hw: HW = (0, 0)
     image_size: int | None = None
 
-    def look(self, resized: np.ndarray | None, hw: HW) -> Oracle:
+    def encode(self, resized: np.ndarray | None, hw: HW) -> Oracle:
+        """Keep the size of the photo."""
         return Oracle(hw)
 
-    def answer(self, asked: Asked, policy: Policy, prompt_batch_size: int) -> Reply:
-        codes = [target.rle if target else None for target in asked.targets]
-        return _sure([code or _filled(asked, i, self.hw) for i, code in enumerate(codes)])
+    def predict(self, prompts: PhotoPrompts, policy: Policy, prompt_batch_size: int) -> MaskCandidates:
+        """Return the masks of the targets."""
+        codes = [target.rle if target else None for target in prompts.targets]
+        return _certain([code or _filled_box(prompts, i, self.hw) for i, code in enumerate(codes)])
 
 
 @dataclass
 class FillBox:
-    """Answers a box with all pixels in it, sure of it. Raises DistillError when asked by points."""
+    """The baseline that fills each box, with predicted IoU 1."""
 
     hw: HW = (0, 0)
     image_size: int | None = None
 
-    def look(self, resized: np.ndarray | None, hw: HW) -> FillBox:
+    def encode(self, resized: np.ndarray | None, hw: HW) -> FillBox:
+        """Keep the size of the photo."""
         return FillBox(hw)
 
-    def answer(self, asked: Asked, policy: Policy, prompt_batch_size: int) -> Reply:
-        if asked.boxes_xyxy is None:
+    def predict(self, prompts: PhotoPrompts, policy: Policy, prompt_batch_size: int) -> MaskCandidates:
+        """Return the filled boxes. Raises DistillError when the prompts are points."""
+        if prompts.boxes_xyxy is None:
             raise DistillError(f"'{FILL_BOX}' answers boxes alone: give a protocol with boxes, as eval/coco_box")
-        return _sure([_filled(asked, i, self.hw) for i in range(len(asked.boxes_xyxy))])
+        return _certain([_filled_box(prompts, i, self.hw) for i in range(len(prompts.boxes_xyxy))])
 
 
-def baseline(name: str) -> Subject:
-    """The baseline of a name in BASELINES."""
+def baseline(name: str) -> MaskPredictor:
+    """Return the baseline of a name in BASELINES."""
     return Oracle() if name == ORACLE else FillBox()
 
 
-def _filled(asked: Asked, row: int, hw: HW) -> Candidate:
-    assert asked.boxes_xyxy is not None
-    x1, y1, x2, y2 = asked.boxes_xyxy[row].round().astype(int).clip(0)
+def _filled_box(prompts: PhotoPrompts, row: int, hw: HW) -> CandidateMask:
+    assert prompts.boxes_xyxy is not None
+    x1, y1, x2, y2 = prompts.boxes_xyxy[row].round().astype(int).clip(0)
     mask = np.zeros(hw, bool)
     mask[y1:y2, x1:x2] = True
     return encode_mask(mask)
 
 
-def _sure(codes: Sequence[Candidate]) -> Reply:
-    return Reply([[code] for code in codes], np.ones((len(codes), 1), np.float32))
+def _certain(codes: Sequence[CandidateMask]) -> MaskCandidates:
+    """Return one candidate for each prompt, with predicted IoU 1."""
+    return MaskCandidates([[code] for code in codes], np.ones((len(codes), 1), np.float32))
 
 
 def _fused(model: PromptableModel) -> PromptableModel:
-    """The model with its batch norms folded where that is exact, else as it is."""
+    """Fold the batch norms of a model where that is exact. Return the model unchanged where it is not."""
     if not any(isinstance(part, nn.BatchNorm2d) for part in model.image_encoder.modules()):
         return model.eval()
     try:

@@ -1,13 +1,13 @@
-"""How a photo's instances are asked about: by their boxes, or by simulated clicks, one after the other.
+"""How a photo's instances are prompted: by their boxes, or by simulated clicks, one after the other.
 
-Each way is a task (see `workers.drive`): it yields what worker processes are to do and goes on with their results, so
-that the model answers for one photo while masks of others are compared.
+The functions are coroutines that run on the event loop of worker_pool.run_concurrently.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,9 @@ from torch import Tensor
 from distill.config.schema import EvaluatePromptConfig
 from distill.data.coco import AnnotatedPhoto, Instance
 from distill.data.rle import RLE
-from distill.evaluation.mask_scoring import Click, Judgement, Question, first_clicks, judge, read_resized
-from distill.evaluation.predictors import Asked, Reply, Subject, View
-from distill.evaluation.worker_pool import Task, Workers
+from distill.evaluation.mask_scoring import Click, MaskScore, ScoringRequest, first_clicks, read_resized, score_masks
+from distill.evaluation.predictors import EncodedPhoto, MaskCandidates, MaskPredictor, PhotoPrompts
+from distill.evaluation.worker_pool import WorkerPool
 from distill.geometry import HW
 from distill.models.multimask import Policy
 from distill.prompts.types import POSITIVE
@@ -29,10 +29,10 @@ MASKS_PER_JOB = 4  # sent to a worker together
 
 @dataclass(frozen=True)
 class InstanceScore:
-    """The answer to one prompt.
+    """The score of one prompt's mask, as an evaluation records it.
 
-    image: key of the photo. annotation_id, area, category_id: the annotation's own. iou, boundary_iou, predicted_iou:
-    in 0..1, the last as the model says. score: what ranks the mask among others (AP).
+    image: key of the photo. annotation_id, area, category_id: those of the annotation. iou, boundary_iou and
+    predicted_iou are in 0..1; the model predicts the last. score: the rank of the mask among others, for AP.
     prompt: {"box_xyxy": [4]} or {"points_xy": [[2]], "labels": [1]} in original pixels. segmentation: the mask's code.
     """
 
@@ -50,7 +50,10 @@ class InstanceScore:
 
 @dataclass
 class PhotoScores:
-    """The answers of one photo, in the order of its prompts; cosine: of its embedding and a teacher's, if measured."""
+    """The scores of one photo, in the order of its prompts.
+
+    cosine: between the photo's embeddings by the model and by a teacher; None if it was not measured.
+    """
 
     image: str
     scores: list[InstanceScore] = field(default_factory=list)
@@ -58,11 +61,11 @@ class PhotoScores:
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """How a model is asked.
+class PromptProtocol:
+    """How a model is prompted.
 
-    prompt: boxes or simulated clicks. multimask: which of its masks counts, after each click; see answers.Policy.
-    prompt_batch_size: prompts per forward of the decoder.
+    prompt: boxes or simulated clicks. multimask: which of the masks counts, after each click; see multimask.Policy.
+    prompt_batch_size: the largest number of prompts in one forward of the decoder.
     """
 
     prompt: EvaluatePromptConfig
@@ -70,162 +73,160 @@ class Protocol:
     prompt_batch_size: int = 64
 
 
-def ask_photo(subject: Subject, photo: AnnotatedPhoto, protocol: Protocol, workers: Workers) -> Task[PhotoScores]:
-    """The scores of one photo's instances, in their order. Raises DataError when the photo cannot be decoded."""
-    view = yield from look_at(subject, photo.path, photo.hw, workers)
-    ask = ask_boxes if protocol.prompt.kind == "box" else ask_clicks
-    found = PhotoScores(photo.key)
-    for start in range(0, len(photo.instances), protocol.prompt_batch_size):
-        instances = photo.instances[start : start + protocol.prompt_batch_size]
-        answers = yield from ask(view, instances, photo.hw, protocol, workers)
-        found.scores += [
-            instance_score(photo.key, instance, answer) for instance, answer in zip(instances, answers, strict=True)
-        ]
-    return found
-
-
 @dataclass
-class Answer:
-    """The judged answer to one prompt."""
+class PromptScore:
+    """A prompt, as InstanceScore has it, with the scored mask and the IoU that the model predicted for it."""
 
-    judgement: Judgement
+    mask: MaskScore
     predicted_iou: float
     prompt: dict[str, Any]
 
 
-def look_at(subject: Subject, path: Any, hw: HW, workers: Workers) -> Task[View]:
-    """Read a photo in a worker, and let the subject see it."""
-    if subject.image_size is None:
-        yield []
-        return subject.look(None, hw)
-    ((resized, _),) = yield [workers.submit(read_resized, path, hw, subject.image_size)]
-    return subject.look(resized, hw)
+async def score_instances(
+    predictor: MaskPredictor, photo: AnnotatedPhoto, protocol: PromptProtocol, workers: WorkerPool
+) -> PhotoScores:
+    """Score a photo's instances, in their order. Raises DataError when the photo cannot be decoded."""
+    encoded = await encode_photo(predictor, photo.path, photo.hw, workers)
+    score = score_boxes if protocol.prompt.kind == "box" else score_clicks
+    found = PhotoScores(photo.key)
+    for start in range(0, len(photo.instances), protocol.prompt_batch_size):
+        instances = photo.instances[start : start + protocol.prompt_batch_size]
+        scores = await score(encoded, instances, photo.hw, protocol, workers)
+        found.scores += [
+            instance_score(photo.key, instance, of_prompt)
+            for instance, of_prompt in zip(instances, scores, strict=True)
+        ]
+    return found
 
 
-def ask_boxes(
-    view: View, instances: Sequence[Instance], hw: HW, protocol: Protocol, workers: Workers
-) -> Task[list[Answer]]:
-    """One answer per ground-truth box."""
+async def encode_photo(predictor: MaskPredictor, path: Path, hw: HW, workers: WorkerPool) -> EncodedPhoto:
+    """Read a photo in a worker, and encode it."""
+    if predictor.image_size is None:
+        return predictor.encode(None, hw)
+    resized, _ = await workers.run(read_resized, path, hw, predictor.image_size)
+    return predictor.encode(resized, hw)
+
+
+async def score_boxes(
+    photo: EncodedPhoto, instances: Sequence[Instance], hw: HW, protocol: PromptProtocol, workers: WorkerPool
+) -> list[PromptScore]:
+    """Prompt with the box of each instance, and score the masks."""
     boxes = np.array([instance.bbox_xyxy for instance in instances], np.float64)  # (P, 4), original pixels
-    reply = view.answer(Asked(boxes_xyxy=boxes, targets=instances), protocol.multimask, protocol.prompt_batch_size)
-    judgements = yield from judged(reply, hw, [instance.rle for instance in instances], workers)
+    prompts = PhotoPrompts(boxes_xyxy=boxes, targets=instances)
+    candidates = photo.predict(prompts, protocol.multimask, protocol.prompt_batch_size)
+    masks = await score_candidates(candidates, hw, [instance.rle for instance in instances], workers)
     return [
-        Answer(judgement, float(reply.predicted_iou[i, judgement.chosen]), {"box_xyxy": boxes[i].tolist()})
-        for i, judgement in enumerate(judgements)
+        PromptScore(mask, float(candidates.predicted_iou[i, mask.chosen]), {"box_xyxy": boxes[i].tolist()})
+        for i, mask in enumerate(masks)
     ]
 
 
-def ask_clicks(
-    view: View, instances: Sequence[Instance], hw: HW, protocol: Protocol, workers: Workers
-) -> Task[list[Answer]]:
-    """One answer per instance after `num_clicks` simulated clicks; from the second on, with the previous logits.
+async def score_clicks(
+    photo: EncodedPhoto, instances: Sequence[Instance], hw: HW, protocol: PromptProtocol, workers: WorkerPool
+) -> list[PromptScore]:
+    """Prompt with `num_clicks` simulated clicks on each instance, and score the last masks.
 
-    An instance without an error left gets no more clicks and keeps its answer.
+    From the second click on, the model gets its previous logits too. An instance without an error left gets no more
+    clicks and keeps its mask.
     """
-    people = [Clicker(instance) for instance in instances]
-    for person, point in zip(people, (yield from _first_clicks(instances, workers)), strict=True):
-        person.click((point, POSITIVE))
+    simulators = [ClickSimulator(instance) for instance in instances]
+    first = await workers.map_chunks(first_clicks, [instance.rle for instance in instances], MASKS_PER_JOB)
+    for simulator, point in zip(simulators, first, strict=True):
+        simulator.click((point, POSITIVE))
     num_clicks = protocol.prompt.num_clicks
     for num_click in range(1, num_clicks + 1):
-        active = [person for person in people if len(person.points_xy) == num_click]
+        active = [simulator for simulator in simulators if len(simulator.points_xy) == num_click]
         if not active:
             break
-        asked = _asked_by(active)
-        reply = view.answer(asked, protocol.multimask, protocol.prompt_batch_size)
-        clicked = asked.points_xy if num_click < num_clicks else None
-        truths = [person.instance.rle for person in active]
-        judgements = yield from judged(reply, hw, truths, workers, clicked_xy=clicked)
-        for i, (person, judgement) in enumerate(zip(active, judgements, strict=True)):
-            person.hear(judgement, reply, i)
-    return [person.answer() for person in people]
+        prompts = _prompts_of(active)
+        candidates = photo.predict(prompts, protocol.multimask, protocol.prompt_batch_size)
+        clicked = prompts.points_xy if num_click < num_clicks else None
+        truths = [simulator.instance.rle for simulator in active]
+        masks = await score_candidates(candidates, hw, truths, workers, clicked_xy=clicked)
+        for i, (simulator, mask) in enumerate(zip(active, masks, strict=True)):
+            simulator.update(mask, candidates, i)
+    return [simulator.result() for simulator in simulators]
 
 
 @dataclass
-class Clicker:
-    """A simulated person who wants one instance and clicks on what is wrong with the last answer.
+class ClickSimulator:
+    """A simulated user who wants one instance and clicks on the largest error of the last mask.
 
-    points_xy: clicks so far, XY in original pixels; labels: POSITIVE or NEGATIVE. logits: (4E, 4E) of the last answer.
+    points_xy: clicks so far, XY in original pixels; labels: POSITIVE or NEGATIVE. logits: (4E, 4E) of the last mask.
     """
 
     instance: Instance
     points_xy: list[list[float]] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
-    judgement: Judgement | None = None
+    mask: MaskScore | None = None
     predicted_iou: float = 0.0
     logits: Tensor | None = None
 
     def click(self, click: Click | None) -> None:
-        """Click once more; None: nothing is wrong."""
+        """Add a click; None: there is no error to click on."""
         if click is not None:
             self.points_xy.append(click[0])
             self.labels.append(click[1])
 
-    def hear(self, judgement: Judgement, reply: Reply, row: int) -> None:
-        """Take the answer to the clicks so far, and make the next one."""
-        self.judgement = judgement
-        self.predicted_iou = float(reply.predicted_iou[row, judgement.chosen])
-        self.logits = None if reply.logits is None else reply.logits[row, judgement.chosen]
-        self.click(judgement.click)
+    def update(self, mask: MaskScore, candidates: MaskCandidates, row: int) -> None:
+        """Take the scored mask for the clicks so far, and make the next click.
 
-    def answer(self) -> Answer:
-        assert self.judgement is not None
-        prompt = {"points_xy": self.points_xy, "labels": self.labels}
-        return Answer(self.judgement, self.predicted_iou, prompt)
+        Args:
+            row: this instance's prompt among those of `candidates`.
+        """
+        self.mask = mask
+        self.predicted_iou = float(candidates.predicted_iou[row, mask.chosen])
+        self.logits = None if candidates.logits is None else candidates.logits[row, mask.chosen]
+        self.click(mask.click)
 
-
-def _first_clicks(instances: Sequence[Instance], workers: Workers) -> Task[list[list[float]]]:
-    codes = [instance.rle for instance in instances]
-    parts = yield [workers.submit(first_clicks, codes[i : i + MASKS_PER_JOB]) for i in _starts(len(codes))]
-    return [point for part in parts for point in part]
+    def result(self) -> PromptScore:
+        """Return the score of the last mask, with all clicks."""
+        assert self.mask is not None
+        return PromptScore(self.mask, self.predicted_iou, {"points_xy": self.points_xy, "labels": self.labels})
 
 
-def _asked_by(people: Sequence[Clicker]) -> Asked:
-    """The prompts of people with equally many clicks."""
-    previous = [person.logits for person in people if person.logits is not None]
-    return Asked(
-        points_xy=np.array([person.points_xy for person in people], np.float64),  # (A, K, 2)
-        labels=np.array([person.labels for person in people], np.int64),
+def _prompts_of(simulators: Sequence[ClickSimulator]) -> PhotoPrompts:
+    """Return the clicks of A instances that have equally many of them, K."""
+    previous = [simulator.logits for simulator in simulators if simulator.logits is not None]
+    return PhotoPrompts(
+        points_xy=np.array([simulator.points_xy for simulator in simulators], np.float64),  # (A, K, 2)
+        labels=np.array([simulator.labels for simulator in simulators], np.int64),
         mask_logits=torch.stack(previous)[:, None] if previous else None,  # (A, 1, 4E, 4E)
-        targets=[person.instance for person in people],
+        targets=[simulator.instance for simulator in simulators],
     )
 
 
-def judged(
-    reply: Reply,
+async def score_candidates(
+    candidates: MaskCandidates,
     hw: HW,
     truths: Sequence[RLE | None],
-    workers: Workers,
+    workers: WorkerPool,
     *,
     clicked_xy: np.ndarray | None = None,
-) -> Task[list[Judgement]]:
-    """Judge P answers in workers, a few at a time.
+) -> list[MaskScore]:
+    """Score the candidates of P prompts in workers, a few prompts at a time.
 
     Args:
-        clicked_xy: (P, K, 2) clicks so far when another is wanted.
+        clicked_xy: (P, K, 2) clicks so far, if the next click of each prompt is wanted.
     """
-    questions = [
-        Question(candidates, hw, truth, None if clicked_xy is None else clicked_xy[i])
-        for i, (candidates, truth) in enumerate(zip(reply.candidates, truths, strict=True))
+    requests = [
+        ScoringRequest(masks, hw, truth, None if clicked_xy is None else clicked_xy[i])
+        for i, (masks, truth) in enumerate(zip(candidates.masks, truths, strict=True))
     ]
-    parts = yield [workers.submit(judge, questions[i : i + MASKS_PER_JOB]) for i in _starts(len(questions))]
-    return [judgement for part in parts for judgement in part]
+    return await workers.map_chunks(score_masks, requests, MASKS_PER_JOB)
 
 
-def instance_score(image: str, instance: Instance, answer: Answer) -> InstanceScore:
-    """What an evaluation keeps of an answer about an annotated instance."""
+def instance_score(image: str, instance: Instance, of_prompt: PromptScore) -> InstanceScore:
+    """Return the record of a prompt for an annotated instance."""
     return InstanceScore(
         image=image,
         annotation_id=instance.id,
         area=instance.area,
-        iou=answer.judgement.iou,
-        predicted_iou=answer.predicted_iou,
-        prompt=answer.prompt,
+        iou=of_prompt.mask.iou,
+        predicted_iou=of_prompt.predicted_iou,
+        prompt=of_prompt.prompt,
         category_id=instance.category_id,
-        boundary_iou=answer.judgement.boundary_iou,
-        score=answer.predicted_iou,
-        segmentation=answer.judgement.rle,
+        boundary_iou=of_prompt.mask.boundary_iou,
+        score=of_prompt.predicted_iou,
+        segmentation=of_prompt.mask.rle,
     )
-
-
-def _starts(num: int) -> range:
-    return range(0, num, MASKS_PER_JOB)

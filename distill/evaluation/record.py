@@ -18,7 +18,7 @@ from distill.files import write_text
 
 if TYPE_CHECKING:
     from distill.config.loading import EvaluationRecipe
-    from distill.evaluation.evaluator import Evaluation, Summary
+    from distill.evaluation.evaluator import EvaluationProtocol, Photo, Summary
     from distill.evaluation.prompting import InstanceScore, PhotoScores
 
 MODEL_FILE, DATA_FILE = "model.json", "data.json"
@@ -87,7 +87,7 @@ class Record:
         """Return the content of metrics.json of a finished evaluation."""
         return _read_json(self.run / EVALUATION_METRICS_FILE)
 
-    def begin(self, evaluation: Evaluation) -> list[Any]:
+    def begin(self, evaluation: EvaluationProtocol[Photo]) -> list[Photo]:
         """The photos that are left to this process: every n-th of those that no process has finished."""
         (self.run / PARTIAL_DIR).mkdir(exist_ok=True)
         finished = self.finished()
@@ -118,7 +118,7 @@ class Record:
                 found[row["image"]] = PhotoScores(row["image"], scores, row["cosine"])
         return found
 
-    def close(self, evaluation: Evaluation, seconds: float, num_asked: int) -> dict[str, Any]:
+    def close(self, evaluation: EvaluationProtocol[Any], seconds: float, num_asked: int) -> dict[str, Any]:
         """Write the files, when all processes are done; returns metrics.json's content. For the first process alone."""
         finished = self.finished()
         found = [finished[photo.key] for photo in evaluation.photos]

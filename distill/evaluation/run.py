@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any, Union
 from distill.config.schema import AgreementRecipe, EvaluateRecipe, EvaluateSetsRecipe, EverythingRecipe
 from distill.data.catalogue import resolve_annotations
 from distill.data.detections import Detections
-from distill.evaluation.automatic_masks import EverythingEvaluation
+from distill.evaluation.automatic_masks import AutomaticMaskEvaluation
 from distill.evaluation.detector_boxes import DetectionEvaluation
-from distill.evaluation.evaluator import Evaluation, PromptEvaluation, ask_all, open_set
+from distill.evaluation.evaluator import EvaluationProtocol, PromptEvaluation, evaluate_photos, open_set
 from distill.evaluation.many_sets import mean_of_sets, recipe_of_set
-from distill.evaluation.predictors import BASELINES, ModelSubject, Subject, baseline
-from distill.evaluation.prompting import Protocol
+from distill.evaluation.predictors import BASELINES, MaskPredictor, ModelPredictor, baseline
+from distill.evaluation.prompting import PromptProtocol
 from distill.evaluation.record import Alone, Ranks, Record, write_metrics
 from distill.evaluation.teacher_agreement import AgreementEvaluation
-from distill.evaluation.worker_pool import Workers
+from distill.evaluation.worker_pool import WorkerPool
 from distill.models.checkpoint import find_weights, load_model, sha256_file
 from distill.models.devices import usable_device
 from distill.models.launch import launch_fabric
@@ -69,19 +69,19 @@ def evaluate_recipe(
 class _Job:
     """The evaluation of one model, in one or more processes.
 
-    The arguments are those of `evaluate_recipe`. subject: the loaded model, once an evaluation needed it.
+    The arguments are those of `evaluate_recipe`. predictor: the loaded model, once an evaluation needed it.
     """
 
     source: str
     name: str | None
     device: str | torch.device | None
     ranks: Ranks
-    subject: Subject | None = None
+    predictor: MaskPredictor | None = None
 
     def run(self, recipe: RecipeOfOneSet) -> dict[str, Any]:
         """Evaluate the photos that are left to this process. Return the metrics in the first process."""
         evaluation, data = self._evaluation(recipe)
-        self.subject = self.subject or self._load(recipe.fuse)
+        self.predictor = self.predictor or self._load(recipe.fuse)
         record = Record(Path(recipe.run), recipe, describe_model(self.source), data, self.ranks)
         if record.is_finished:
             return record.read_metrics()
@@ -89,8 +89,8 @@ class _Job:
         started = time.monotonic()
         num_workers = choose_num_workers(recipe.num_workers, len(photos))
         is_first = self.ranks.global_rank == 0
-        with Workers(num_workers) as workers, progress_bar("photos", len(photos), shown=is_first) as advance:
-            for found in ask_all(evaluation, self.subject, photos, workers):
+        with WorkerPool(num_workers) as workers, progress_bar("photos", len(photos), shown=is_first) as advance:
+            for found in evaluate_photos(evaluation, self.predictor, photos, workers):
                 record.add(found)
                 advance(1)
         self.ranks.barrier()
@@ -113,7 +113,7 @@ class _Job:
         sets = {name: metrics["ap"] for name, (_, metrics) in found.items()}
         return write_metrics(record, mean_of_sets(found), sets=sets, seconds=round(time.monotonic() - started, 1))
 
-    def _evaluation(self, recipe: RecipeOfOneSet) -> tuple[Evaluation, dict[str, Any]]:
+    def _evaluation(self, recipe: RecipeOfOneSet) -> tuple[EvaluationProtocol[Any], dict[str, Any]]:
         """Build the evaluation of a recipe. Return it with what identifies its data: hashes, the teacher."""
         if isinstance(recipe, AgreementRecipe):
             return self._agreement(recipe)
@@ -123,11 +123,11 @@ class _Job:
             data["detections_sha256"] = sha256_file(recipe.data.detections)
         return evaluation, data
 
-    def _agreement(self, recipe: AgreementRecipe) -> tuple[Evaluation, dict[str, Any]]:
+    def _agreement(self, recipe: AgreementRecipe) -> tuple[EvaluationProtocol[Any], dict[str, Any]]:
         teacher = load_teacher(recipe.teacher)
         evaluation = AgreementEvaluation(
             recipe.data.images,
-            ModelSubject(teacher.model.to(usable_device(self.device)), fuse_norms=recipe.fuse),
+            ModelPredictor(teacher.model.to(usable_device(self.device)), fuse_norms=recipe.fuse),
             recipe.prompt,
             multimask=recipe.multimask,
             prompt_batch_size=recipe.prompt_batch_size,
@@ -135,19 +135,19 @@ class _Job:
         )
         return evaluation, {"teacher": teacher.name, "teacher_sha256": teacher.weights_sha256}
 
-    def _load(self, fuse_norms: bool) -> Subject:
+    def _load(self, fuse_norms: bool) -> MaskPredictor:
         if self.source in BASELINES:
             return baseline(self.source)
         model = load_model(self.source, name=self.name).to(usable_device(self.device))
-        return ModelSubject(model, fuse_norms=fuse_norms)
+        return ModelPredictor(model, fuse_norms=fuse_norms)
 
 
-def build_evaluation(recipe: EvaluateRecipe | EverythingRecipe) -> Evaluation:
+def build_evaluation(recipe: EvaluateRecipe | EverythingRecipe) -> EvaluationProtocol[Any]:
     """Build the evaluation of a recipe over its annotated photos. Raises DataError when they cannot be read."""
     coco_set, max_images = open_set(recipe.data), recipe.data.max_images
     if isinstance(recipe, EverythingRecipe):
-        return EverythingEvaluation(coco_set, recipe.grid, max_images)
-    protocol = Protocol(recipe.prompt, recipe.multimask, recipe.prompt_batch_size)
+        return AutomaticMaskEvaluation(coco_set, recipe.grid, max_images)
+    protocol = PromptProtocol(recipe.prompt, recipe.multimask, recipe.prompt_batch_size)
     if recipe.data.detections is None:
         return PromptEvaluation(coco_set, protocol, max_images)
     return DetectionEvaluation(coco_set, Detections(recipe.data.detections, coco_set), protocol, max_images)

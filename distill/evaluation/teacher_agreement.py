@@ -1,11 +1,12 @@
-"""How much a model answers as its teacher does, on photographs that nobody annotated.
+"""How well a model agrees with its teacher, on photos without annotations.
 
-The teacher is asked at a grid of points; its masks are the truth for the model, which is asked at the same points or
-by the boxes of these masks. The embeddings are compared too, where both are of one size.
+The teacher is prompted at a grid of points, and its masks are the truth. The model is prompted at the same points, or by
+the boxes of these masks. The embeddings are compared too, where both have equally many channels.
 """
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,24 +23,24 @@ from distill.evaluation.bootstrap import mean_interval
 from distill.evaluation.evaluator import Summary
 from distill.evaluation.mask_scoring import read_resized
 from distill.evaluation.metrics import image_cosines
-from distill.evaluation.predictors import Asked, ModelSubject, ModelView, Subject
-from distill.evaluation.prompting import Answer, PhotoScores, instance_score, judged
+from distill.evaluation.predictors import EmbeddedPhoto, MaskPredictor, ModelPredictor, PhotoPrompts
+from distill.evaluation.prompting import PhotoScores, PromptScore, instance_score, score_candidates
 from distill.evaluation.summary import score_intervals, summarize
-from distill.evaluation.worker_pool import Task, Workers
+from distill.evaluation.worker_pool import WorkerPool
 from distill.geometry import HW, valid_mask
 from distill.models.multimask import Policy
 from distill.prompts.types import POSITIVE
 
-TEACHER_POLICY: Policy = "best"  # a point is ambiguous
+TEACHER_POLICY: Policy = "best"  # a point is ambiguous: it may mean a part or the object
 
 
 class AgreementEvaluation:
-    """Embedding cosine and mask IoU of a model and its teacher over a folder of photos."""
+    """The evaluation of a model against its teacher over a folder of photos: embedding cosine and mask IoU."""
 
     def __init__(
         self,
         images_dir: str | Path,
-        teacher: ModelSubject,
+        teacher: ModelPredictor,
         prompt: AgreementPromptConfig,
         *,
         multimask: Policy = "single",
@@ -51,29 +52,34 @@ class AgreementEvaluation:
         self.photos = list(itertools.islice(PhotoFolder(images_dir), max_images or None))
         self.image_ids = {photo.key: i for i, photo in enumerate(self.photos)}
 
-    def ask(self, subject: Subject, photo: FolderPhoto, workers: Workers) -> Task[PhotoScores]:
-        if not isinstance(subject, ModelSubject):
+    async def score_photo(self, predictor: MaskPredictor, photo: FolderPhoto, workers: WorkerPool) -> PhotoScores:
+        """Score the model's masks of a photo against its teacher's. Raises DistillError for a baseline."""
+        if not isinstance(predictor, ModelPredictor):
             raise DistillError("agreement compares embeddings, and a baseline has none; give a model")
-        sizes = dict.fromkeys((self.teacher.image_size, subject.image_size))
-        read = yield [workers.submit(read_resized, photo.path, None, size) for size in sizes]
+        sizes = list(dict.fromkeys((self.teacher.model.image_size, predictor.model.image_size)))
+        read = await asyncio.gather(*(workers.run(read_resized, photo.path, None, size) for size in sizes))
         resized = {size: pixels for size, (pixels, _) in zip(sizes, read, strict=True)}
         hw: HW = read[0][1]
-        teacher = self.teacher.look(resized[self.teacher.image_size], hw)
-        view = subject.look(resized[subject.image_size], hw)
+        by_teacher = self.teacher.encode(resized[self.teacher.model.image_size], hw)
+        encoded = predictor.encode(resized[predictor.model.image_size], hw)
         points = grid_points(hw, self.prompt.points_per_side)[:, None]  # (P, 1, 2)
         labels = np.full(points.shape[:2], POSITIVE, np.int64)
-        reply = teacher.answer(Asked(points_xy=points, labels=labels), TEACHER_POLICY, self.prompt_batch_size)
-        answers = yield from judged(reply, hw, [None] * len(points), workers)
+        prompts = PhotoPrompts(points_xy=points, labels=labels)
+        candidates = by_teacher.predict(prompts, TEACHER_POLICY, self.prompt_batch_size)
+        masks = await score_candidates(candidates, hw, [None] * len(points), workers)
         targets = [
-            Instance(i, 0, rle_box_xyxy(answer.rle), answer.rle, float(rle_area(answer.rle)))
-            for i, answer in enumerate(answers)
-            if rle_area(answer.rle)
+            Instance(i, 0, rle_box_xyxy(mask.rle), mask.rle, float(rle_area(mask.rle)))
+            for i, mask in enumerate(masks)
+            if rle_area(mask.rle)
         ]
-        answered = (yield from self._ask_for(targets, view, hw, points, workers)) if targets else []
-        scores = [instance_score(photo.key, target, answer) for target, answer in answered]
-        return PhotoScores(photo.key, scores, embedding_cosine(view, teacher))
+        found = await self._score_targets(targets, encoded, points, workers) if targets else []
+        scores = [
+            instance_score(photo.key, target, of_prompt) for target, of_prompt in zip(targets, found, strict=True)
+        ]
+        return PhotoScores(photo.key, scores, embedding_cosine(encoded, by_teacher))
 
     def summarize(self, found: Sequence[PhotoScores]) -> Summary:
+        """Return mean IoU against the teacher's masks, and the mean cosine of the embeddings."""
         scores = [score for of_photo in found for score in of_photo.scores]
         cosines = [of_photo.cosine for of_photo in found if of_photo.cosine is not None]
         metrics, intervals = summarize(scores), score_intervals(scores)
@@ -82,36 +88,39 @@ class AgreementEvaluation:
             intervals["cosine"] = interval
         return Summary(metrics, intervals)
 
-    def _ask_for(
-        self, targets: list[Instance], view: ModelView, hw: HW, points: np.ndarray, workers: Workers
-    ) -> Task[list[tuple[Instance, Answer]]]:
-        """The model's answers about the teacher's masks."""
+    async def _score_targets(
+        self, targets: list[Instance], encoded: EmbeddedPhoto, points: np.ndarray, workers: WorkerPool
+    ) -> list[PromptScore]:
+        """Prompt the model for each of the teacher's masks, and score its masks.
+
+        Args:
+            points: (P, 1, 2) the teacher's prompts. The id of a target is the index of its prompt.
+        """
         if self.prompt.kind == "box":
             boxes = np.array([target.bbox_xyxy for target in targets])
-            asked, prompts = Asked(boxes_xyxy=boxes), [{"box_xyxy": box} for box in boxes.tolist()]
+            prompts, recorded = PhotoPrompts(boxes_xyxy=boxes), [{"box_xyxy": box} for box in boxes.tolist()]
         else:
             points = points[[target.id for target in targets]]
-            asked = Asked(points_xy=points, labels=np.full(points.shape[:2], POSITIVE, np.int64))
-            prompts = [{"points_xy": point, "labels": [POSITIVE]} for point in points.tolist()]
-        reply = view.answer(asked, self.multimask, self.prompt_batch_size)
-        judgements = yield from judged(reply, hw, [target.rle for target in targets], workers)
-        return [
-            (target, Answer(judgement, float(reply.predicted_iou[i, 0]), prompts[i]))
-            for i, (target, judgement) in enumerate(zip(targets, judgements, strict=True))
-        ]
+            prompts = PhotoPrompts(points_xy=points, labels=np.full(points.shape[:2], POSITIVE, np.int64))
+            recorded = [{"points_xy": point, "labels": [POSITIVE]} for point in points.tolist()]
+        candidates = encoded.predict(prompts, self.multimask, self.prompt_batch_size)
+        masks = await score_candidates(candidates, encoded.hw, [target.rle for target in targets], workers)
+        return [PromptScore(mask, float(candidates.predicted_iou[i, 0]), recorded[i]) for i, mask in enumerate(masks)]
 
 
 def grid_points(hw: HW, points_per_side: int) -> np.ndarray:
-    """The centres of n x n equal parts of a photo: (n * n, 2) XY in its pixels."""
+    """Return the centres of n x n equal parts of a photo: (n * n, 2) XY in its pixels."""
     centres = (np.arange(points_per_side) + 0.5) / points_per_side
     x, y = np.meshgrid(centres * hw[1], centres * hw[0])
     return np.stack([x.ravel(), y.ravel()], 1)
 
 
 @torch.inference_mode()
-def embedding_cosine(view: ModelView, teacher: ModelView) -> float | None:
-    """Mean cosine over the photo's valid positions; None when the embeddings have other channels."""
-    if view.embedding.shape[1] != teacher.embedding.shape[1]:
+def embedding_cosine(student: EmbeddedPhoto, teacher: EmbeddedPhoto) -> float | None:
+    """Return the mean cosine over the photo's valid positions, or None if the numbers of channels differ."""
+    if student.embedding.shape[1] != teacher.embedding.shape[1]:
         return None
     valid = valid_mask(teacher.hw, teacher.embedding.shape[-1])[None]  # (1, E, E)
-    return image_cosines(view.embedding.float(), teacher.embedding.float(), valid.to(teacher.embedding.device)).item()
+    return image_cosines(
+        student.embedding.float(), teacher.embedding.float(), valid.to(teacher.embedding.device)
+    ).item()

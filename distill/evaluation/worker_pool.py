@@ -1,29 +1,33 @@
-"""Work in other processes, and many tasks that wait for it in one."""
+"""Worker processes beside a model, and the event loop that keeps both busy.
+
+An evaluation writes one coroutine for each photo. The coroutine awaits what the workers do (reading the photo,
+comparing masks) and calls the model in between, so that the model predicts for one photo while the workers compare
+masks of others.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing.connection import wait as wait_for_end
 from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# A task yields futures, is resumed with the list of their results, and returns its own result.
-Task = Generator[list["Future[Any]"], list[Any], Result]
 
+class WorkerPool:
+    """Processes that call functions on pickled arguments. With `num` 0, this process makes the calls itself.
 
-class Workers:
-    """Processes that compute functions of pickled arguments; with `num` 0 the caller computes them at once.
-
-    A context manager. The processes start on the first use, import this package anew and end with their parent,
-    however that ends.
+    A context manager. The processes start on the first use, and they end with their parent, even if it is killed.
     """
 
     def __init__(self, num: int) -> None:
@@ -34,9 +38,9 @@ class Workers:
             context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
             if "forkserver" in methods:
                 context.set_forkserver_preload(["distill.evaluation.mask_scoring"])  # imported once for all of them
-            self._executor = ProcessPoolExecutor(num, mp_context=context, initializer=_begin)
+            self._executor = ProcessPoolExecutor(num, mp_context=context, initializer=_start_worker)
 
-    def __enter__(self) -> Workers:
+    def __enter__(self) -> WorkerPool:
         return self
 
     def __exit__(
@@ -45,40 +49,61 @@ class Workers:
         if self._executor is not None:
             self._executor.shutdown(cancel_futures=True)
 
-    def submit(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
-        """The result to come of function(*arguments); what it raises comes out of the future."""
-        if self._executor is not None:
-            return self._executor.submit(function, *arguments)
-        future: Future[Result] = Future()
-        try:
-            future.set_result(function(*arguments))
-        except Exception as error:  # noqa: BLE001 - raised again where the result is asked for
-            future.set_exception(error)
-        return future
+    async def run(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Return function(*arguments), computed in a worker. Raises what the function raises."""
+        if self._executor is None:
+            return function(*arguments)
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+
+    async def map_chunks(
+        self, function: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item], chunk_size: int
+    ) -> list[Result]:
+        """Call a function on consecutive chunks of a sequence, each in a worker. Return the results in their order."""
+        chunks = [items[start : start + chunk_size] for start in range(0, len(items), chunk_size)]
+        results = await asyncio.gather(*(self.run(function, chunk) for chunk in chunks))
+        return [result for of_chunk in results for result in of_chunk]
 
 
-def drive(tasks: Iterable[Task[Result]], *, at_once: int) -> Iterator[Result]:
-    """Run tasks, `at_once` of them under way, each as soon as what it waits for is there; results as they come."""
-    rest = iter(tasks)
-    under_way: list[tuple[Task[Result], list[Future[Any]]]] = []
-    while True:
-        while len(under_way) < at_once and (task := next(rest, None)) is not None:
-            under_way.append((task, next(task)))
-        if not under_way:
-            return
-        ready = [i for i, (_, futures) in enumerate(under_way) if all(future.done() for future in futures)]
-        if not ready:
-            wait([future for _, futures in under_way for future in futures if not future.done()], None, FIRST_COMPLETED)
-            continue
-        task, futures = under_way.pop(ready[0])  # the eldest, so that none waits for long
-        try:
-            under_way.insert(ready[0], (task, task.send([future.result() for future in futures])))
-        except StopIteration as end:
-            yield end.value
+def run_concurrently(coroutines: Iterable[Coroutine[Any, Any, Result]], *, limit: int) -> Iterator[Result]:
+    """Run coroutines on an event loop, at most `limit` of them at a time. Yield their results as they come.
+
+    The loop runs only while the caller waits for the next result. What a coroutine raises is raised here, and the
+    others are then cancelled. With a limit of 1, the results come in the order of the coroutines.
+    """
+    rest = iter(coroutines)
+    running: list[asyncio.Task[Result]] = []
+    loop = asyncio.new_event_loop()
+    try:
+        while True:
+            running += [loop.create_task(coroutine) for coroutine in itertools.islice(rest, limit - len(running))]
+            if not running:
+                return
+            _run_until_done(loop, asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED))
+            finished = next(task for task in running if task.done())
+            running.remove(finished)
+            yield finished.result()
+    finally:
+        pending = asyncio.all_tasks(loop)
+        for task in pending:
+            task.cancel()
+        if left := {*running, *pending}:
+            _run_until_done(loop, asyncio.gather(*left, return_exceptions=True))
+        loop.close()
 
 
-def _begin() -> None:
-    """Start a worker: one core for it, and an end with its parent, were that killed."""
+def _run_until_done(loop: asyncio.AbstractEventLoop, awaitable: Awaitable[Any]) -> None:
+    """Run a loop until an awaitable is done: in another thread where this one runs a loop already, as in a notebook."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        loop.run_until_complete(awaitable)
+    else:
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(loop.run_until_complete, awaitable).result()
+
+
+def _start_worker() -> None:
+    """Prepare a worker process: it uses one core, and it ends when its parent ends, even if that is killed."""
     torch.set_num_threads(1)
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -16,11 +16,11 @@ from distill.config.schema import AgreementPromptConfig, GridConfig
 from distill.data.coco import CocoSet
 from distill.data.rle import encode_mask
 from distill.errors import DistillError
-from distill.evaluation.automatic_masks import EverythingEvaluation, mask_generator
-from distill.evaluation.evaluator import ask_all
-from distill.evaluation.predictors import ModelSubject, baseline
+from distill.evaluation.automatic_masks import AutomaticMaskEvaluation, mask_generator
+from distill.evaluation.evaluator import evaluate_photos
+from distill.evaluation.predictors import ModelPredictor, baseline
 from distill.evaluation.teacher_agreement import AgreementEvaluation, grid_points
-from distill.evaluation.worker_pool import Workers
+from distill.evaluation.worker_pool import WorkerPool
 from distill.models.sam import ModelSpec, PromptableModel, build_from_spec
 
 SPEC = ModelSpec("efficientvit_sam_t", 64, embedding_dim=32, embedding_size=8, decoder_mlp_dim=64, norm_eps=1e-6)
@@ -79,31 +79,33 @@ def test_all_masks_of_a_photo_are_segment_anythings(photos):
 
 
 def run(evaluation, subject) -> dict:
-    with Workers(0) as workers:
-        found = {one.image: one for one in ask_all(evaluation, subject, evaluation.photos, workers)}
+    with WorkerPool(0) as workers:
+        found = {one.image: one for one in evaluate_photos(evaluation, subject, evaluation.photos, workers)}
     summary = evaluation.summarize([found[photo.key] for photo in evaluation.photos])
     return {**summary.metrics, "intervals": summary.intervals, "found": found}
 
 
 def test_recall_of_everything(photos):
     coco_set = CocoSet(photos, photos / "set.json")
-    oracle = run(EverythingEvaluation(coco_set, ALL), baseline("oracle"))
+    oracle = run(AutomaticMaskEvaluation(coco_set, ALL), baseline("oracle"))
     assert oracle["ar_10"] == oracle["ar_1000"] == oracle["ar_medium"] == 1 and oracle["ar_small"] is None
     assert oracle["masks_per_image"] == 1
-    few = run(EverythingEvaluation(coco_set, GridConfig(4, 64, 0.0, 0.0, 0.9, max_masks=3)), ModelSubject(build(0)))
+    few = run(
+        AutomaticMaskEvaluation(coco_set, GridConfig(4, 64, 0.0, 0.0, 0.9, max_masks=3)), ModelPredictor(build(0))
+    )
     assert 0 <= few["ar_1000"] < 1 and few["masks_per_image"] <= 3
     scores = [mask.score for mask in few["found"]["0"].scores]
     assert scores == sorted(scores, reverse=True)
     with pytest.raises(DistillError, match="finds nothing by itself"):
-        run(EverythingEvaluation(coco_set, ALL), baseline("fill-box"))
+        run(AutomaticMaskEvaluation(coco_set, ALL), baseline("fill-box"))
 
 
 def test_a_model_agrees_with_itself(photos):
     for kind in ("box", "point"):
         prompt = AgreementPromptConfig(kind, points_per_side=3)
         policy = "single" if kind == "box" else "best"
-        evaluation = AgreementEvaluation(photos, ModelSubject(build(0)), prompt, multimask=policy)
-        same, other = (run(evaluation, ModelSubject(build(seed))) for seed in (0, 1))
+        evaluation = AgreementEvaluation(photos, ModelPredictor(build(0)), prompt, multimask=policy)
+        same, other = (run(evaluation, ModelPredictor(build(seed))) for seed in (0, 1))
         assert same["cosine"] == pytest.approx(1) and other["cosine"] < 0.99
         assert same["num_images"] == 2 and same["num_instances"] == other["num_instances"] > 0
         assert other["miou"] < 0.9
@@ -114,11 +116,11 @@ def test_a_model_agrees_with_itself(photos):
 
 def test_embeddings_of_other_sizes(photos):
     """Another grid is resized, other channels are not compared; masks are, in any case."""
-    teacher, prompt = ModelSubject(build(0)), AgreementPromptConfig(points_per_side=3)
+    teacher, prompt = ModelPredictor(build(0)), AgreementPromptConfig(points_per_side=3)
     grid = build(1, ModelSpec("efficientvit_sam_t", 64, 32, 4, 64, 1e-6))
     channels = build(1, ModelSpec("efficientvit_sam_t", 64, 16, 8, 64, 1e-6))
-    assert -1 <= run(AgreementEvaluation(photos, teacher, prompt), ModelSubject(grid))["cosine"] <= 1
-    found = run(AgreementEvaluation(photos, teacher, prompt), ModelSubject(channels))
+    assert -1 <= run(AgreementEvaluation(photos, teacher, prompt), ModelPredictor(grid))["cosine"] <= 1
+    found = run(AgreementEvaluation(photos, teacher, prompt), ModelPredictor(channels))
     assert found["cosine"] is None and 0 <= found["miou"] <= 1
     with pytest.raises(DistillError, match="a baseline has none"):
         run(AgreementEvaluation(photos, teacher, prompt), baseline("oracle"))

@@ -15,18 +15,24 @@ from distill.config.schema import EvaluatePromptConfig
 from distill.data.coco import CocoSet
 from distill.data.rle import decode_mask, encode_mask
 from distill.errors import DataError, DistillError
-from distill.evaluation.evaluator import PromptEvaluation, ask_all, evaluate_model, evaluate_photo, photos_to_ask
-from distill.evaluation.predictors import ModelSubject, baseline
-from distill.evaluation.prompting import InstanceScore, Protocol
+from distill.evaluation.evaluator import (
+    PromptEvaluation,
+    evaluate_model,
+    evaluate_photo,
+    evaluate_photos,
+    photos_with_instances,
+)
+from distill.evaluation.predictors import ModelPredictor, baseline
+from distill.evaluation.prompting import InstanceScore, PromptProtocol
 from distill.evaluation.summary import score_intervals, summarize
-from distill.evaluation.worker_pool import Workers
+from distill.evaluation.worker_pool import WorkerPool
 from distill.geometry import boxes_to_prompt_frame, letterbox, masks_to_original
 from distill.models.sam import ModelSpec, PromptableModel, build_from_spec
 from distill.prompts.types import POSITIVE, Prompts
 
 SPEC = ModelSpec("efficientvit_sam_t", 64, embedding_dim=32, embedding_size=8, decoder_mlp_dim=64, norm_eps=1e-6)
-BOX = Protocol(EvaluatePromptConfig("box"))
-CLICKS = Protocol(EvaluatePromptConfig("point", num_clicks=3), multimask="best")
+BOX = PromptProtocol(EvaluatePromptConfig("box"))
+CLICKS = PromptProtocol(EvaluatePromptConfig("point", num_clicks=3), multimask="best")
 COCO_MINI = Path(os.environ.get("DISTILL_DATA", "")) / "coco_mini"
 
 
@@ -89,8 +95,8 @@ def test_a_box_by_hand(model, coco_set):
 
 @pytest.mark.parametrize("protocol", [BOX, CLICKS], ids=["box", "clicks"])
 def test_prompts_per_batch_do_not_change_the_scores(model, coco_set, protocol):
-    small = Protocol(protocol.prompt, protocol.multimask, prompt_batch_size=2)
-    for photo in photos_to_ask(coco_set):
+    small = PromptProtocol(protocol.prompt, protocol.multimask, prompt_batch_size=2)
+    for photo in photos_with_instances(coco_set):
         for one, other in zip(evaluate_photo(model, photo, protocol), evaluate_photo(model, photo, small), strict=True):
             assert one.prompt == other.prompt
             assert one.iou == pytest.approx(other.iou, abs=1e-4)
@@ -108,16 +114,16 @@ def test_clicks_lie_where_the_protocol_puts_them(model, coco_set):
 
 
 def test_one_click_asks_once(model, coco_set):
-    one = Protocol(EvaluatePromptConfig("point"), multimask="best")
-    for photo in photos_to_ask(coco_set):
+    one = PromptProtocol(EvaluatePromptConfig("point"), multimask="best")
+    for photo in photos_with_instances(coco_set):
         for score in evaluate_photo(model, photo, one):
             assert score.prompt["labels"] == [POSITIVE]
 
 
 def test_a_content_person_clicks_no_more(coco_set):
     """The oracle is right at once: of five clicks one is made."""
-    five = Protocol(EvaluatePromptConfig("point", num_clicks=5))
-    for photo in photos_to_ask(coco_set):
+    five = PromptProtocol(EvaluatePromptConfig("point", num_clicks=5))
+    for photo in photos_with_instances(coco_set):
         for score in evaluate_photo(baseline("oracle"), photo, five):
             assert score.prompt["labels"] == [POSITIVE]
             assert (score.iou, score.boundary_iou, score.predicted_iou) == (1, 1, 1)
@@ -126,17 +132,17 @@ def test_a_content_person_clicks_no_more(coco_set):
 def test_an_oracle_chooses_by_the_true_iou(model, coco_set):
     """Never below the model's own choice, nor below token 1, 2 or 3 alone."""
     box = EvaluatePromptConfig("box")
-    for photo in photos_to_ask(coco_set):
-        own = evaluate_photo(model, photo, Protocol(box, "best"))
-        best = evaluate_photo(model, photo, Protocol(box, "oracle"))
+    for photo in photos_with_instances(coco_set):
+        own = evaluate_photo(model, photo, PromptProtocol(box, "best"))
+        best = evaluate_photo(model, photo, PromptProtocol(box, "oracle"))
         assert all(one.iou >= other.iou for one, other in zip(best, own, strict=True))
         assert any(one.predicted_iou != other.predicted_iou for one, other in zip(best, own, strict=True))
 
 
 def test_a_fused_encoder_changes_nothing_that_counts(model, coco_set):
-    for photo in photos_to_ask(coco_set):
-        plain = evaluate_photo(ModelSubject(model), photo, BOX)
-        fused = evaluate_photo(ModelSubject(model, fuse_norms=True), photo, BOX)
+    for photo in photos_with_instances(coco_set):
+        plain = evaluate_photo(ModelPredictor(model), photo, BOX)
+        fused = evaluate_photo(ModelPredictor(model, fuse_norms=True), photo, BOX)
         for one, other in zip(plain, fused, strict=True):
             assert one.iou == pytest.approx(other.iou, abs=1e-3)
             assert one.predicted_iou == pytest.approx(other.predicted_iou, abs=1e-4)
@@ -144,7 +150,7 @@ def test_a_fused_encoder_changes_nothing_that_counts(model, coco_set):
 
 def test_filling_boxes_needs_boxes(coco_set):
     with pytest.raises(DistillError, match="answers boxes alone"):
-        evaluate_photo(baseline("fill-box"), photos_to_ask(coco_set)[0], CLICKS)
+        evaluate_photo(baseline("fill-box"), photos_with_instances(coco_set)[0], CLICKS)
 
 
 def test_the_whole_set(model, coco_set):
@@ -167,16 +173,16 @@ def test_finished_photos_are_not_asked_again(model, coco_set):
 
 
 def test_max_images_counts_photos_in_the_order_of_their_keys(coco_set):
-    assert [photo.key for photo in photos_to_ask(coco_set, 1)] == ["tall"]
+    assert [photo.key for photo in photos_with_instances(coco_set, 1)] == ["tall"]
 
 
 def test_a_set_without_instances_is_refused(tmp_path):
     with pytest.raises(DataError, match="no instance with pixels"):
-        photos_to_ask(write_set(tmp_path, {"photo": (20, 20)}, []))
+        photos_with_instances(write_set(tmp_path, {"photo": (20, 20)}, []))
 
 
 def test_intervals_hold_the_means(model, coco_set):
-    scores = [score for photo in photos_to_ask(coco_set) for score in evaluate_photo(model, photo, BOX)]
+    scores = [score for photo in photos_with_instances(coco_set) for score in evaluate_photo(model, photo, BOX)]
     metrics, intervals = summarize(scores), score_intervals(scores)
     assert {"miou", "boundary_iou", "iou_error", "iou_correlation", "miou_small"} <= set(intervals)
     assert "miou_large" not in intervals
@@ -197,7 +203,7 @@ def test_polygons_and_codes_of_one_mask_score_the_same(model, tmp_path):
     content["annotations"] = [code, polygon, {**code, "id": 13, "bbox": [90, 10, 5, 5]}, crowd]
     (tmp_path / "set.json").write_text(json.dumps(content))
     coco_set = CocoSet(tmp_path, tmp_path / "set.json")
-    scores = evaluate_photo(model, photos_to_ask(coco_set)[0], BOX)
+    scores = evaluate_photo(model, photos_with_instances(coco_set)[0], BOX)
     assert [score.annotation_id for score in scores] == [10, 11, 13]
     assert {tuple(score.prompt["box_xyxy"]) for score in scores} == {(10, 10, 40, 60)}
     assert scores[0].iou == pytest.approx(scores[1].iou, abs=1e-4)
@@ -206,9 +212,9 @@ def test_polygons_and_codes_of_one_mask_score_the_same(model, tmp_path):
 
 def evaluate_baseline(name: str, prompt: EvaluatePromptConfig) -> dict:
     coco_set = CocoSet(COCO_MINI / "val", COCO_MINI / "instances_val.json")
-    evaluation = PromptEvaluation(coco_set, Protocol(prompt))
-    with Workers(0) as workers:
-        found = list(ask_all(evaluation, baseline(name), evaluation.photos, workers))
+    evaluation = PromptEvaluation(coco_set, PromptProtocol(prompt))
+    with WorkerPool(0) as workers:
+        found = list(evaluate_photos(evaluation, baseline(name), evaluation.photos, workers))
     return evaluation.summarize(found).metrics
 
 

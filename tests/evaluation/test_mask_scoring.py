@@ -1,4 +1,4 @@
-"""Laying masks out, comparing them and clicking, each against a plainer way; and the processes that do it."""
+"""Upsampling masks, comparing them and clicking, each against a plainer way."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ import torch.nn.functional as F
 from scipy.ndimage import binary_erosion
 
 from distill.data.rle import encode_mask
-from distill.errors import DataError
 from distill.evaluation.boundary_iou import boundary_iou, outline, outline_width
-from distill.evaluation.mask_scoring import Frame, Question, crop_positive, first_clicks, judge, lay_out
-from distill.evaluation.worker_pool import Workers, drive
+from distill.evaluation.mask_scoring import (
+    Frame,
+    ScoringRequest,
+    crop_positive,
+    first_clicks,
+    mask_to_original,
+    score_masks,
+)
 from distill.geometry import masks_to_original
 from distill.prompts.types import NEGATIVE
 
@@ -22,25 +27,25 @@ FRAME = Frame(prompt_size=128, low_res_size=32)
 
 
 def logits(seed: int, num: int = 4) -> torch.Tensor:
-    """Blobs of all sizes, (num, 1, 32, 32)."""
+    """Return blobs of all sizes, (num, 1, 32, 32)."""
     noise = torch.randn(num, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
     return F.interpolate(noise - torch.linspace(-0.5, 1.6, num)[:, None, None, None], (32, 32), mode="bicubic")
 
 
 @pytest.mark.parametrize("hw", [(60, 80), (300, 200), (9, 50), (128, 128), (20, 1000)])
-def test_masks_are_laid_out_as_the_predictor_does(hw):
+def test_masks_are_upsampled_as_the_predictor_does(hw):
     low_res = logits(hw[0])
     expected = (masks_to_original(low_res, hw, FRAME.prompt_size) > 0)[:, 0].numpy()
-    found = np.stack([lay_out(crop_positive(mask.numpy(), FRAME), hw) for mask in low_res[:, 0]])
+    found = np.stack([mask_to_original(crop_positive(mask.numpy(), FRAME), hw) for mask in low_res[:, 0]])
     assert expected.any((1, 2)).any() and not expected.all()
     assert (expected != found).mean() < 1e-5  # a pixel whose logit is zero but for rounding
 
 
 def test_a_mask_without_a_pixel():
     part = crop_positive(np.full((32, 32), -1.0, np.float32), FRAME)
-    assert part.logits.size == 0 and not lay_out(part, (20, 30)).any()
-    answer = judge([Question([part], (20, 30), encode_mask(np.ones((20, 30), bool)))])[0]
-    assert (answer.iou, answer.boundary_iou) == (0, 0)
+    assert part.logits.size == 0 and not mask_to_original(part, (20, 30)).any()
+    score = score_masks([ScoringRequest([part], (20, 30), encode_mask(np.ones((20, 30), bool)))])[0]
+    assert (score.iou, score.boundary_iou) == (0, 0)
 
 
 def blob(seed: int, hw: tuple[int, int] = (70, 90)) -> np.ndarray:
@@ -68,10 +73,11 @@ def test_the_candidate_of_the_best_true_iou_is_chosen():
     truth = blob(4)
     near = truth.copy()
     near[:5] = False
-    answer = judge([Question([encode_mask(blob(5)), encode_mask(near)], truth.shape, encode_mask(truth))])[0]
-    assert answer.chosen == 1 and answer.rle == encode_mask(near)
-    assert answer.iou == pytest.approx((near & truth).sum() / truth.sum())
-    assert answer.boundary_iou == pytest.approx(boundary_iou(near, truth))
+    request = ScoringRequest([encode_mask(blob(5)), encode_mask(near)], truth.shape, encode_mask(truth))
+    score = score_masks([request])[0]
+    assert score.chosen == 1 and score.rle == encode_mask(near)
+    assert score.iou == pytest.approx((near & truth).sum() / truth.sum())
+    assert score.boundary_iou == pytest.approx(boundary_iou(near, truth))
 
 
 def test_clicks_follow_while_something_is_wrong():
@@ -81,36 +87,8 @@ def test_clicks_follow_while_something_is_wrong():
     wrong = truth.copy()
     wrong[12:17, 12:17] = True
     clicked = np.array([[5.5, 5.5]])
-    first, second = judge(
-        [Question([encode_mask(mask)], (20, 20), encode_mask(truth), clicked) for mask in (wrong, truth)]
+    first, second = score_masks(
+        [ScoringRequest([encode_mask(mask)], (20, 20), encode_mask(truth), clicked) for mask in (wrong, truth)]
     )
     assert first.click == ([14.5, 14.5], NEGATIVE) and first.boundary_iou is None
     assert second.click is None and second.boundary_iou == second.iou == 1
-
-
-def test_worker_processes_answer_as_this_one():
-    questions = [
-        Question([crop_positive(mask.numpy(), FRAME)], (60, 80), encode_mask(blob(6, (60, 80))))
-        for mask in logits(0)[:, 0]
-    ]
-    with Workers(1) as workers:
-        futures = [workers.submit(judge, [question]) for question in questions]
-        assert [future.result()[0] for future in futures] == judge(questions)
-        damaged = {"size": [9, 9], "counts": "1"}
-        with pytest.raises(DataError, match="the runs of its code"):
-            workers.submit(first_clicks, [damaged]).result()
-
-
-def test_tasks_go_on_as_soon_as_they_can():
-    log = []
-
-    def task(name, num_steps):
-        for step in range(num_steps):
-            (value,) = yield [workers.submit(lambda step=step: step)]
-            log.append((name, value))
-        return name
-
-    with Workers(0) as workers:
-        tasks = [task("a", 3), task("b", 1), task("c", 2)]
-        assert sorted(drive(tasks, at_once=2)) == ["a", "b", "c"]
-    assert sorted(log) == [("a", 0), ("a", 1), ("a", 2), ("b", 0), ("c", 0), ("c", 1)]
