@@ -56,7 +56,7 @@ class StudentConfig:
 class DataConfig:
     """Image shards and how they are read."""
 
-    # a directory of SA-1B-format tars, or its address (s3://, hf://, https://)
+    # a directory of SA-1B-format tars, its address (s3://, hf://, https://), or SET/SPLIT of `distill datasets`
     images: str = required("the directory of images: data.images=DIR")
     val_images: Optional[str] = None  # held-out tars; None: no validation
     batch_size: int = option(8, at_least=1)  # images per device and step
@@ -230,7 +230,7 @@ class MaskRecipe(_TrainingRecipe):
 class CacheDataConfig:
     """Image shards for a caching job."""
 
-    # a directory of SA-1B-format tars, or its address (s3://, hf://, https://)
+    # a directory of SA-1B-format tars, its address (s3://, hf://, https://), or SET/SPLIT of `distill datasets`
     images: str = required("the directory of images: data.images=DIR")
     max_bad_share: float = option(0.01, at_least=0, at_most=1)
 
@@ -249,8 +249,9 @@ class CacheRecipe:
 class EvaluateDataConfig:
     """Photographs with their annotations."""
 
-    images: str = required("the directory of images: data.images=DIR")
-    annotations: str = required("a COCO-format instances file: data.annotations=FILE")  # or LVIS's JSON
+    images: str = required("the directory of images: data.images=DIR")  # or SET/SPLIT of `distill datasets`
+    # or LVIS's JSON; may be left out when `images` is a SET/SPLIT
+    annotations: str = required("a COCO-format instances file: data.annotations=FILE")
     max_images: int = option(0, at_least=0)  # 0: all
     format: Literal["coco", "lvis"] = "coco"  # LVIS has its own rules for AP
     # a detector's results JSON, for prompt.kind=detection
