@@ -160,3 +160,14 @@ def mask_to_low_res(mask: np.ndarray, low_res_size: int) -> np.ndarray:
     low_res = np.zeros((low_res_size, low_res_size), np.float32)
     low_res[:height, :width] = shares
     return low_res
+
+
+def mask_iou(masks: Tensor, others: Tensor, *, both_empty: float = 0.0) -> Tensor:
+    """Return the IoU of pairs of bool masks, (..., H, W) -> (...).
+
+    Args:
+        both_empty: the IoU of two empty masks, which is not defined.
+    """
+    union = (masks | others).sum((-2, -1))
+    iou = (masks & others).sum((-2, -1)) / union.clamp(min=1)
+    return torch.where(union > 0, iou, both_empty)

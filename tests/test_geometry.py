@@ -14,6 +14,7 @@ from distill.geometry import (
     boxes_to_prompt_frame,
     cell_starts,
     letterbox,
+    mask_iou,
     mask_to_low_res,
     masks_to_original,
     points_to_prompt_frame,
@@ -168,3 +169,10 @@ def test_low_res_masks_are_pillows_box_filter():
     mask = random_photo(300, 400)[..., 0] > 128
     pillow = Image.fromarray(mask.astype(np.float32)).resize((128, 96), Image.Resampling.BOX)
     np.testing.assert_allclose(mask_to_low_res(mask, 128)[:96], np.asarray(pillow), atol=1e-6)
+
+
+def test_mask_iou_by_hand():
+    predicted = torch.tensor([[[1, 1], [0, 0]], [[1, 1], [1, 1]], [[0, 0], [0, 0]]]).bool()
+    truth = torch.tensor([[[1, 0], [1, 0]], [[1, 1], [1, 1]], [[0, 0], [0, 0]]]).bool()
+    assert mask_iou(predicted, truth).tolist() == pytest.approx([1 / 3, 1, 0])
+    assert mask_iou(predicted, truth, both_empty=1.0).tolist() == pytest.approx([1 / 3, 1, 1])

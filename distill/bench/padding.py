@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from distill.data.cache.codecs import quantize
-from distill.data.cache.fidelity import low_res_masks, mask_iou, point_grid
+from distill.data.cache.fidelity import low_res_masks, point_grid
 from distill.data.cache.padding import restore_padding, summarize_padding
-from distill.geometry import HW, letterbox, valid_grid_hw
+from distill.geometry import HW, letterbox, mask_iou, valid_grid_hw
 from distill.models.teacher import Teacher
 
 MASK_PHOTOS = 4
@@ -36,7 +36,7 @@ class MaskJudge:
     def ious(self, decoded: list[Tensor]) -> list[float]:
         """Mean IoU on each photo; of more embeddings than photos the first ones count."""
         masks = [self._masks(item, hw) for item, hw in zip(decoded, self.original_hw, strict=False)]
-        return [float(mask_iou(*pair).mean()) for pair in zip(masks, self.expected, strict=True)]
+        return [float(mask_iou(*pair, both_empty=1.0).mean()) for pair in zip(masks, self.expected, strict=True)]
 
     def iou(self, decoded: list[Tensor]) -> float:
         """Mean over all prompts, which are as many on every photo."""

@@ -18,13 +18,6 @@ LARGE_AREA = 96**2  # from here on: large
 VARIANCE_FLOOR = 1e-12  # a variance below is rounding alone
 
 
-def mask_iou(predicted: Tensor, truth: Tensor) -> Tensor:
-    """Intersection over union of bool masks (..., H, W) -> (...); two empty masks give 0."""
-    intersection = (predicted & truth).sum((-2, -1))
-    union = (predicted | truth).sum((-2, -1))
-    return intersection / union.clamp(min=1)
-
-
 SIZES = ("", "_large", "_medium", "_small")  # what a metric's name ends in; all instances first
 
 

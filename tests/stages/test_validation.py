@@ -11,8 +11,7 @@ from torch.utils.data import DataLoader
 
 from distill.batch import ImageBatch
 from distill.config.schema import FeatureLossConfig, OptimConfig, ValidationConfig
-from distill.evaluation.metrics import mask_iou
-from distill.geometry import valid_masks
+from distill.geometry import mask_iou, valid_masks
 from distill.models.sam import ModelSpec, PromptableModel, build_from_spec
 from distill.models.teacher import Teacher
 from distill.prompts.types import Prompts

@@ -18,7 +18,7 @@ from distill.data.shards.index import Member
 from distill.data.shards.sa1b import boxes_of, parse_annotations
 from distill.data.shards.tar import TAR_BLOCK
 from distill.errors import DataError
-from distill.geometry import HW, boxes_to_prompt_frame, points_to_prompt_frame, resized_hw, valid_grid_hw
+from distill.geometry import HW, boxes_to_prompt_frame, mask_iou, points_to_prompt_frame, resized_hw, valid_grid_hw
 from distill.models.teacher import Teacher
 from distill.prompts.types import POSITIVE, Prompts
 
@@ -110,10 +110,11 @@ def _measure(pool: TeacherPool, member: Member, photo: Photo, codecs: Sequence[s
         on_codecs[codec] = _CodecOnPhoto(
             relative_l2=float((stored - exact).norm() / exact.norm().clamp_min(torch.finfo(torch.float32).tiny)),
             cosine=float(F.cosine_similarity(stored, exact, dim=0).mean()),
-            ious=mask_iou(low_res_masks(teacher, item, prompts, hw), reference),
+            ious=mask_iou(low_res_masks(teacher, item, prompts, hw), reference, both_empty=1.0),
             bytes=len(photo.pixels) * (TAR_BLOCK + len(blobs[codec]) + -len(blobs[codec]) % TAR_BLOCK),  # all views
         )
-    return _MeasuredPhoto(kind, mask_iou(low_res_masks(teacher, float32, prompts, hw), reference), on_codecs)
+    ious_float32 = mask_iou(low_res_masks(teacher, float32, prompts, hw), reference, both_empty=1.0)
+    return _MeasuredPhoto(kind, ious_float32, on_codecs)
 
 
 def _prompts(pool: TeacherPool, member: Member, original_hw: HW) -> tuple[Prompts, str]:
@@ -149,9 +150,3 @@ def low_res_masks(teacher: Teacher, embedding: Tensor, prompts: Prompts, origina
     logits, _ = teacher.decode(embedding[None].to(device), Prompts(**on_device), multimask=False)  # (P, 1, 4E, 4E)
     height, width = resized_hw(original_hw, teacher.model.low_res_size)
     return logits[:, 0, :height, :width].cpu() > 0
-
-
-def mask_iou(masks: Tensor, reference: Tensor) -> Tensor:
-    """Return the IoU (P,) of bool masks (P, h, w). It is 1 for two empty masks."""
-    union = (masks | reference).sum((1, 2))
-    return torch.where(union > 0, (masks & reference).sum((1, 2)) / union.clamp_min(1), 1.0)
