@@ -34,7 +34,7 @@ from distill.losses.mask import bce_loss, dice_loss, mask_losses
 from distill.models.checkpoint import load_model, save_model
 from distill.models.sam import ModelSpec, PromptableModel, build_from_spec
 from distill.stages.mask import MaskStage
-from distill.stages.prompt_rounds import MULTI, SINGLE, Dialogue
+from distill.stages.prompt_rounds import MULTI, SINGLE, PromptRounds
 from distill.students.timm import TimmEncoder
 
 # The teacher's shape. Narrower than SAM (C = 256, MLP 2048) because it must train and run on a laptop's CPU.
@@ -107,18 +107,17 @@ class TeacherStage(MaskStage):
         with torch.autocast(embeddings.device.type, enabled=False):
             return {"affinity": (1.0, self.affinity(embeddings.float(), batch, self.model.prompt_size))}
 
-    def _compare(self, dialogue: Dialogue, weight: Tensor, noise: Tensor | None) -> list[tuple[str, Tensor]]:
-        assert dialogue.answer is not None
-        instances = dialogue.instances
+    def compare_round(self, rounds: PromptRounds, weight: Tensor, noise: Tensor | None) -> list[tuple[str, Tensor]]:
+        instances = rounds.instances
         near = near_boxes(instances.boxes_xyxy, self.model.low_res_size, self.model.prompt_size) & instances.valid
-        found = super()._compare(dialogue, weight, noise)
+        found = super().compare_round(rounds, weight, noise)
         for tokens in (SINGLE, MULTI):
-            terms = mask_losses(*dialogue.answer.of(tokens), instances.masks, near, config=NEAR_LOSS, weight=weight)
+            terms = mask_losses(*rounds.masks.select(tokens), instances.masks, near, config=NEAR_LOSS, weight=weight)
             found += [("near", terms.mask), ("loss", terms.total(NEAR_LOSS))]
         return found
 
-    def _term_names(self) -> list[str]:
-        return [*super()._term_names(), "near"]
+    def term_names(self) -> list[str]:
+        return [*super().term_names(), "near"]
 
     def build_optimizer(self) -> Optimizer:
         optimizer = super().build_optimizer()

@@ -1,7 +1,7 @@
 """Losses between a student's and a teacher's embedding, on the valid region only, in float32.
 
-Each loss is a mean over the valid positions of an image, then over the images: a photo counts the same whatever
-its shape. A published training code divides a (B,) sum by a (B, 1) count, which couples the images of a batch; here
+Each loss is a mean over the valid positions of an image, then over the images. So a photo counts the same, whatever its
+shape. A published training code divides a (B,) sum by a (B, 1) count, which couples the images of a batch; here
 numerators and denominators are both (B,). Means over channels keep the scale independent of C.
 """
 
@@ -18,10 +18,11 @@ RELATION_MAX_GRID = 32  # a relation of a 64 x 64 grid takes every second row an
 
 
 def masked_mse(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
-    """Mean squared error over valid positions and channels.
+    """Return the mean squared error over valid positions and channels.
 
     Args:
-        student, teacher: (B, C, E, E). valid: (B, E, E) bool.
+        student, teacher: (B, C, E, E).
+        valid: (B, E, E) bool.
     Returns:
         Scalar: the mean over images of each image's mean. An image without a valid position counts as 0.
     """
@@ -29,30 +30,32 @@ def masked_mse(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
 
 
 def masked_huber(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
-    """Huber loss over valid positions and channels; shapes as in `masked_mse`."""
+    """Return the Huber loss over valid positions and channels; shapes as in `masked_mse`."""
     difference = _difference(student, teacher, valid)  # (B, C, E, E)
     loss = F.huber_loss(difference, torch.zeros_like(difference), reduction="none", delta=HUBER_DELTA)
     return _image_mean(loss.mean(1), valid)
 
 
 def masked_cosine(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
-    """1 - cosine similarity over the channels, mean over valid positions; shapes as in `masked_mse`."""
+    """Return 1 - cosine similarity over the channels, a mean over valid positions; shapes as in `masked_mse`."""
     return _image_mean(1 - cosine_map(student, teacher), valid)
 
 
 def cosine_map(student: Tensor, teacher: Tensor) -> Tensor:
-    """Cosine similarity of each position: (B, C, E, E) twice -> (B, E, E) in float32."""
+    """Return the cosine similarity of each position: (B, C, E, E) twice -> (B, E, E) in float32."""
     return F.cosine_similarity(student.float(), teacher.float(), dim=1)
 
 
 def relation(student: Tensor, teacher: Tensor, valid: Tensor, *, stride: int | None = None) -> Tensor:
-    """How the positions of an image attend to each other: KL(teacher || student) of their softmaxed dot products.
+    """Compare how the positions of an image attend to each other: KL(teacher || student) of softmaxed dot products.
 
-    The value relation of MiniLM (arXiv:2002.10957, section 3.2): softmax(V V^T / sqrt(C)), over valid positions.
+    This is the value relation of MiniLM (arXiv:2002.10957, section 3.2): softmax(V V^T / sqrt(C)), over valid
+    positions.
 
     Args:
-        student, teacher: (B, C, E, E). valid: (B, E, E) bool.
-        stride: every stride-th row and column takes part; None: so that at most 32 x 32 positions do.
+        student, teacher: (B, C, E, E).
+        valid: (B, E, E) bool.
+        stride: every stride-th row and column takes part. None chooses it so that at most 32 x 32 positions take part.
     Returns:
         Scalar: the mean over images of each image's mean over its valid positions.
     """
@@ -66,10 +69,12 @@ def relation(student: Tensor, teacher: Tensor, valid: Tensor, *, stride: int | N
 
 
 def feature_losses(student: Tensor, teacher: Tensor, valid: Tensor, config: FeatureLossConfig) -> dict[str, Tensor]:
-    """The named terms of weight above 0, unweighted, and `loss`, their weighted sum.
+    """Return the named terms of weight above 0, unweighted, and `loss`, their weighted sum.
 
     Args:
-        student: (B, C, e, e), any grid: it is resized to the teacher's. teacher: (B, C, E, E). valid: (B, E, E) bool.
+        student: (B, C, e, e), resized here to the teacher's grid.
+        teacher: (B, C, E, E).
+        valid: (B, E, E) bool.
     """
     student = resize_to_grid(student.float(), teacher.shape[-1])
     teacher = teacher.float()
@@ -85,28 +90,29 @@ def feature_losses(student: Tensor, teacher: Tensor, valid: Tensor, config: Feat
 
 
 def resize_to_grid(embeddings: Tensor, grid: int) -> Tensor:
-    """Embeddings (B, C, e, e) on a (grid, grid) map, bilinear, align_corners=False."""
+    """Resize embeddings (B, C, e, e) to a (grid, grid) map, bilinear, align_corners=False."""
     if embeddings.shape[-1] == grid:
         return embeddings
     return F.interpolate(embeddings, (grid, grid), mode="bilinear", align_corners=False)
 
 
 def _difference(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
-    """student - teacher in float32, 0 in the padding whatever stands there."""
+    """Return student - teacher in float32. It is 0 in the padding, whatever the padding holds."""
     assert student.shape == teacher.shape, f"{tuple(student.shape)} against {tuple(teacher.shape)}"
     return (student.float() - teacher.float()).masked_fill(~valid[:, None], 0.0)
 
 
 def _image_mean(values: Tensor, valid: Tensor) -> Tensor:
-    """Mean over the valid positions of each image, then over the images: (B, E, E) -> scalar."""
+    """Return the mean over the valid positions of each image, then over the images: (B, E, E) -> scalar."""
     sums = values.masked_fill(~valid, 0.0).flatten(1).sum(1)  # (B,)
     counts = valid.flatten(1).sum(1).clamp(min=1)  # (B,)
     return (sums / counts).mean()
 
 
 def _log_attention(embeddings: Tensor, valid: Tensor) -> Tensor:
-    """Log of the attention of each position to the valid ones: (B, C, e, e) -> (B, N, N), N = e e."""
+    """Return the log of each position's attention to the valid ones: (B, C, e, e) -> (B, N, N), N = e e."""
     positions = embeddings.float().masked_fill(~valid[:, None], 0.0).flatten(2)  # (B, C, N)
     similarity = positions.transpose(1, 2) @ positions / positions.shape[1] ** 0.5  # (B, N, N)
     lowest = torch.finfo(similarity.dtype).min  # not -inf: 0 * (lowest - lowest) is 0, with -inf it would be NaN
-    return similarity.masked_fill(~valid.flatten(1)[:, None], lowest).log_softmax(-1)
+    attended: Tensor = similarity.masked_fill(~valid.flatten(1)[:, None], lowest)  # (B, N, N)
+    return attended.log_softmax(-1)

@@ -29,13 +29,13 @@ class MaskTerms:
     best: Tensor
 
     def total(self, config: MaskLossConfig) -> Tensor:
-        """The weighted sum."""
+        """Return the weighted sum of the terms."""
         return config.mask_weight * self.mask + config.dice_weight * self.dice + config.iou_weight * self.iou
 
 
 @dataclass
 class ImitationTerms:
-    """The terms of one set of prompts against a teacher's answers, each a weighted sum over the prompts."""
+    """The terms of one set of prompts against a teacher's masks, each a weighted sum over the prompts."""
 
     mask: Tensor
     dice: Tensor
@@ -43,21 +43,21 @@ class ImitationTerms:
     iou: Tensor
 
     def total(self, config: MaskLossConfig, target_weight: float) -> Tensor:
-        """The weighted sum; mask and dice count `target_weight` times (TargetConfig.teacher_weight)."""
+        """Return the weighted sum. `target_weight` multiplies mask and dice (TargetConfig.teacher_weight)."""
         masks = config.mask_weight * self.mask + config.dice_weight * self.dice
         return target_weight * masks + config.logit_weight * self.logit + config.teacher_iou_weight * self.iou
 
 
 def bce_loss(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """Binary cross-entropy (..., N) -> (...), mean over the valid positions. `target` in [0, 1]."""
+    """Return the binary cross-entropy (..., N) -> (...), a mean over the valid positions. `target` is in [0, 1]."""
     loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     return _valid_mean(loss, valid)
 
 
 def focal_loss(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """Sigmoid focal loss (..., N) -> (...), mean over the valid positions.
+    """Return the sigmoid focal loss (..., N) -> (...), a mean over the valid positions.
 
-    For targets of 0 and 1 this is RetinaNet's; between them the modulating factor is |p - target| ** gamma.
+    For targets of 0 and 1 this is RetinaNet's loss. Between them the modulating factor is |p - target| ** gamma.
     """
     probability = logits.sigmoid()
     loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
@@ -67,7 +67,7 @@ def focal_loss(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
 
 
 def dice_loss(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """1 - dice (..., N) -> (...) of the probabilities, over the valid positions."""
+    """Return 1 - dice (..., N) -> (...) of the probabilities, over the valid positions."""
     probability = logits.sigmoid() * valid
     target = target * valid
     overlap = 2 * (probability * target).sum(-1)
@@ -84,15 +84,18 @@ def mask_losses(
     weight: Tensor | None = None,
     noise: Tensor | None = None,
 ) -> MaskTerms:
-    """All terms for P prompts with K candidates each; the candidate of the smallest weighted mask loss counts.
+    """Return all terms for P prompts with K candidates each. The candidate with the smallest mask loss counts.
 
     Args:
-        logits: (P, K, h, w). iou_predictions: (P, K).
-        target: (P, h, w) coverage in [0, 1]. valid: (P, h, w) bool.
-        weight: (P,) of each prompt in the terms; None: 1 / P, which makes them means.
+        logits: (P, K, h, w).
+        iou_predictions: (P, K).
+        target: (P, h, w) coverage in [0, 1].
+        valid: (P, h, w) bool.
+        weight: (P,) of each prompt in the terms. None is 1 / P, which makes the terms means.
         noise: of `sample_points`.
     Returns:
-        Terms in float32. The IoU head learns the IoU of every candidate, not of the best alone.
+        Terms in float32. The mask loss that chooses the candidate is the weighted sum of mask and dice. The IoU head
+        learns the IoU of every candidate, not of the best alone.
     """
     weight = _weights(weight, logits)
     iou = candidate_iou(logits, target, valid)  # (P, K)
@@ -116,15 +119,17 @@ def imitation_losses(
     weight: Tensor | None = None,
     noise: Tensor | None = None,
 ) -> ImitationTerms:
-    """The terms of P prompts whose K candidates are compared with the teacher's candidates of the same mask token.
+    """Return the terms of P prompts: K candidates against the teacher's candidates of the same mask tokens.
 
     Args:
-        logits, teacher_logits: (P, K, h, w). iou_predictions, teacher_iou: (P, K), what either head says.
-        valid: (P, h, w) bool. weight, noise: as in `mask_losses`.
-        labels: the target is whether the teacher's logit is above 0, or its probability.
+        logits, teacher_logits: (P, K, h, w).
+        iou_predictions, teacher_iou: (P, K), what the IoU head of each model predicts.
+        valid: (P, h, w) bool.
+        labels: "hard" makes the target whether the teacher's logit is above 0, "soft" its probability.
+        weight, noise: as in `mask_losses`.
     Returns:
-        Terms in float32, means over the K candidates, as EdgeSAM takes them. `logit` is the mean squared difference of
-        the logits, `iou` that of the predicted IoU.
+        Terms in float32, means over the K candidates, as in EdgeSAM. `logit` is the mean squared difference of the
+        logits, `iou` that of the predicted IoU.
     """
     weight = _weights(weight, logits)
     iou_term = (weight[:, None] * (iou_predictions.float() - teacher_iou.float()) ** 2).mean(1).sum()
@@ -145,21 +150,21 @@ def _weights(weight: Tensor | None, logits: Tensor) -> Tensor:
 def _positions(
     logits: Tensor, targets: Tensor, valid: Tensor, config: MaskLossConfig, noise: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What is compared: sampled points, or every cell. Logits (P, K, N), targets (P, T, N), valid (P, N), float32."""
+    """Return what is compared, sampled points or every cell: logits (P, K, N), targets (P, T, N), valid (P, N)."""
     if config.num_points:
         return sample_points(logits, targets, valid, num_points=config.num_points, noise=noise)
     return logits.flatten(2).float(), targets.flatten(2).float(), valid.flatten(1)
 
 
 def _candidate_losses(logits: Tensor, targets: Tensor, valid: Tensor, config: MaskLossConfig) -> tuple[Tensor, Tensor]:
-    """Mask and dice term (P, K) of logits and targets (P, K, N) at valid (P, N)."""
+    """Compute the mask and the dice term (P, K) of logits and targets (P, K, N) at valid (P, N)."""
     mask_loss = focal_loss if config.mask == "focal" else bce_loss
     return mask_loss(logits, targets, valid[:, None]), dice_loss(logits, targets, valid[:, None])
 
 
 @torch.no_grad()
 def candidate_iou(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """IoU (P, K) of logits (P, K, h, w) above 0 with the cells of targets (P, h, w), in the valid region."""
+    """Return the IoU (P, K) of logits (P, K, h, w) above 0 with the cells of targets (P, h, w), in the valid region."""
     predicted = (logits > 0) & valid[:, None]
     truth = (covered_cells(target) & valid)[:, None]
     intersection = (predicted & truth).sum((-2, -1))
@@ -168,18 +173,22 @@ def candidate_iou(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
 
 
 def noise_points(num_points: int) -> int:
-    """How many random points `sample_points` uses: candidates, and those that are taken as they come."""
+    """Return how many random points `sample_points` uses: the candidates, and the points that are always kept."""
     return OVERSAMPLE_RATIO * num_points + num_points - int(UNCERTAIN_SHARE * num_points)
 
 
 def sample_points(
     logits: Tensor, targets: Tensor, valid: Tensor, *, num_points: int, noise: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Values at points of the valid region where the candidates are least sure; one point set for all candidates.
+    """Sample logits and targets at points of the valid region, mostly where the candidates are least sure.
+
+    All candidates of a prompt share one set of points.
 
     Args:
-        logits: (P, K, h, w). targets: (P, T, h, w). valid: (P, h, w), the valid cells a block at the top left.
-        noise: (P, noise_points(N), 2) uniform in [0, 1); None: from torch's global generator.
+        logits: (P, K, h, w).
+        targets: (P, T, h, w).
+        valid: (P, h, w) bool; the valid cells are a block at the top left.
+        noise: (P, noise_points(N), 2) uniform in [0, 1). None draws it from torch's global generator.
     Returns:
         logits (P, K, N), targets (P, T, N), valid (P, N), N = num_points.
     """
@@ -198,7 +207,7 @@ def sample_points(
 
 
 def _at_points(maps: Tensor, points_xy: Tensor) -> Tensor:
-    """Bilinear values (P, K, N) of maps (P, K, h, w) at points (P, N, 2), XY in [0, 1]."""
+    """Return the bilinear values (P, K, N) of maps (P, K, h, w) at points (P, N, 2), XY in [0, 1]."""
     values = F.grid_sample(maps.float(), 2 * points_xy[:, :, None] - 1, align_corners=False)  # (P, K, N, 1)
     return values[..., 0]
 

@@ -1,4 +1,4 @@
-"""Simulated clicks: where a person would point, given the mask that is wanted and the mask that was answered.
+"""Simulated clicks: where a person would point, given the wanted mask and the predicted mask.
 
 Clicks lie at the centre of a region: the pixel farthest from everything outside it, the border of the photo included.
 Published protocol: RITM (arXiv:2102.06583), as EfficientViT-SAM's evaluation uses it.
@@ -15,12 +15,13 @@ PIXEL_CENTRE = 0.5  # coordinates are continuous, (0, 0) is the outer corner of 
 
 
 def first_click(mask: np.ndarray) -> np.ndarray:
-    """The centre of a mask.
+    """Return the centre of a mask.
 
     Args:
         mask: bool (H, W), at least one pixel.
     Returns:
-        float64 (2,) XY in the mask's own pixels, at the middle of a pixel; the first in reading order among equals.
+        float64 (2,) XY in the mask's own pixels, at the middle of a pixel. Among equals it is the first in reading
+        order.
     """
     _, (row, column) = _peak(mask)
     return _xy(row, column)
@@ -29,14 +30,16 @@ def first_click(mask: np.ndarray) -> np.ndarray:
 def next_click(
     predicted: np.ndarray, truth: np.ndarray, *, clicked_xy: np.ndarray | None = None
 ) -> tuple[np.ndarray, int] | None:
-    """The centre of the largest error: the deeper of the missed and the false region; at equal depth the false one.
+    """Return the centre of the largest error: the deeper of the missed and the false region.
+
+    At equal depth it is the false region.
 
     Args:
         predicted, truth: bool (H, W).
         clicked_xy: (K, 2) earlier clicks; their pixels are not clicked again.
     Returns:
-        XY (2,) as in `first_click`, and POSITIVE for a missed region or NEGATIVE for a false one;
-        None when there is no error that has not been clicked.
+        XY (2,) as in `first_click`, and POSITIVE for a missed region or NEGATIVE for a false one. None if every error
+        has been clicked.
     """
     clicked = None if clicked_xy is None else np.floor(clicked_xy).astype(int)
     missed_depth, missed = _peak(truth & ~predicted, clicked)
@@ -49,12 +52,13 @@ def next_click(
 
 
 def _peak(mask: np.ndarray, clicked: np.ndarray | None = None) -> tuple[float, tuple[int, int]]:
-    """The largest distance to the outside and its (row, column); 0 and (0, 0) for an empty mask."""
+    """Return the largest distance to the outside and its (row, column); 0 and (0, 0) for an empty mask."""
     rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
     if not len(rows):
         return 0.0, (0, 0)
     top, left = rows[0], columns[0]
-    box = mask[top : rows[-1] + 1, left : columns[-1] + 1]  # all outside is as near as this frame of outside
+    box = mask[top : rows[-1] + 1, left : columns[-1] + 1]
+    # One pixel of outside around the box is enough: the rest of the outside is not nearer.
     depth = distance_transform_edt(np.pad(box, 1))[1:-1, 1:-1]
     if clicked is not None:
         x, y = clicked[:, 0] - left, clicked[:, 1] - top

@@ -1,4 +1,4 @@
-"""Refinement rounds: the next click into the error of an answer, and the answer fed back (SAM paper, appendix A)."""
+"""Refinement rounds: the next click in the error of a mask, and the mask fed back (SAM paper, appendix A)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from distill.prompts.types import NEGATIVE, PAD, POSITIVE, Prompts
 
 
 def draw_rounds(config: PromptConfig, generator: torch.Generator) -> list[bool]:
-    """Whether each round after the first has a new click.
+    """Draw for each round after the first whether it has a new click.
 
-    Of the rounds without one, the last comes at the end and the others anywhere: SAM has one of each.
+    Of the rounds without one, the last comes at the end and the others anywhere. SAM has one of each.
     """
     rounds = [True] * config.refine_clicks
     for _ in range(config.mask_only_rounds - 1):
@@ -35,13 +35,14 @@ def draw_clicks(
     prompts: Prompts,
     prompt_size: int,
 ) -> tuple[Tensor, Tensor]:
-    """One click for each answer into its error: positive where the mask is missing, negative where it is too much.
+    """Draw one click in the error of each mask: positive where the mask is missing, negative where it is too large.
 
     Args:
-        predicted, wanted, valid: bool (P, 4E, 4E). noise: (P, 3) uniform in [0, 1).
-        prompts: the earlier prompts; at their clicks' cells there is no other by the centre policy.
+        predicted, wanted, valid: bool (P, 4E, 4E).
+        noise: (P, 3) uniform in [0, 1).
+        prompts: the earlier prompts. The centre policy clicks no cell twice.
     Returns:
-        points (P, 1, 2) XY in the prompt frame and labels (P, 1): PAD where the error is smaller than
+        points (P, 1, 2) XY in the prompt frame, and labels (P, 1). A label is PAD if the error is smaller than
         `min_error_cells`.
     """
     error = (predicted ^ wanted) & valid
@@ -57,7 +58,7 @@ def draw_clicks(
 
 
 def refined(prompts: Prompts, clicks: tuple[Tensor, Tensor] | None, mask_logits: Tensor | None) -> Prompts:
-    """The prompts with a click more, and with the answer (P, 4E, 4E) to the earlier ones as mask prompt."""
+    """Return the prompts with one more click, and with the mask (P, 4E, 4E) predicted before as mask prompt."""
     if mask_logits is not None:
         prompts = replace(prompts, mask_logits=mask_logits[:, None])
     if clicks is None:
@@ -70,7 +71,7 @@ def refined(prompts: Prompts, clicks: tuple[Tensor, Tensor] | None, mask_logits:
 
 
 def _centre_clicks(predicted: Tensor, wanted: Tensor, prompts: Prompts, prompt_size: int) -> tuple[Tensor, Tensor]:
-    """As evaluation clicks (distill.prompts.clicks), on the host and mask by mask."""
+    """Click as evaluation does (distill.prompts.clicks), on the host and mask by mask."""
     cell = prompt_size / predicted.shape[-1]
     clicked = None if prompts.points_xy is None else (prompts.points_xy / cell).cpu().numpy()  # (P, K, 2)
     points, labels = np.zeros((len(predicted), 1, 2)), np.full((len(predicted), 1), PAD)

@@ -1,4 +1,4 @@
-"""How training draws instances, and from their masks prompts."""
+"""How training draws instances, and prompts from their masks."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ COVERED = 0.5
 
 @dataclass
 class Instances:
-    """The N instances of a batch that are asked about, in the order of their photos.
+    """The N instances of a batch that are prompted, in the order of their photos.
 
     masks: (N, 4E, 4E) share of each low-res cell that the instance covers.
     valid: (N, 4E, 4E) bool, the cells that the photo covers.
-    image_index: (N,) the photo of each instance. boxes_xyxy: (N, 4), prompt frame.
+    image_index: (N,) the photo of each instance.
+    boxes_xyxy: (N, 4), prompt frame.
     """
 
     masks: Tensor
@@ -37,7 +38,7 @@ class Instances:
         return len(self.masks)
 
     def take(self, rows: Tensor) -> Instances:
-        """Those of the given rows (n,) long."""
+        """Return the instances of the given rows (n,) long."""
         return Instances(self.masks[rows], self.valid[rows], self.image_index[rows], self.boxes_xyxy[rows])
 
 
@@ -57,13 +58,13 @@ def draw_instances(
     draw: Literal["distinct", "repeat", "replacement"],
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Which of M instances are asked about.
+    """Draw which of M instances are prompted.
 
     Args:
         areas: (M,) above 0, for odds in proportion to them.
-        num: how many are wanted; what comes of wanting more than M is said at DataConfig.instance_draw.
+        num: how many are wanted. DataConfig.instance_draw says what `draw` does if there are fewer.
     Returns:
-        indices in ascending order: `num`, or M where there are fewer and `draw` is not `repeat`.
+        indices in ascending order. There are `num`, or M if M is smaller and `draw` is not `repeat`.
     """
     total = len(areas)
     weights = areas / areas.sum() if odds == "area" and total else None
@@ -75,7 +76,7 @@ def draw_instances(
 
 
 def covered_cells(masks: Tensor) -> Tensor:
-    """The cells of masks (N, 4E, 4E): those covered by more than half; of a mask without one, its most covered.
+    """Return the cells of masks (N, 4E, 4E): those covered by more than half, or else the most covered ones.
 
     Returns:
         bool (N, 4E, 4E), all False for a mask that covers nothing.
@@ -85,12 +86,13 @@ def covered_cells(masks: Tensor) -> Tensor:
 
 
 def draw_cells(region: Tensor, noise: Tensor) -> Tensor:
-    """Cells drawn uniformly from regions, with replacement.
+    """Draw cells uniformly from regions, with replacement.
 
     Args:
-        region: bool (P, h, w). noise: (P, n) uniform in [0, 1).
+        region: bool (P, h, w).
+        noise: (P, n) uniform in [0, 1).
     Returns:
-        flat cell indices (P, n); the first cell for an empty region.
+        flat cell indices (P, n). An empty region gives the first cell.
     """
     counts = region.flatten(1).cumsum(1, dtype=torch.int32)  # (P, h w)
     rank = (noise * counts[:, -1:]).to(torch.int32)  # (P, n), the place of the cell in its region
@@ -98,16 +100,21 @@ def draw_cells(region: Tensor, noise: Tensor) -> Tensor:
 
 
 def cell_points(cells: Tensor, offset: Tensor, *, size: int, prompt_size: int) -> Tensor:
-    """Points (P, n, 2), XY in the prompt frame, in cells (P, n) of maps `size` wide; offset (P, n, 2) in [0, 1)."""
+    """Return points (P, n, 2), XY in the prompt frame, in cells (P, n) of maps `size` wide.
+
+    Args:
+        offset: (P, n, 2) in [0, 1), the place inside the cell.
+    """
     corner = torch.stack([cells % size, cells // size], -1)  # (P, n, 2)
     return (corner + offset) * (prompt_size / size)
 
 
 def draw_points(masks: Tensor, noise: Tensor, prompt_size: int) -> Tensor:
-    """Points uniform over the cells of each mask.
+    """Draw points uniformly over the cells of each mask.
 
     Args:
-        masks: (P, 4E, 4E) coverage in [0, 1]. noise: (P, n, 3) uniform in [0, 1).
+        masks: (P, 4E, 4E) coverage in [0, 1].
+        noise: (P, n, 3) uniform in [0, 1).
     Returns:
         (P, n, 2) XY in the prompt frame, drawn with replacement, uniform inside each cell.
     """
@@ -116,20 +123,21 @@ def draw_points(masks: Tensor, noise: Tensor, prompt_size: int) -> Tensor:
 
 
 def centre_points(masks: Tensor, prompt_size: int) -> Tensor:
-    """The first click of evaluation, (P, 1, 2) XY in the prompt frame. Found on the host, mask by mask."""
+    """Return the first click of evaluation, (P, 1, 2) XY in the prompt frame. It is found on the host, mask by mask."""
     clicks = np.stack([first_click(mask) for mask in covered_cells(masks).cpu().numpy()])  # (P, 2)
     return torch.from_numpy(clicks).to(masks)[:, None] * (prompt_size / masks.shape[-1])
 
 
 def jitter_boxes(boxes_xyxy: Tensor, normal: Tensor, config: PromptConfig, prompt_size: int) -> Tensor:
-    """SAM's box noise: each corner coordinate moves by a normal of std `box_jitter` x side, cut at a maximum.
-
-    Args:
-        boxes_xyxy: (P, 4), prompt frame. normal: (P, 4) of mean 0 and deviation 1.
-    Returns:
-        (P, 4), inside the prompt frame.
+    """Add SAM's box noise: each corner coordinate moves by a normal of std `box_jitter` x side, up to a maximum.
 
     The published maximum is 20 pixels of a 1024-pixel frame (SAM paper, appendix A); it scales with the frame.
+
+    Args:
+        boxes_xyxy: (P, 4), prompt frame.
+        normal: (P, 4) of mean 0 and deviation 1.
+    Returns:
+        (P, 4), inside the prompt frame.
     """
     sides = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).repeat(1, 2)  # (P, 4): w, h, w, h
     limit = config.box_jitter_max_pixels * prompt_size / 1024
@@ -145,13 +153,13 @@ def draw_prompts(
     noise: SampleNoise,
     generator: torch.Generator,
 ) -> list[PromptGroup]:
-    """The first prompts: some instances are asked about by a jittered box, some by points, some by both.
+    """Draw the first prompts: a jittered box for some instances, points for some, both for others.
 
     Args:
         kinds: (N, 2) uniform in [0, 1), on the host, so that the sizes of the groups are known without waiting.
-        generator: of the step, for the number of points.
+        generator: the step's, for the number of points.
     Returns:
-        One group per kind that has an instance; each instance is in one.
+        One group for each kind that has an instance. Each instance is in one group.
     """
     num_points = int(torch.randint(config.min_points, config.max_points + 1, (), generator=generator))
     num_negative = int(torch.randint(0, config.max_negative_points + 1, (), generator=generator))
@@ -181,7 +189,12 @@ def draw_prompts(
 def _points(
     instances: Instances, inside: Tensor, outside: Tensor, config: PromptConfig, prompt_size: int
 ) -> tuple[Tensor, Tensor]:
-    """Points (P, n + m, 2) and labels (P, n + m) from noise (P, n, 3) for the mask and (P, m, 3) for the outside."""
+    """Draw n points in each mask and m points outside it: points (P, n + m, 2) and labels (P, n + m).
+
+    Args:
+        inside: (P, n, 3) uniform in [0, 1), for the points in the mask.
+        outside: (P, m, 3) uniform in [0, 1), for the points outside it.
+    """
     masks = instances.masks
     points = draw_points(masks, inside, prompt_size)
     if config.points == "centre":
@@ -192,5 +205,5 @@ def _points(
     free = (masks <= 0) & instances.valid
     cells = draw_cells(free, outside[..., 0])
     away = cell_points(cells, outside[..., 1:], size=masks.shape[-1], prompt_size=prompt_size)
-    label = torch.where(free.flatten(1).any(1, keepdim=True), NEGATIVE, PAD)  # (P, 1): a mask may fill its photo
+    label = torch.where(free.flatten(1).any(1, keepdim=True), NEGATIVE, PAD)  # (P, 1): PAD if a mask fills its photo
     return torch.cat([points, away], 1), torch.cat([labels, label.expand(-1, away.shape[1])], 1)

@@ -1,4 +1,4 @@
-"""Random numbers that belong to a photo: they depend on the seed, the step and its key, and on nothing else."""
+"""Random numbers that belong to a photo: they depend on the seed, the step and the photo's key, and on nothing else."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from torch import Tensor
 
 
 def stable_seed(*parts: int | str) -> int:
-    """A seed for a torch.Generator from what it may depend on, the same in every process."""
+    """Return a seed for a torch.Generator from the parts that it depends on, the same in every process."""
     digest = hashlib.blake2b("\n".join(str(part) for part in parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1  # generators take 63 bits on every device
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
-    """For what is drawn once for a step: the same on every rank."""
+    """Return the generator for what is drawn once for a step. It is the same on every rank."""
     return torch.Generator().manual_seed(stable_seed(seed, step))
 
 
 class SampleNoise:
     """Random numbers for the N instances of a batch, in the order of their photos.
 
-    Each photo has a generator of its own, so a step of two ranks draws what one rank draws for twice the batch, and a
-    resumed run what it would have drawn. A draw is always for all instances: one for some of them alone would move the
-    others' next numbers.
+    Each photo has its own generator. So a step of two ranks draws what one rank draws for twice the batch, and a
+    resumed run draws what it would have drawn. A draw is always for all instances: a draw for some of them alone would
+    change the next numbers of the others.
 
     Args:
-        keys: of the B photos. counts: instances of each photo, N in all.
+        keys: of the B photos.
+        counts: instances of each photo, N in all.
         purpose: two objects of different purpose draw independently.
     """
 
@@ -50,11 +51,11 @@ class SampleNoise:
         ]
 
     def uniform(self, *shape: int) -> Tensor:
-        """(N, *shape) in [0, 1)."""
+        """Draw uniform numbers (N, *shape) in [0, 1)."""
         draws = zip(self.counts, self.generators, strict=True)
         return torch.cat([torch.rand(n, *shape, generator=own, device=self.device) for n, own in draws])
 
     def normal(self, *shape: int) -> Tensor:
-        """(N, *shape) of mean 0 and deviation 1."""
+        """Draw normal numbers (N, *shape) of mean 0 and deviation 1."""
         draws = zip(self.counts, self.generators, strict=True)
         return torch.cat([torch.randn(n, *shape, generator=own, device=self.device) for n, own in draws])

@@ -17,10 +17,10 @@ PAINT_CLICK_SIGMA = 2.0  # cells of the low-res mask
 class Prompts:
     """P prompts of one kind over a batch of B images. All coordinates are in the prompt frame.
 
-    image_index: (P,) long, the image that each prompt asks about.
+    image_index: (P,) long, the image of each prompt.
     boxes_xyxy: (P, 4) or None.
     points_xy, point_labels: (P, K, 2) and (P, K) or None; labels POSITIVE, NEGATIVE or PAD.
-    mask_logits: (P, 1, 4E, 4E) logits of an earlier answer, or None.
+    mask_logits: (P, 1, 4E, 4E) logits of a mask predicted before, or None.
     """
 
     image_index: Tensor
@@ -33,18 +33,20 @@ class Prompts:
         return len(self.image_index)
 
     def take(self, rows: Tensor | slice) -> Prompts:
-        """The prompts of the given rows: (n,) long, or a slice."""
+        """Return the prompts of the given rows: (n,) long, or a slice."""
         return replace(self, **{name: values[rows] for name, values in vars(self).items() if values is not None})
 
 
 def paint_prompts(prompts: Prompts, *, prompt_size: int, low_res_size: int) -> Tensor:
-    """Boxes and clicks drawn as mask logits (P, 1, 4E, 4E), in SAM's format of an earlier answer.
+    """Draw boxes and clicks as mask logits (P, 1, 4E, 4E), in SAM's format of a mask predicted before.
 
-    A box is the ellipse inscribed in it, the best guess without looking at the photo (mean IoU 0.597 with the masks of
-    706 instances of COCO, where the filled box has 0.566): PAINT_LOGIT at its centre, 0 on its outline, -PAINT_LOGIT at
-    the box's corners and all around it, in proportion to how much of a cell the box covers. A click adds
-    a Gaussian blob of its sign. Painted clicks are how interactive segmentation without a prompt encoder takes its
-    input (RITM, arXiv:2102.06583).
+    A box is painted as the ellipse inscribed in it. Without the photo this is the best guess: its mean IoU with the
+    masks of 706 instances of COCO is 0.597, that of the filled box 0.566. The logit is PAINT_LOGIT at the ellipse's
+    centre, 0 on its outline, and -PAINT_LOGIT at the box's corners and all around the box. A cell that the box covers
+    in part gets a logit in proportion.
+
+    A click adds a Gaussian blob of its sign. Interactive segmentation without a prompt encoder takes painted clicks
+    as its input (RITM, arXiv:2102.06583).
     """
     device = prompts.image_index.device
     scale = low_res_size / prompt_size

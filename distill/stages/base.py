@@ -1,4 +1,4 @@
-"""What the stages share: which parts train, how terms are logged, validation and the optimizer."""
+"""The base of the stages: which parts train, how terms are logged, validation and the optimizer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from distill.models.sam import PromptableModel
 from distill.stages.finite_loss import FiniteLoss
 from distill.stages.optim import (
     batch_norms_to_eval,
-    build_optimizer,
+    build_adamw,
     build_schedule,
     freeze_parts,
     frozen_parts_to_eval,
@@ -23,12 +23,12 @@ from distill.stages.optim import (
 from distill.stages.validation import Validator
 
 
-class Stage(lightning.LightningModule):
-    """A student in training; a stage says what the named loss terms of a batch are.
+class TrainingStage(lightning.LightningModule):
+    """A student in training; a subclass computes the named loss terms of a batch.
 
     Args:
-        model: the student; its parts with a learning-rate multiple of 0 are frozen here, before DDP and the optimizer.
-        validator: what is measured on held-out batches; None: nothing.
+        model: the student. Its parts with a learning-rate multiple of 0 are frozen here, before DDP and the optimizer.
+        validator: measures the student on held-out batches. None measures nothing.
     """
 
     def __init__(self, model: PromptableModel, *, optim: OptimConfig, validator: Validator | None) -> None:
@@ -42,9 +42,9 @@ class Stage(lightning.LightningModule):
 
     @abstractmethod
     def compute_terms(self, batch: ImageBatch) -> dict[str, Tensor]:
-        """The named loss terms of a batch; `loss` is their weighted sum."""
+        """Return the named loss terms of a batch; `loss` is their weighted sum."""
 
-    def train(self, mode: bool = True) -> Stage:
+    def train(self, mode: bool = True) -> TrainingStage:
         super().train(mode)
         frozen_parts_to_eval(self.model, self.optim_config)
         batch_norms_to_eval(self.model, self.optim_config)
@@ -59,7 +59,7 @@ class Stage(lightning.LightningModule):
         return terms["loss"]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """No checkpoint is written after a step without a finite loss: the last good one stays."""
+        """Refuse to write a checkpoint after a step without a finite loss, so that the last good one stays."""
         self.finite_loss.check(wait=True)
 
     def validation_step(self, batch: ImageBatch, batch_index: int) -> None:
@@ -71,8 +71,8 @@ class Stage(lightning.LightningModule):
             self.validator.log(self)
 
     def build_optimizer(self) -> Optimizer:
-        """Of the student's parts; a stage with parameters beside the student adds them."""
-        return build_optimizer(self.model, self.optim_config)
+        """Build the optimizer of the student's parts. A stage with its own parameters overrides this to add them."""
+        return build_adamw(self.model, self.optim_config)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.build_optimizer()

@@ -12,16 +12,17 @@ from distill.errors import DistillError
 from distill.losses.feature import feature_losses
 from distill.models.sam import PromptableModel
 from distill.models.teacher import Teacher
-from distill.stages.base import Stage
+from distill.stages.base import TrainingStage
 from distill.stages.teacher_targets import teacher_embeddings
 from distill.stages.validation import Validator
 
 
-class FeatureStage(Stage):
-    """Trains the image encoder alone: prompt encoder and mask decoder are the teacher's and stay as they are.
+class FeatureStage(TrainingStage):
+    """Trains the image encoder alone; prompt encoder and mask decoder are the teacher's and stay as they are.
 
     Args:
-        model: the student. teacher: answers batches that carry `teacher_pixels`; None when all come from a cache.
+        model: the student.
+        teacher: embeds batches that carry `teacher_pixels`. None if every batch has embeddings from a cache.
         optim: the learning-rate multiples of prompt encoder and mask decoder have no effect here.
     Raises:
         DistillError: the embeddings differ in width, all losses have weight 0, or the encoder is frozen.
@@ -43,7 +44,7 @@ class FeatureStage(Stage):
         self.loss_config = loss
 
     def compute_terms(self, batch: ImageBatch) -> dict[str, Tensor]:
-        """The named loss terms of a batch, each a mean over its photos; `loss` is their weighted sum."""
+        """Return the named loss terms of a batch, each a mean over its photos; `loss` is their weighted sum."""
         targets = teacher_embeddings(batch, self.teacher)
         if targets is None:
             raise DistillError(
@@ -55,7 +56,7 @@ class FeatureStage(Stage):
 
 def _check(model: PromptableModel, teacher: Teacher | None, loss: FeatureLossConfig, optim: OptimConfig) -> None:
     if not any(astuple(loss)):
-        raise DistillError("loss: every term has weight 0, nothing would be learned. Set loss.mse=1, say")
+        raise DistillError("loss: every term has weight 0, nothing would be learned; set loss.mse=1")
     if optim.encoder_lr_scale == 0:
         raise DistillError("optim.encoder_lr_scale: 0 freezes the encoder, the only part that the feature stage trains")
     if teacher is not None and model.embedding_dim != teacher.embedding_dim:

@@ -1,4 +1,4 @@
-"""Stops a run whose loss is no longer a number, and says which photos it came from."""
+"""A check that stops a run whose loss is no longer a number, and names the photos it came from."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ class _Step(NamedTuple):
 
 
 class FiniteLoss:
-    """Watches the losses of the steps. On a GPU no step waits for its loss: it is looked at once it has arrived."""
+    """A watch over the losses of the steps. On a GPU no step waits for its loss; a later step checks it."""
 
     def __init__(self) -> None:
         self._under_way: deque[_Step] = deque()
 
     def note(self, loss: Tensor, *, keys: list[str], step: int) -> None:
-        """Watch the loss () of a batch. Raises RunError at once where that costs no waiting."""
+        """Watch the loss () of a batch. Raise RunError at once where that needs no waiting."""
         if loss.device.type != "cuda":
             _raise_unless_finite(loss, keys=keys, step=step)
             return
         on_host = torch.empty((), pin_memory=True)
         on_host.copy_(loss.detach(), non_blocking=True)
-        copied = torch.cuda.Event()
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
         copied.record()
         self._under_way.append(_Step(step, keys, on_host, copied))
 
     def check(self, *, wait: bool = False) -> None:
-        """Raises RunError for an earlier step whose loss was not finite; `wait`: also for those under way."""
-        while self._under_way and (wait or self._under_way[0].copied.query()):
+        """Raise RunError for an earlier step whose loss was not finite. `wait` waits for losses on their way."""
+        while self._under_way and (wait or self._under_way[0].copied.query()):  # type: ignore[no-untyped-call]
             earlier = self._under_way.popleft()
             earlier.copied.synchronize()
             _raise_unless_finite(earlier.loss, keys=earlier.keys, step=earlier.step)

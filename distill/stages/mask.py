@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from functools import partial
 
 import torch
 import torch.distributed
@@ -20,24 +21,27 @@ from distill.models.teacher import Teacher
 from distill.prompts.refinement import draw_rounds
 from distill.prompts.sampling import Instances, draw_prompts
 from distill.prompts.seeded_noise import SampleNoise, step_generator
-from distill.stages.base import Stage
-from distill.stages.prompt_rounds import ALL, MULTI, SINGLE, Answer, Dialogue
+from distill.stages.base import TrainingStage
+from distill.stages.prompt_rounds import ALL, MULTI, SINGLE, Decode, PromptRounds
 from distill.stages.teacher_targets import teacher_embeddings, teacher_instances
 from distill.stages.validation import Validator
 
 
-class MaskStage(Stage):
-    """Draws prompts from masks, decodes them in rounds, and compares the answers at low resolution.
+class MaskStage(TrainingStage):
+    """Draws prompts from masks, decodes them in rounds, and compares the predicted masks at low resolution.
 
-    The masks that prompts are drawn from, and the boxes, are the shards' (or, with `prompts.teacher_instances`, the
-    teacher's). `targets` says what the answers are compared with: those masks, of which every prompt trains the single
-    mask (token 0) and with `prompts.multimask` also the best of the three others; or the teacher's answers to the same
-    prompts, given by its decoder on the cached embedding (or the one just made), and then the shards' masks serve for
-    prompts alone; or both.
+    Prompts are drawn from the masks and boxes of the shards, or from the teacher's with `prompts.teacher_instances`.
+    `targets` says what the predicted masks are compared with; it may be both:
+
+    - The instances' masks. Every prompt trains the single mask (token 0). With `prompts.multimask` it also trains the
+      best of the three others.
+    - The teacher's masks for the same prompts, which its decoder predicts from the cached or online embedding. The
+      shards' masks then serve for prompts alone.
 
     Args:
-        model: the student. teacher: for its masks, and for batches that carry `teacher_pixels`.
-        seed: with the step and a photo's key it decides what is drawn for the photo.
+        model: the student.
+        teacher: predicts the masks to imitate, and embeds batches that carry `teacher_pixels`.
+        seed: decides, with the step and a photo's key, what is drawn for the photo.
     Raises:
         DistillError: the teacher is needed and missing, or has another grid.
     """
@@ -67,18 +71,18 @@ class MaskStage(Stage):
             _check_teacher(model, teacher)
 
     def compute_terms(self, batch: ImageBatch) -> dict[str, Tensor]:
-        """The named loss terms of a batch, means over its prompts and rounds; `loss` is their weighted sum.
+        """Return the named loss terms of a batch, means over its prompts and rounds; `loss` is their weighted sum.
 
-        On several ranks they are a rank's share of the mean over all ranks' prompts, times the number of ranks: ranks
-        with unequal numbers of prompts step as one that has them all.
+        On several ranks they are a rank's share of the mean over all ranks' prompts, times the number of ranks. So
+        ranks with unequal numbers of prompts take the same step as one rank with all prompts.
         """
         batch = self._with_teacher_embeddings(batch)
         embeddings = self.model.encode(batch.pixels)  # (B, C, E, E)
-        terms = {name: embeddings.new_zeros((), dtype=torch.float32) for name in ("loss", *self._term_names())}
+        terms = {name: embeddings.new_zeros((), dtype=torch.float32) for name in ("loss", *self.term_names())}
         instances, counts = self._instances(batch)
-        weight = _weights(instances)  # every rank calls it, as the ranks count their prompts together
+        weight = _weights(instances)  # every rank calls it, because the ranks count their prompts together
         if len(instances):
-            for name, term in self._rounds(batch, embeddings, instances, counts, weight).items():
+            for name, term in self._round_terms(batch, embeddings, instances, counts, weight).items():
                 terms[name] = terms[name] + term
         for name, (term_weight, term) in self.embedding_terms(embeddings, batch).items():
             terms["loss"] = terms["loss"] + term_weight * term
@@ -87,18 +91,70 @@ class MaskStage(Stage):
         return terms
 
     def embedding_terms(self, embeddings: Tensor, batch: ImageBatch) -> dict[str, tuple[float, Tensor]]:
-        """Name -> weight and value of terms on the embeddings (B, C, E, E) alone; a subclass may add its own."""
+        """Return weight and value, by name, of the terms on the embeddings (B, C, E, E). A subclass may add some."""
         if not self.loss_config.feature_weight or batch.teacher_embeddings is None:
             return {}
         feature = masked_mse(embeddings.float(), batch.teacher_embeddings, batch.valid)
         return {"feature": (self.loss_config.feature_weight, feature)}
 
-    def _term_names(self) -> list[str]:
+    def term_names(self) -> list[str]:
+        """Return the names of the terms of `compare_round`. A subclass that adds a term adds its name."""
         names = ["mask", "dice", "iou"] if self.target_config.truth_weight else []
         return names + (["teacher_mask", "teacher_dice", "logit", "teacher_iou"] if self.imitates else [])
 
+    def compare_round(self, rounds: PromptRounds, weight: Tensor, noise: Tensor | None) -> list[tuple[str, Tensor]]:
+        """Return the terms of the current round by name, `loss` among them. A name may come twice.
+
+        Args:
+            weight: (P,) of each prompt.
+            noise: of `distill.losses.mask.sample_points`, or None if the loss samples no points.
+        """
+        found = self._truth_terms(rounds, weight, noise) if self.target_config.truth_weight else []
+        return found + self._imitation_terms(rounds, weight, noise)
+
+    def _truth_terms(self, rounds: PromptRounds, weight: Tensor, noise: Tensor | None) -> list[tuple[str, Tensor]]:
+        instances, truth_weight = rounds.instances, self.target_config.truth_weight
+        config = replace(
+            self.loss_config,
+            mask_weight=truth_weight * self.loss_config.mask_weight,
+            dice_weight=truth_weight * self.loss_config.dice_weight,
+        )
+        found: list[tuple[str, Tensor]] = []
+        for tokens in (SINGLE, MULTI) if rounds.is_multimask else (SINGLE,):
+            terms = mask_losses(
+                *rounds.masks.select(tokens),
+                instances.masks,
+                instances.valid,
+                config=config,
+                weight=weight,
+                noise=noise,
+            )
+            found += [("mask", terms.mask), ("dice", terms.dice), ("iou", terms.iou), ("loss", terms.total(config))]
+        return found
+
+    def _imitation_terms(self, rounds: PromptRounds, weight: Tensor, noise: Tensor | None) -> list[tuple[str, Tensor]]:
+        if rounds.teacher_masks is None:
+            return []
+        tokens = ALL if rounds.is_multimask else SINGLE
+        terms = imitation_losses(
+            *rounds.masks.select(tokens),
+            *rounds.teacher_masks.select(tokens),
+            rounds.instances.valid,
+            config=self.loss_config,
+            labels=self.target_config.labels,
+            weight=weight,
+            noise=noise,
+        )
+        return [
+            ("teacher_mask", terms.mask),
+            ("teacher_dice", terms.dice),
+            ("logit", terms.logit),
+            ("teacher_iou", terms.iou),
+            ("loss", terms.total(self.loss_config, self.target_config.teacher_weight)),
+        ]
+
     def _with_teacher_embeddings(self, batch: ImageBatch) -> ImageBatch:
-        """The batch with the teacher's embeddings where something needs them."""
+        """Return the batch with the teacher's embeddings, if something needs them."""
         if not (self.imitates or self.prompt_config.teacher_instances or self.loss_config.feature_weight):
             return batch
         embeddings = teacher_embeddings(batch, self.teacher)
@@ -110,7 +166,7 @@ class MaskStage(Stage):
         return replace(batch, teacher_embeddings=embeddings)
 
     def _instances(self, batch: ImageBatch) -> tuple[Instances, list[int]]:
-        """What is asked about, and how many of each photo."""
+        """Return the instances to prompt, and the number of instances of each photo."""
         num = self.prompt_config.teacher_instances
         if num:
             assert self.teacher is not None and batch.teacher_embeddings is not None
@@ -123,10 +179,10 @@ class MaskStage(Stage):
         instances = Instances(batch.masks, valid, batch.mask_image_index, batch.boxes_xyxy)
         return instances, batch.instance_counts()
 
-    def _rounds(
+    def _round_terms(
         self, batch: ImageBatch, embeddings: Tensor, instances: Instances, counts: list[int], weight: Tensor
     ) -> dict[str, Tensor]:
-        """Ask, answer and compare, round by round; the named terms, summed with the weights (N,)."""
+        """Prompt, decode and compare, round by round. Return the named terms, summed with the weights (N,)."""
         config, generator = self.prompt_config, step_generator(self.seed, self.global_step)
         prompt_noise, loss_noise = self._noise(batch, counts, "prompts"), self._noise(batch, counts, "loss")
         groups = draw_prompts(
@@ -138,85 +194,44 @@ class MaskStage(Stage):
             generator=generator,
         )
         by_truth = bool(self.target_config.truth_weight)
-        dialogues = [Dialogue(group, instances, config=config, by_truth=by_truth) for group in groups]
-        rounds = [False, *draw_rounds(config, generator)]  # whether each has a new click
+        rounds_of_groups = [PromptRounds(group, instances, config=config, by_truth=by_truth) for group in groups]
+        clicks = [False, *draw_rounds(config, generator)]  # whether each round has a new click
+        student, teacher = self._decoders(embeddings, batch.teacher_embeddings)
         sums: dict[str, Tensor] = {}
-        for place, has_click in enumerate(rounds):
+        for number, has_click in enumerate(clicks):
             click_noise = prompt_noise.uniform(3)  # (N, 3)
             num_points = self.loss_config.num_points
             points = loss_noise.uniform(noise_points(num_points), 2) if num_points else None
-            for dialogue in dialogues:
-                if place:
-                    noise = click_noise[dialogue.rows] if has_click else None
-                    dialogue.refine(noise, prompt_size=self.model.prompt_size)
-                self._ask(dialogue, embeddings, batch.teacher_embeddings)
-                share = weight[dialogue.rows] / len(rounds)  # (P,)
-                for name, term in self._compare(dialogue, share, None if points is None else points[dialogue.rows]):
+            for rounds in rounds_of_groups:
+                if number:
+                    noise = click_noise[rounds.rows] if has_click else None
+                    rounds.refine(noise, prompt_size=self.model.prompt_size)
+                rounds.decode(student, teacher)
+                share = weight[rounds.rows] / len(clicks)  # (P,)
+                for name, term in self.compare_round(rounds, share, None if points is None else points[rounds.rows]):
                     sums[name] = sums[name] + term if name in sums else term
         return sums
 
-    def _ask(self, dialogue: Dialogue, embeddings: Tensor, of_teacher: Tensor | None) -> None:
-        """Let the student answer, and the teacher where its answer is a target."""
-        options = asdict(self.decoder_config)
-        dialogue.answer = Answer(*self.model.decode_all(embeddings, dialogue.prompts, **options))
+    def _decoders(self, embeddings: Tensor, of_teacher: Tensor | None) -> tuple[Decode, Decode | None]:
+        """Return how the student decodes prompts, and the teacher if its masks are targets."""
+        student = partial(self.model.decode_all, embeddings, **asdict(self.decoder_config))
         if not self.imitates:
-            return
+            return student, None
         assert self.teacher is not None and of_teacher is not None
         chunk = self.decoder_config.prompts_per_chunk or PROMPT_BATCH_SIZE
-        with torch.no_grad():
-            dialogue.teacher_answer = Answer(
-                *self.teacher.model.decode_all(of_teacher, dialogue.teacher_prompts, prompts_per_chunk=chunk)
-            )
-
-    def _compare(self, dialogue: Dialogue, weight: Tensor, noise: Tensor | None) -> list[tuple[str, Tensor]]:
-        """The terms of one round by name, `loss` among them; a name may come twice."""
-        config, targets, instances = self.loss_config, self.target_config, dialogue.instances
-        assert dialogue.answer is not None
-        found: list[tuple[str, Tensor]] = []
-        if targets.truth_weight:
-            scaled = replace(
-                config,
-                mask_weight=targets.truth_weight * config.mask_weight,
-                dice_weight=targets.truth_weight * config.dice_weight,
-            )
-            for tokens in (SINGLE, MULTI) if dialogue.is_multimask else (SINGLE,):
-                terms = mask_losses(
-                    *dialogue.answer.of(tokens),
-                    instances.masks,
-                    instances.valid,
-                    config=scaled,
-                    weight=weight,
-                    noise=noise,
-                )
-                found += [("mask", terms.mask), ("dice", terms.dice), ("iou", terms.iou), ("loss", terms.total(scaled))]
-        if dialogue.teacher_answer is not None:
-            tokens = ALL if dialogue.is_multimask else SINGLE
-            imitation = imitation_losses(
-                *dialogue.answer.of(tokens),
-                *dialogue.teacher_answer.of(tokens),
-                instances.valid,
-                config=config,
-                labels=targets.labels,
-                weight=weight,
-                noise=noise,
-            )
-            found += [
-                ("teacher_mask", imitation.mask),
-                ("teacher_dice", imitation.dice),
-                ("logit", imitation.logit),
-                ("teacher_iou", imitation.iou),
-                ("loss", imitation.total(config, targets.teacher_weight)),
-            ]
-        return found
+        return student, partial(self.teacher.model.decode_all, of_teacher, prompts_per_chunk=chunk)
 
     def _touch_all_parameters(self, embeddings: Tensor) -> Tensor:
-        """Zero, by way of every trainable tensor that some batch leaves out: DDP then never waits for a gradient."""
+        """Return zero, computed from every trainable tensor that some batch leaves out.
+
+        With it, every tensor has a gradient in every step, and DDP never waits for one.
+        """
         parts = (self.model.prompt_encoder, self.model.mask_decoder)
         trainable = [p for part in parts for p in part.parameters() if p.requires_grad]
         return torch.stack([x.float().sum() for x in (embeddings, *trainable)]).sum() * 0
 
     def _noise(self, batch: ImageBatch, counts: list[int], purpose: str, *, on_host: bool = False) -> SampleNoise:
-        """A resumed run draws what it would have drawn, and any number of ranks draw what one does."""
+        """Return the random numbers of a batch: the same in a resumed run, and on any number of ranks."""
         return SampleNoise(
             batch.keys,
             counts,
@@ -241,7 +256,7 @@ def _check_teacher(model: PromptableModel, teacher: Teacher | None) -> None:
 
 
 def _weights(instances: Instances) -> Tensor:
-    """What each instance (N,) counts: 1 / their number on all ranks, times the ranks; 0 for a mask of nothing."""
+    """Return the weight of each instance (N,): the ranks over the instances of all ranks; 0 for an empty mask."""
     present = instances.masks.flatten(1).any(1).float()
     total, num_ranks = present.sum(), 1
     if torch.distributed.is_available() and torch.distributed.is_initialized():

@@ -13,7 +13,7 @@ from distill.models.sam import PromptableModel
 
 
 def part_lr_scales(config: OptimConfig) -> dict[str, float]:
-    """The learning-rate multiple of each part of a promptable model; 0 means frozen."""
+    """Return the learning-rate multiple of each part of a promptable model; 0 means frozen."""
     return {
         "image_encoder": config.encoder_lr_scale,
         "prompt_encoder": config.prompt_encoder_lr_scale,
@@ -24,21 +24,21 @@ def part_lr_scales(config: OptimConfig) -> dict[str, float]:
 def freeze_parts(model: PromptableModel, config: OptimConfig) -> None:
     """Switch off the gradients of parts with a multiple of 0. Call before DDP and the optimizer see the model."""
     for part, scale in part_lr_scales(config).items():
-        if scale == 0:  # never the other way: an encoder may hold tensors that do not train, as TinyViT's classifier
+        if scale == 0:  # never switched on: an encoder may hold tensors that do not train, such as TinyViT's classifier
             getattr(model, part).requires_grad_(False)
 
 
 def frozen_parts_to_eval(model: PromptableModel, config: OptimConfig) -> None:
-    """A frozen part keeps its batch statistics: put it in eval mode, after every `train()`."""
+    """Put frozen parts in eval mode, so that they keep their batch statistics. Call it after every `train()`."""
     for part, scale in part_lr_scales(config).items():
         if scale == 0:
             getattr(model, part).eval()
 
 
 def batch_norms_to_eval(model: nn.Module, config: OptimConfig) -> None:
-    """Frozen batch norms use their running statistics and leave them as they are: to be called after every `train()`.
+    """Put frozen batch norms in eval mode, so that they use and keep their running statistics.
 
-    Their weights and biases train on.
+    Their weights and biases still train. Call it after every `train()`.
     """
     if config.batch_norm == "frozen":
         for module in model.modules():
@@ -46,8 +46,8 @@ def batch_norms_to_eval(model: nn.Module, config: OptimConfig) -> None:
                 module.eval()
 
 
-def build_optimizer(model: PromptableModel, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parts; no weight decay on norms, biases and other one-dimensional tensors."""
+def build_adamw(model: PromptableModel, config: OptimConfig) -> torch.optim.AdamW:
+    """Build AdamW over the trainable parts, without weight decay on norms, biases and other one-dimensional tensors."""
     groups = []
     for part, scale in part_lr_scales(config).items():
         module: nn.Module = getattr(model, part)
@@ -61,7 +61,7 @@ def build_optimizer(model: PromptableModel, config: OptimConfig) -> torch.optim.
 
 
 def lr_share(step: int, *, num_steps: int, warmup_steps: int, final_share: float) -> float:
-    """The share of the base learning rate at a step: linear warm-up, then cosine to `final_share`."""
+    """Return the share of the base learning rate at a step: linear warm-up, then cosine to `final_share`."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     progress = min(1.0, (step - warmup_steps) / max(1, num_steps - warmup_steps))
@@ -71,7 +71,7 @@ def lr_share(step: int, *, num_steps: int, warmup_steps: int, final_share: float
 def build_schedule(
     optimizer: torch.optim.Optimizer, config: OptimConfig, num_steps: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """The per-step schedule over a run of `num_steps` optimizer steps."""
+    """Build the per-step schedule over a run of `num_steps` optimizer steps."""
     return torch.optim.lr_scheduler.LambdaLR(
         optimizer,
         lambda step: lr_share(

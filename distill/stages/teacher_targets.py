@@ -1,4 +1,4 @@
-"""What the teacher says of a batch: embeddings, from the cache or from itself, and instances."""
+"""The targets that the teacher gives for a batch: embeddings, cached or computed now, and instances."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from distill.prompts.types import POSITIVE, Prompts
 
 
 def teacher_embeddings(batch: ImageBatch, teacher: Teacher | None) -> Tensor | None:
-    """Cached embeddings if the batch has them, else the teacher's answer to `teacher_pixels`; (B, C, E, E) or None."""
+    """Return the teacher's embeddings (B, C, E, E): the batch's cached ones, or computed from its `teacher_pixels`.
+
+    Return None if the batch has neither, or there is no teacher to compute them.
+    """
     if batch.teacher_embeddings is not None:
         return batch.teacher_embeddings
     if teacher is None or batch.teacher_pixels is None:
@@ -25,13 +28,13 @@ def teacher_embeddings(batch: ImageBatch, teacher: Teacher | None) -> Tensor | N
 
 @torch.no_grad()
 def teacher_instances(teacher: Teacher, embeddings: Tensor, original_hw: Tensor, noise: Tensor) -> Instances:
-    """Instances of photos without masks: what the teacher answers at points drawn uniformly in the photos.
+    """Return instances of photos without masks: the teacher's masks at points drawn uniformly in the photos.
 
     Args:
         embeddings: (B, C, E, E), the teacher's. original_hw: (B, 2).
         noise: (B n, 3) uniform in [0, 1), for n points in each photo.
     Returns:
-        B n instances: of the teacher's three masks the one it thinks best, and the box of that mask.
+        B n instances. Each is the best of the teacher's three masks by predicted IoU, with the box of that mask.
     """
     size = LOW_RES_PER_CELL * teacher.embedding_size
     image_index = torch.arange(len(embeddings), device=noise.device)
@@ -46,7 +49,7 @@ def teacher_instances(teacher: Teacher, embeddings: Tensor, original_hw: Tensor,
 
 
 def mask_boxes(masks: Tensor) -> Tensor:
-    """The boxes (N, 4), XYXY in cells, of masks bool (N, h, w); that of an empty mask is the whole map."""
+    """Return the boxes (N, 4), XYXY in cells, of masks bool (N, h, w). The box of an empty mask is the complete map."""
     sides = []
     for occupied in (masks.any(1), masks.any(2)):  # columns (N, w), rows (N, h)
         first = occupied.int().argmax(1)

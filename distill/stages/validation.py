@@ -1,4 +1,4 @@
-"""What both stages measure on held-out photos: agreement with the teacher, and masks from one box or one click."""
+"""Validation of both stages on held-out photos: agreement with the teacher, and masks from one box or one click."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ TRUTH_COVERAGE = 0.5  # a low-res cell belongs to the truth when the mask covers
 
 
 @dataclass
-class Instances:
-    """The N instances of a batch that are asked about, each with its two prompts.
+class ValidationInstances:
+    """The N instances of a batch that are prompted, each with its two prompts.
 
     truth, valid: (N, 4E, 4E) bool. image_index: (N,). areas: (N,) in original pixels.
     boxes_xyxy: (N, 4) and clicks_xy: (N, 2), prompt frame.
@@ -52,7 +52,7 @@ class Instances:
 
 
 class Validator(nn.Module):
-    """Gathers one validation run. A stage calls `update` per batch and `log` at the end.
+    """The scores of one validation run. A stage calls `update` per batch and `log` at the end.
 
     Masks are compared at low resolution, so the numbers are cheap and follow those of `distill evaluate`, which
     compares at the photo's own. An instance that covers no low-res cell by half is left out.
@@ -69,7 +69,7 @@ class Validator(nn.Module):
 
     @torch.no_grad()
     def update(self, model: PromptableModel, batch: ImageBatch) -> None:
-        """Embed a batch, ask about its instances by box (token 0) and by click (best of three), and add the scores."""
+        """Embed a batch, prompt its instances by box (token 0) and by click (best of three), and add the scores."""
         embeddings = model.encode(batch.pixels).float()  # (B, C, E, E)
         targets = teacher_embeddings(batch, self.teacher)
         if targets is not None:
@@ -88,8 +88,8 @@ class Validator(nn.Module):
             self._keep_pictures(batch, instances, logits)
 
     def compute(self) -> dict[str, float]:
-        """val/cosine, val/box_miou and val/point_miou over all ranks, without those never measured; then start anew."""
-        with warnings.catch_warnings():  # a metric that nothing was measured for gives NaN, and is left out below
+        """Return val/cosine, val/box_miou and val/point_miou over all ranks, if measured, and reset them."""
+        with warnings.catch_warnings():  # a metric without a measurement gives NaN, and is left out below
             warnings.filterwarnings("ignore", "The ``compute`` method of metric")
             scores = {
                 "val/cosine": self.cosine.compute(),
@@ -101,7 +101,7 @@ class Validator(nn.Module):
         return {name: float(score) for name, score in scores.items() if not score.isnan()}
 
     def log(self, stage: lightning.LightningModule) -> None:
-        """Log the scores through the stage, and the pictures to its TensorBoard loggers; then start anew."""
+        """Log the scores through the stage and the pictures to its TensorBoard loggers, and drop them."""
         stage.log_dict(self.compute(), sync_dist=True)  # equal on all ranks already
         pictures, self.pictures = self.pictures, []
         if not pictures or not stage.trainer.is_global_zero:
@@ -111,17 +111,17 @@ class Validator(nn.Module):
                 logger.experiment.add_image("val/masks", render_pictures(pictures), stage.global_step)
 
     def _score(
-        self, metric: MaskIoU, model: Decoder, embeddings: Tensor, instances: Instances, *, by_box: bool
+        self, metric: MaskIoU, model: Decoder, embeddings: Tensor, instances: ValidationInstances, *, by_box: bool
     ) -> Tensor:
-        """Add the IoU of each instance's answer; returns the logits (N, 4E, 4E)."""
+        """Add the IoU of each instance's predicted mask to `metric`. Return the logits (N, 4E, 4E)."""
         prompts = instances.box_prompts() if by_box else instances.click_prompts()
         logits, _ = answer(model, embeddings, prompts, policy="single" if by_box else "best")
         metric.update(mask_iou((logits > 0) & instances.valid, instances.truth), instances.areas)
         return logits
 
-    def _keep_pictures(self, batch: ImageBatch, instances: Instances, logits: dict[str, Tensor]) -> None:
-        """One picture for each photo, of its largest instance, up to `num_pictures`."""
-        for image in instances.image_index.unique().tolist()[: self.config.num_pictures - len(self.pictures)]:
+    def _keep_pictures(self, batch: ImageBatch, instances: ValidationInstances, logits: dict[str, Tensor]) -> None:
+        """Keep one picture for each photo, of its largest instance, up to `num_pictures`."""
+        for image in torch.unique(instances.image_index).tolist()[: self.config.num_pictures - len(self.pictures)]:
             row = int(instances.areas.where(instances.image_index == image, -1.0).argmax())
             height, width = batch.original_hw[image].tolist()
             photo = photo_from_pixels(batch.pixels[image], (height, width))
@@ -138,8 +138,8 @@ class Validator(nn.Module):
             )
 
 
-def choose_instances(batch: ImageBatch, max_instances: int) -> Instances | None:
-    """The first instances of each photo, up to `max_instances`; None when there is none to ask about."""
+def choose_instances(batch: ImageBatch, max_instances: int) -> ValidationInstances | None:
+    """Return the first instances of each photo, up to `max_instances`. Return None if the batch has none."""
     if batch.masks is None or batch.mask_image_index is None or batch.boxes_xyxy is None:
         return None
     visible = (batch.masks > TRUTH_COVERAGE).flatten(1).any(1)  # (N,)
@@ -154,7 +154,7 @@ def choose_instances(batch: ImageBatch, max_instances: int) -> Instances | None:
     original_hw = batch.original_hw[image_index]  # (N, 2)
     cell_area = (original_hw.amax(1) / masks.shape[-1]) ** 2  # original pixels in a low-res cell
     clicks = np.stack([first_click(mask) for mask in truth.cpu().numpy()]) * LOW_RES_CELL
-    return Instances(
+    return ValidationInstances(
         truth=truth,
         valid=valid_masks(original_hw, masks.shape[-1]),
         image_index=image_index,
@@ -165,7 +165,7 @@ def choose_instances(batch: ImageBatch, max_instances: int) -> Instances | None:
 
 
 def _to_input_frame(logits: Tensor, photo: np.ndarray, image_size: int) -> np.ndarray:
-    """Low-res logits (4E, 4E) above 0, on the photo of the input frame: bool (h, w)."""
+    """Return where low-res logits (4E, 4E) are above 0 on the photo in the input frame: bool (h, w)."""
     size = (image_size, image_size)
     enlarged = F.interpolate(logits[None, None].float(), size, mode="bilinear", align_corners=False)[0, 0]
     return (enlarged[: photo.shape[0], : photo.shape[1]] > 0).cpu().numpy()

@@ -36,7 +36,7 @@ class Picture:
 
 
 def photo_from_pixels(pixels: Tensor, original_hw: tuple[int, int]) -> np.ndarray:
-    """The photo inside an encoder's input (3, S, S): uint8 (h, w, 3) RGB, input frame, without the padding."""
+    """Return the photo inside an encoder's input (3, S, S): uint8 (h, w, 3) RGB, input frame, without the padding."""
     height, width = resized_hw(original_hw, pixels.shape[-1])
     inside = pixels[:, :height, :width].float().cpu().permute(1, 2, 0)  # (h, w, 3)
     image = inside * torch.tensor(PIXEL_STD) + torch.tensor(PIXEL_MEAN)
@@ -44,7 +44,7 @@ def photo_from_pixels(pixels: Tensor, original_hw: tuple[int, int]) -> np.ndarra
 
 
 def render_pictures(pictures: list[Picture]) -> Tensor:
-    """A grid with a title above each panel: uint8 (3, H, W). `pictures` has at least one, all of the same masks."""
+    """Return a grid of panels with titles above: uint8 (3, H, W). All pictures have the same masks; one is needed."""
     titles = ["prompt", *pictures[0].masks]
     canvas = Image.new("RGB", (PANEL_SIZE * len(titles), TITLE_HEIGHT + PANEL_SIZE * len(pictures)), BACKGROUND)
     pen = ImageDraw.Draw(canvas)

@@ -17,7 +17,7 @@ from distill.data.loading.loader import EpochLoader
 from distill.memory import peak_memory
 from distill.models.initialization import build_student
 from distill.models.teacher import load_teacher
-from distill.stages.base import Stage
+from distill.stages.base import TrainingStage
 from distill.stages.optim import part_lr_scales
 from distill.training.run import TrainRecipe, build_data, build_stage, make_trainer
 
@@ -64,7 +64,7 @@ class Probe(lightning.Callback):
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: ImageBatch, batch_idx: int
     ) -> None:
-        assert isinstance(pl_module, Stage)
+        assert isinstance(pl_module, TrainingStage)
         if batch_idx:
             self.waits.append(self._lap())
             return
@@ -122,7 +122,7 @@ def dry_run(recipe: TrainRecipe) -> dict[str, Any]:
     }
 
 
-def measure_terms(stage: Stage, batch: ImageBatch) -> dict[str, dict[str, Any]]:
+def measure_terms(stage: TrainingStage, batch: ImageBatch) -> dict[str, dict[str, Any]]:
     """Every loss term, unweighted, and the norm of its gradient in every part that trains."""
     parts = {part: [p for p in getattr(stage.model, part).parameters() if p.requires_grad] for part in _parts(stage)}
     found: dict[str, dict[str, Any]] = {}
@@ -139,7 +139,7 @@ def _gradient_norm(term: Tensor, parameters: list[torch.nn.Parameter]) -> float:
     return torch.nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None]).item()
 
 
-def count_parts(stage: Stage) -> list[dict[str, Any]]:
+def count_parts(stage: TrainingStage) -> list[dict[str, Any]]:
     """The parameters of each part that are trained and frozen, and its learning rate at the top of the schedule."""
     rows = []
     for part, scale in _parts(stage).items():
@@ -151,11 +151,11 @@ def count_parts(stage: Stage) -> list[dict[str, Any]]:
     return rows
 
 
-def _parts(stage: Stage) -> dict[str, float]:
+def _parts(stage: TrainingStage) -> dict[str, float]:
     return part_lr_scales(stage.optim_config)
 
 
-def _shapes(stage: Stage, batch: ImageBatch) -> dict[str, list[int]]:
+def _shapes(stage: TrainingStage, batch: ImageBatch) -> dict[str, list[int]]:
     """The tensors of a batch, and what the encoder makes of it."""
     shapes = {name: list(value.shape) for name, value in vars(batch).items() if isinstance(value, Tensor)}
     with torch.no_grad():

@@ -27,7 +27,7 @@ from distill.models.checkpoint import STUDENT_FILE, save_model
 from distill.models.initialization import build_student
 from distill.models.sam import PromptableModel
 from distill.models.teacher import Teacher, load_teacher
-from distill.stages.base import Stage
+from distill.stages.base import TrainingStage
 from distill.stages.feature import FeatureStage
 from distill.stages.mask import MaskStage
 from distill.stages.validation import Validator
@@ -121,7 +121,7 @@ def _asks_teacher(recipe: TrainRecipe) -> bool:
     return isinstance(recipe, FeatureRecipe) or any(attrgetter(option)(recipe) for option in ASKS_TEACHER)
 
 
-def build_stage(recipe: TrainRecipe, student: PromptableModel, teacher: Teacher) -> Stage:
+def build_stage(recipe: TrainRecipe, student: PromptableModel, teacher: Teacher) -> TrainingStage:
     validator = Validator(recipe.validation, teacher) if recipe.data.val_images is not None else None
     if isinstance(recipe, MaskRecipe):
         return MaskStage(

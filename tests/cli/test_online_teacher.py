@@ -27,7 +27,7 @@ RECIPE = {
 
 
 def first_losses(run: str) -> dict[str, float]:
-    """The loss and its terms, of the first step that was logged."""
+    """Return the loss and its terms of the first step that was logged."""
     rows = map(json.loads, Path(run, "metrics.jsonl").read_text().splitlines())
     row = next(row for row in rows if "train/loss" in row)
     return {name: row[name] for name in ("train/loss", "train/mse", "train/cosine")}

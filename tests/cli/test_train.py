@@ -42,7 +42,7 @@ trainer:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photo_shards, teacher_file: Path) -> Path:
-    """A working directory with image shards, held-out shards, and a recipe for each stage."""
+    """Make a working directory with image shards, held-out shards, and a recipe for each stage."""
     monkeypatch.chdir(tmp_path)
     photo_shards(6)
     photo_shards(2, name="held_out")

@@ -32,7 +32,7 @@ def half_valid(num_images: int = 2, grid: int = 4) -> torch.Tensor:
 
 
 def two_pixels(values: list[list[float]], grid: int = 2) -> torch.Tensor:
-    """A (1, C, 2, 2) embedding whose first row holds two positions of C values; the second row is padding."""
+    """Return a (1, C, 2, 2) embedding. Its first row holds two positions of C values, its second row is padding."""
     embeddings = torch.full((1, len(values[0]), grid, grid), 100.0)
     embeddings[0, :, 0] = torch.tensor(values).T
     return embeddings
@@ -67,7 +67,7 @@ def test_padding_has_no_influence(loss, filling):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_each_image_counts_the_same(loss):
-    """The loss of a batch is the mean of the images' own losses, whatever share of each is valid."""
+    """Compare a batch's loss with the mean of its images' own losses, whatever share of each image is valid."""
     student, teacher = random_embeddings(0, 3), random_embeddings(1, 3)
     valid = torch.zeros(3, 4, 4, dtype=torch.bool)
     valid[0], valid[1, :1], valid[2, :, :2] = True, True, True
@@ -102,7 +102,7 @@ def test_cosine_of_two_pixels():
 
 
 def test_relation_of_two_pixels():
-    """The teacher's positions attend to themselves alone as softmax(1, 0); the student's to both alike."""
+    """Compare a teacher whose positions attend as softmax(1, 0) with a student whose positions attend equally."""
     scale = 2**0.25  # so that the dot products over sqrt(C = 2) are 1 and 0
     teacher = two_pixels([[scale, 0], [0, scale]])
     student = two_pixels([[0, 0], [0, 0]])

@@ -113,7 +113,7 @@ def test_weights_are_those_of_the_prompts() -> None:
 
 
 def test_a_mask_thinner_than_half_a_cell_has_an_iou() -> None:
-    """Covered by 0.3 and by 0.1: the better covered cell is the mask."""
+    """Cover one cell by 0.3 and one by 0.1: the better covered cell is the mask."""
     target = torch.zeros(1, 4, 4)
     target[0, 1, 1], target[0, 2, 2] = 0.3, 0.1
     logits = torch.full((1, 2, 4, 4), -5.0)
@@ -123,7 +123,7 @@ def test_a_mask_thinner_than_half_a_cell_has_an_iou() -> None:
 
 
 def imitation_by_hand(**options):  # type: ignore[no-untyped-def]
-    """One prompt, one candidate, two cells that count and one that is padding."""
+    """Compute one prompt with one candidate, two cells that count and one that is padding."""
     student, teacher = torch.tensor([1.0, -2.0, 9.0]), torch.tensor([2.0, 1.0, -9.0])
     valid = torch.tensor([True, True, False])
     return imitation_losses(
@@ -141,7 +141,7 @@ def softplus(x: float) -> float:
 
 
 def test_imitation_by_hand() -> None:
-    """Hard labels are 1 and 1, so BCE is softplus(-1) and softplus(2)."""
+    """Use hard labels of 1 and 1: BCE is softplus(-1) and softplus(2)."""
     terms = imitation_by_hand()
     assert terms.mask.item() == pytest.approx((softplus(-1) + softplus(2)) / 2)
     p, q = 1 / (1 + math.exp(-1)), 1 / (1 + math.exp(2))
@@ -170,7 +170,7 @@ def test_each_candidate_imitates_the_teachers_of_the_same_token() -> None:
 
 @pytest.mark.parametrize("labels", ["hard", "soft"])
 def test_imitation_at_points_sees_one_point_set(labels) -> None:  # type: ignore[no-untyped-def]
-    """The student is the teacher, so that at any points the hard loss is BCE of sure answers and the logits agree."""
+    """Use the teacher as the student: at any points the hard loss is BCE of certain logits, and the logits agree."""
     logits, _, valid = two_candidates()
     iou = torch.ones(3, 2)
     config = MaskLossConfig(mask="bce", num_points=100)

@@ -13,7 +13,7 @@ CELL, SIZE = 16, 12  # pixels of the prompt frame in a cell, cells a side
 
 
 def cells(*rectangles: tuple[int, int, int, int]) -> torch.Tensor:
-    """One mask (1, SIZE, SIZE) of rectangles (top, left, bottom, right)."""
+    """Return one mask (1, SIZE, SIZE) of rectangles (top, left, bottom, right)."""
     mask = torch.zeros(1, SIZE, SIZE, dtype=torch.bool)
     for top, left, bottom, right in rectangles:
         mask[0, top:bottom, left:right] = True
@@ -36,7 +36,7 @@ def clicks(predicted, wanted, *, valid=None, num=1, prompts=None, **options):  #
 
 
 def test_clicks_are_uniform_in_the_error_with_its_sign() -> None:
-    """Two cells are missing and six are too much: a quarter of the clicks is positive."""
+    """Leave out two cells and add six: a quarter of the clicks is positive."""
     wanted, predicted = cells((0, 0, 1, 4)), cells((0, 0, 1, 2), (5, 5, 8, 7))
     points, labels = clicks(predicted, wanted, num=4000)
     assert (labels == POSITIVE).float().mean().item() == pytest.approx(0.25, abs=0.02)
@@ -48,7 +48,7 @@ def test_clicks_are_uniform_in_the_error_with_its_sign() -> None:
 
 
 def test_the_centre_policy_clicks_the_middle_of_the_largest_error() -> None:
-    """Missing: 3 x 3 around cell (row 2, column 3). Too much: 5 x 5 around cell (row 8, column 7)."""
+    """Leave out 3 x 3 around cell (row 2, column 3), and add 5 x 5 around cell (row 8, column 7)."""
     wanted, predicted = cells((1, 2, 4, 5)), cells((6, 5, 11, 10))
     points, labels = clicks(predicted, wanted, click="centre")
     assert points.tolist() == [[7.5 * CELL, 8.5 * CELL]] and labels.tolist() == [NEGATIVE]
@@ -67,7 +67,7 @@ def test_no_error_gives_no_click(click: str) -> None:
 
 @pytest.mark.parametrize("click", ["uniform", "centre"])
 def test_a_small_error_gives_none_either(click: str) -> None:
-    """EdgeSAM leaves errors below ten cells alone."""
+    """Ignore errors below ten cells, as EdgeSAM does."""
     for width, label in ((9, PAD), (10, POSITIVE)):
         assert clicks(cells(), cells((0, 0, 1, width)), click=click, min_error_cells=10)[1].tolist() == [label]
 
@@ -78,7 +78,7 @@ def test_errors_in_the_padding_are_none(click: str) -> None:
 
 
 def test_the_full_schedule_is_eleven_rounds() -> None:
-    """SAM paper, appendix A: the prompt, eight clicks, one round without a click anywhere and one at the end."""
+    """Follow the SAM paper, appendix A: a prompt, eight clicks, a round without a click anywhere and one at the end."""
     config = PromptConfig(refine_clicks=8, mask_only_rounds=2)
     schedules = [draw_rounds(config, torch.Generator().manual_seed(seed)) for seed in range(300)]
     assert all(len(rounds) == 10 and sum(rounds) == 8 and not rounds[-1] for rounds in schedules)

@@ -91,7 +91,7 @@ def test_jitter_has_a_tenth_of_the_side_as_its_deviation() -> None:
 
 
 def test_jitter_of_known_noise() -> None:
-    """A box of 100 x 50: one deviation is 10 pixels across and 5 down; three across are cut at 20."""
+    """Move a box of 100 x 50: one deviation is 10 pixels across and 5 down, and three across are limited to 20."""
     boxes = torch.tensor([[400.0, 400.0, 500.0, 450.0]])
     moved = jitter_boxes(boxes, torch.tensor([[1.0, -1.0, 3.0, 0.0]]), PromptConfig(), PROMPT_SIZE)
     assert moved.tolist() == [[410.0, 395.0, 520.0, 450.0]]

@@ -10,7 +10,7 @@ def noise(keys: list[str], counts: list[int], **options) -> SampleNoise:  # type
 
 
 def test_a_photos_numbers_do_not_depend_on_its_batch() -> None:
-    """What two ranks draw for a photo each is what one rank draws for both, call by call."""
+    """Compare two ranks with a photo each to one rank with both photos, call by call."""
     both, first, second = noise(["a", "b"], [2, 3]), noise(["a"], [2]), noise(["b"], [3])
     for draw in (lambda n: n.uniform(4), lambda n: n.normal(2, 2), lambda n: n.uniform()):
         assert torch.equal(draw(both), torch.cat([draw(first), draw(second)]))
@@ -31,7 +31,7 @@ def test_seed_step_key_and_purpose_all_matter() -> None:
 
 
 def test_seeds_are_the_same_in_every_process() -> None:
-    """A resumed run is another process: these are the values of this version of the code."""
+    """Compare with the values of this version of the code, because a resumed run is another process."""
     assert stable_seed(0, 3, "prompts", "a") == 5607989823801217290
     assert 0 <= stable_seed("x") < 2**63
     assert torch.equal(torch.rand(2, generator=step_generator(1, 2)), torch.rand(2, generator=step_generator(1, 2)))

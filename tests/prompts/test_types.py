@@ -21,7 +21,7 @@ def test_a_painted_box_is_the_ellipse_inscribed_in_it():
 
 
 def test_painted_clicks_have_their_sign_and_padding_leaves_no_trace():
-    """Clicks at the centres of cells (row 1, column 2) and (row 6, column 5)."""
+    """Click at the centres of cells (row 1, column 2) and (row 6, column 5)."""
     points = torch.tensor([[[10.0, 6.0], [22.0, 26.0], [30.0, 2.0]]])
     labels = torch.tensor([[POSITIVE, NEGATIVE, PAD]])
     prompts = Prompts(torch.tensor([0]), points_xy=points, point_labels=labels)

@@ -17,7 +17,7 @@ GRID, IMAGE_SIZE = 8, 64
 
 
 def square_batch() -> ImageBatch:
-    """Two photos, the second one wide, with three instances that are squares."""
+    """Return two photos, the second one wide, with three instances that are squares."""
     low_res, pixels = 4 * GRID, torch.zeros(2, 3, IMAGE_SIZE, IMAGE_SIZE)
     masks = torch.zeros(3, low_res, low_res)
     corners = [(0, 4, 4, 12), (0, 16, 16, 28), (1, 2, 8, 14)]
@@ -38,7 +38,7 @@ def square_batch() -> ImageBatch:
 
 
 def photos_of(batch: ImageBatch, photos: list[int]) -> ImageBatch:
-    """The batch of some of its photos."""
+    """Return the batch of some of its photos."""
     rows = torch.cat([(batch.mask_image_index == photo).nonzero()[:, 0] for photo in photos])
     return ImageBatch(
         keys=[batch.keys[photo] for photo in photos],
@@ -58,7 +58,7 @@ def tiny_model(seed: int = 0) -> PromptableModel:
 
 
 def tiny_teacher(seed: int = 7) -> Teacher:
-    """A random model answers with masks of some size, half of the cells or so."""
+    """Return a random model. It predicts masks of some size, about half of the cells."""
     return Teacher(tiny_model(seed), name="tiny", weights_sha256="0" * 64)
 
 
@@ -140,7 +140,7 @@ FULL = PromptConfig(refine_clicks=8, mask_only_rounds=2, box_points_share=0.5, m
     ids=["one round", "EdgeSAM", "SAM's schedule"],
 )
 def test_a_batch_is_the_mean_over_its_prompts_whatever_batches_they_come_in(prompts, targets, num_points) -> None:  # type: ignore[no-untyped-def]
-    """Two prompts of the first photo and one of the second: what is drawn for a photo is its own."""
+    """Use two prompts of the first photo and one of the second: what is drawn for a photo depends on it alone."""
     teacher = tiny_teacher()
     loss = MaskLossConfig(num_points=num_points, logit_weight=0.1, teacher_iou_weight=1.0, feature_weight=0.0)
     stage = tiny_stage(teacher, prompts=prompts, targets=targets, loss=loss).eval()
@@ -164,7 +164,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_imitate() -> None:
 
 
 def test_imitation_looks_at_no_mask_of_the_shards() -> None:
-    """Boxes and the teacher are all there is: other masks, and the refining clicks and the loss stay the same."""
+    """Check that only boxes and the teacher count: with other masks the clicks and the loss stay the same."""
     teacher = tiny_teacher()
     prompts = PromptConfig(box_share=1.0, refine_clicks=3, mask_only_rounds=1)
     stage = tiny_stage(teacher, prompts=prompts, targets=IMITATE).eval()
@@ -233,7 +233,7 @@ def test_boxes_of_masks() -> None:
 
 
 def test_the_full_schedule_asks_eleven_times() -> None:
-    """SAM paper, appendix A: one prompt, eight clicks, two rounds without a click."""
+    """Follow the SAM paper, appendix A: one prompt, eight clicks, two rounds without a click."""
     prompts = PromptConfig(box_share=1.0, refine_clicks=8, mask_only_rounds=2)
     stage, asked = tiny_stage(prompts=prompts), []
     stage.model.mask_decoder.iou_prediction_head.register_forward_hook(lambda *_: asked.append(1))
@@ -262,7 +262,7 @@ def test_which_prompts_train_the_multimask_output(prompts, trains, targets) -> N
 
 
 def test_a_batch_without_masks_costs_nothing_and_reaches_every_tensor() -> None:
-    """Photos with no mask at all: the other ranks of a step still wait for this one's gradients."""
+    """Use photos without masks: the other ranks of a step still wait for the gradients of this rank."""
     batch = square_batch()
     batch.masks, batch.boxes_xyxy = torch.zeros(0, 32, 32), torch.zeros(0, 4)
     batch.mask_image_index = torch.zeros(0, dtype=torch.long)

@@ -5,7 +5,7 @@ import torch
 
 from distill.config.schema import OptimConfig
 from distill.models.sam import ModelSpec, PromptableModel, build_from_spec
-from distill.stages.optim import batch_norms_to_eval, build_optimizer, build_schedule, freeze_parts, lr_share
+from distill.stages.optim import batch_norms_to_eval, build_adamw, build_schedule, freeze_parts, lr_share
 
 
 @pytest.fixture
@@ -14,7 +14,7 @@ def model() -> PromptableModel:
 
 
 def test_every_trainable_tensor_is_in_one_group(model: PromptableModel) -> None:
-    optimizer = build_optimizer(model, OptimConfig(weight_decay=0.1))
+    optimizer = build_adamw(model, OptimConfig(weight_decay=0.1))
     grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert len(grouped) == len(set(grouped)) == sum(1 for p in model.parameters() if p.requires_grad)
     for group in optimizer.param_groups:
@@ -25,7 +25,7 @@ def test_every_trainable_tensor_is_in_one_group(model: PromptableModel) -> None:
 def test_a_multiple_of_zero_freezes_and_others_scale(model: PromptableModel) -> None:
     config = OptimConfig(lr=1e-3, encoder_lr_scale=0.0, mask_decoder_lr_scale=0.5)
     freeze_parts(model, config)
-    optimizer = build_optimizer(model, config)
+    optimizer = build_adamw(model, config)
     encoder = {id(p) for p in model.image_encoder.parameters()}
     decoder = {id(p) for p in model.mask_decoder.parameters()}
     assert not any(p.requires_grad for p in model.image_encoder.parameters())
@@ -44,7 +44,7 @@ def test_schedule_warms_up_then_falls_to_the_share() -> None:
 
 def test_schedule_moves_all_groups(model: PromptableModel) -> None:
     config = OptimConfig(lr=1.0, encoder_lr_scale=0.1, warmup_steps=2)
-    optimizer = build_optimizer(model, config)
+    optimizer = build_adamw(model, config)
     schedule = build_schedule(optimizer, config, num_steps=10)
     assert {group["lr"] for group in optimizer.param_groups} == {0.5, 0.05}
     for parameter in model.parameters():
@@ -55,7 +55,7 @@ def test_schedule_moves_all_groups(model: PromptableModel) -> None:
 
 
 def test_frozen_batch_norms_are_frozen_when_ranks_share_statistics(model: PromptableModel) -> None:
-    """trainer.sync_batchnorm puts other modules in place of batch norms."""
+    """Check the modules that trainer.sync_batchnorm puts in place of batch norms."""
     synced = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model).train()
     norms = [module for module in synced.modules() if isinstance(module, torch.nn.SyncBatchNorm)]
     batch_norms_to_eval(synced, OptimConfig())

@@ -32,7 +32,7 @@ def tiny_teacher(seed: int = 7) -> Teacher:
 
 
 def labelled_batch() -> ImageBatch:
-    """Two photos; the first with two rectangles, the second with three and one that no cell shows by half."""
+    """Return two photos: one with two rectangles, one with three and a fourth that covers no cell by half."""
     pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     original_hw = torch.tensor([[240, 320], [320, 320]])
     boxes = torch.tensor([[0, 0, 5, 5], [8, 8, 18, 14], [2, 2, 8, 20], [10, 4, 30, 9], [20, 20, 25, 31], [1, 1, 2, 2]])

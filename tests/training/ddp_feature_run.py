@@ -1,6 +1,6 @@
-"""One epoch of the feature stage on one or two ranks; `test_ddp.py` starts it: ddp_feature_run.py NUM_RANKS OUT.pt
+"""One epoch of the feature stage on one or two ranks. `test_ddp.py` runs: ddp_feature_run.py NUM_RANKS OUT.pt.
 
-Two ranks take one photo of each pair, one rank takes both: the same epoch.
+Two ranks take one photo of each pair, and one rank takes both: the epoch is the same.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def tiny_model(seed: int) -> PromptableModel:
 
 
 def batch(step: int, photos: list[int]) -> ImageBatch:
-    """Some of the two photos of a step, each with one instance."""
+    """Return some of the two photos of a step, each with one instance."""
     pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(step))[photos]
     original_hw = torch.tensor(PHOTO_HW)[photos]
     masks = torch.zeros(2, 32, 32)

@@ -1,6 +1,6 @@
-"""Steps of the mask stage on one or two ranks; `test_ddp.py` starts it: ddp_mask_run.py NUM_RANKS OUT.pt
+"""Steps of the mask stage on one or two ranks. `test_ddp.py` runs: ddp_mask_run.py NUM_RANKS OUT.pt.
 
-As ddp_feature_run.py, with unequal numbers of instances in the two photos, refinement, and both kinds of target.
+It is like ddp_feature_run.py, with unequal numbers of instances in the photos, refinement, and both kinds of target.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WITHOUT_MASKS = 1  # the step in which the first photo has none
 
 
 def masked_batch(step: int, photos: list[int]) -> ImageBatch:
-    """The photos of a step, whose one instance each comes several times or not at all."""
+    """Return the photos of a step. Each has its one instance several times or not at all."""
     photo_batch = batch(step, photos)
     assert photo_batch.masks is not None and photo_batch.boxes_xyxy is not None
     counts = [0 if (step, photo) == (WITHOUT_MASKS, 0) else NUM_INSTANCES[photo] for photo in photos]

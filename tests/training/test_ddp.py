@@ -36,7 +36,7 @@ def test_feature_stage_on_two_ranks(tmp_path):
 
 @pytest.mark.slow
 def test_mask_stage_on_two_ranks(tmp_path):
-    """What is drawn for a photo does not depend on the ranks, and unequal numbers of prompts are weighted as one."""
+    """Check that a photo's draws do not depend on the ranks, and that ranks weigh unequal numbers of prompts as one."""
     one = run_script("ddp_mask_run.py", 1, tmp_path / "one.pt")
     two = run_script("ddp_mask_run.py", 2, tmp_path / "two.pt")
     assert len(one["losses"]) == 3

@@ -24,7 +24,7 @@ TRAININGS = [name for name in packaged_recipes() if recipe_kind(name) in ("featu
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards of two photos, the quickstart teacher's embeddings of them, and a tiny student that is a whole model."""
+    """Write shards of two photos, the quickstart teacher's embeddings of them, and a tiny student as a model."""
     directory = tmp_path_factory.mktemp("dry")
     write_shards(directory / "shards", 2, hw=HW)
     teacher = load_teacher(TeacherConfig())
@@ -34,7 +34,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def overrides(place: Path, name: str) -> list[str]:
-    """A recipe's blanks, on the quickstart's teacher and a tiny student, and few masks and rounds."""
+    """Fill a recipe's blanks with the quickstart's teacher, a tiny student, and few masks and rounds."""
     text = [
         "student.name=efficientvit_sam_t",
         "student.image_size=64",
@@ -63,7 +63,7 @@ def test_every_shipped_recipe_gets_through_a_step(name: str, place: Path, monkey
 
 @pytest.fixture
 def recipe_file(place: Path, tmp_path: Path) -> str:
-    """A mask stage of two steps an epoch with a frozen prompt encoder, as a file."""
+    """Write a mask stage of two steps an epoch with a frozen prompt encoder, as a file."""
     tree = {
         "kind": "mask",
         "run": str(tmp_path / "run"),

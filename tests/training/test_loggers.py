@@ -34,7 +34,7 @@ RECIPE = {
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photo_shards, teacher_file: Path) -> Path:
-    """A working directory with image shards and a recipe."""
+    """Make a working directory with image shards and a recipe."""
     monkeypatch.chdir(tmp_path)
     photo_shards(6)
     recipe = {**RECIPE, "teacher": {"name": str(teacher_file), "source": "online"}}
@@ -43,7 +43,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photo_shards, teacher
 
 
 def hparams_of(run: Path) -> dict[str, HParamsPluginData]:
-    """What TensorBoard's HPARAMS page reads, by tag."""
+    """Return what TensorBoard's HPARAMS page reads, by tag."""
     accumulator = EventAccumulator(str(run / "tensorboard"))
     accumulator.Reload()
     content = accumulator.SummaryMetadata
