@@ -171,3 +171,10 @@ def mask_iou(masks: Tensor, others: Tensor, *, both_empty: float = 0.0) -> Tenso
     union = (masks | others).sum((-2, -1))
     iou = (masks & others).sum((-2, -1)) / union.clamp(min=1)
     return torch.where(union > 0, iou, both_empty)
+
+
+def grid_points(original_hw: HW, points_per_side: int) -> np.ndarray:
+    """Return the centres of n x n equal parts of a photo: float64 (n * n, 2) XY in its pixels, row by row."""
+    centres = (np.arange(points_per_side) + 0.5) / points_per_side
+    x, y = np.meshgrid(centres * original_hw[1], centres * original_hw[0])
+    return np.stack([x.ravel(), y.ravel()], -1)

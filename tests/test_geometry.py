@@ -13,6 +13,7 @@ from torch import nn
 from distill.geometry import (
     boxes_to_prompt_frame,
     cell_starts,
+    grid_points,
     letterbox,
     mask_iou,
     mask_to_low_res,
@@ -176,3 +177,7 @@ def test_mask_iou_by_hand():
     truth = torch.tensor([[[1, 0], [1, 0]], [[1, 1], [1, 1]], [[0, 0], [0, 0]]]).bool()
     assert mask_iou(predicted, truth).tolist() == pytest.approx([1 / 3, 1, 0])
     assert mask_iou(predicted, truth, both_empty=1.0).tolist() == pytest.approx([1 / 3, 1, 1])
+
+
+def test_grid_points_lie_at_the_centres_of_equal_parts() -> None:
+    assert grid_points((60, 80), 2).tolist() == [[20, 15], [60, 15], [20, 45], [60, 45]]

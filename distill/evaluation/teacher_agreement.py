@@ -27,7 +27,7 @@ from distill.evaluation.predictors import EmbeddedPhoto, MaskPredictor, ModelPre
 from distill.evaluation.prompting import PhotoScores, PromptScore, instance_score, score_candidates
 from distill.evaluation.summary import score_intervals, summarize
 from distill.evaluation.worker_pool import WorkerPool
-from distill.geometry import HW, valid_mask
+from distill.geometry import HW, grid_points, valid_mask
 from distill.models.multimask import Policy
 from distill.prompts.types import POSITIVE
 
@@ -106,13 +106,6 @@ class AgreementEvaluation:
         candidates = encoded.predict(prompts, self.multimask, self.prompt_batch_size)
         masks = await score_candidates(candidates, encoded.hw, [target.rle for target in targets], workers)
         return [PromptScore(mask, float(candidates.predicted_iou[i, 0]), recorded[i]) for i, mask in enumerate(masks)]
-
-
-def grid_points(hw: HW, points_per_side: int) -> np.ndarray:
-    """Return the centres of n x n equal parts of a photo: (n * n, 2) XY in its pixels."""
-    centres = (np.arange(points_per_side) + 0.5) / points_per_side
-    x, y = np.meshgrid(centres * hw[1], centres * hw[0])
-    return np.stack([x.ravel(), y.ravel()], 1)
 
 
 @torch.inference_mode()

@@ -19,7 +19,7 @@ from distill.errors import DistillError
 from distill.evaluation.automatic_masks import AutomaticMaskEvaluation, mask_generator
 from distill.evaluation.evaluator import evaluate_photos
 from distill.evaluation.predictors import ModelPredictor, baseline
-from distill.evaluation.teacher_agreement import AgreementEvaluation, grid_points
+from distill.evaluation.teacher_agreement import AgreementEvaluation
 from distill.evaluation.worker_pool import WorkerPool
 from distill.models.sam import ModelSpec, PromptableModel, build_from_spec
 
@@ -124,7 +124,3 @@ def test_embeddings_of_other_sizes(photos):
     assert found["cosine"] is None and 0 <= found["miou"] <= 1
     with pytest.raises(DistillError, match="a baseline has none"):
         run(AgreementEvaluation(photos, teacher, prompt), baseline("oracle"))
-
-
-def test_points_of_a_grid():
-    assert grid_points((60, 80), 2).tolist() == [[20, 15], [60, 15], [20, 45], [60, 45]]

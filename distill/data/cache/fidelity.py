@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,7 +17,15 @@ from distill.data.shards.index import Member
 from distill.data.shards.sa1b import boxes_of, parse_annotations
 from distill.data.shards.tar import TAR_BLOCK
 from distill.errors import DataError
-from distill.geometry import HW, boxes_to_prompt_frame, mask_iou, points_to_prompt_frame, resized_hw, valid_grid_hw
+from distill.geometry import (
+    HW,
+    boxes_to_prompt_frame,
+    grid_points,
+    mask_iou,
+    points_to_prompt_frame,
+    resized_hw,
+    valid_grid_hw,
+)
 from distill.models.teacher import Teacher
 from distill.prompts.types import POSITIVE, Prompts
 
@@ -135,9 +142,7 @@ def _prompts(pool: TeacherPool, member: Member, original_hw: HW) -> tuple[Prompt
 
 def point_grid(original_hw: HW, prompt_size: int, points_per_side: int) -> Prompts:
     """Return single clicks at the centres of a grid over a photo, in the prompt frame: points_per_side ** 2 prompts."""
-    centres = (np.arange(points_per_side) + 0.5) / points_per_side
-    x, y = np.meshgrid(centres * original_hw[1], centres * original_hw[0])
-    points = points_to_prompt_frame(np.stack([x.ravel(), y.ravel()], -1), original_hw, prompt_size)  # (P, 2)
+    points = points_to_prompt_frame(grid_points(original_hw, points_per_side), original_hw, prompt_size)  # (P, 2)
     labels = torch.full((len(points), 1), POSITIVE)
     index = torch.zeros(len(points), dtype=torch.long)
     return Prompts(index, points_xy=torch.from_numpy(points).float()[:, None], point_labels=labels)
