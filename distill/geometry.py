@@ -1,9 +1,9 @@
-"""Frames and the letterbox: the one way from a photograph to an encoder's input and back.
+"""Frames and the letterbox: how a photograph becomes an encoder's input, and how masks come back.
 
 Frames: *original* pixels of the photo; *input* pixels (longest side = S, the encoder's image size);
-*prompt* frame (longest side = 16 E); *low-res mask* (4 E x 4 E). All are aligned at the top left corner;
-the photo fills the square from there, the rest is padding. Coordinates are continuous, (0, 0) is the
-outer corner of the first pixel, as in segment-anything.
+*prompt* frame (longest side = 16 E); *low-res mask* (4 E x 4 E). All frames share the top left corner.
+The photo fills the square from there, and the rest is padding. Coordinates are continuous: (0, 0) is the outer corner
+of the first pixel, as in segment-anything.
 """
 
 from __future__ import annotations

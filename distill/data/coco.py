@@ -1,4 +1,4 @@
-"""COCO-format sets: photographs in a directory and one JSON of instances. Read by shard building and by evaluation."""
+"""COCO-format sets: a directory of photographs and one JSON of instances. Shards and evaluations are made of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ BoxXYXY = tuple[float, float, float, float]
 
 
 class Instance(NamedTuple):
-    """One object. bbox_xyxy in original pixels; area in original pixels, as annotated (COCO's sizes go by it)."""
+    """One object.
+
+    bbox_xyxy: in original pixels. area: in original pixels, as annotated; COCO's size classes are defined by it.
+    """
 
     id: int
     category_id: int
@@ -39,16 +42,18 @@ class AnnotatedPhoto(NamedTuple):
     instances: list[Instance]
 
     def load(self) -> np.ndarray:
-        """The photo as uint8 (H, W, 3) RGB in the orientation of its annotations. Raises DataError."""
+        """Return the photo as uint8 (H, W, 3) RGB in the orientation of its annotations. Raises DataError."""
         return decode_as_annotated(read_photo(self.path), self.hw, str(self.path))
 
 
 class CocoSet:
-    """Iterates over the photos of a COCO-format JSON, ordered by key.
+    """The photos of a COCO-format JSON; iterating yields them ordered by key.
 
-    Crowd regions (`iscrowd`) are no instances: they are left out and counted in `num_crowd`. Masks without a pixel
-    are left out, and `empty` names them (annotation id -> key) as their photos are read. Boxes end at the photo's
-    border; one that lies beyond it gives way to the mask's own. `content` is the file as it was read.
+    Crowd regions (`iscrowd`) are not instances: they are left out, and `num_crowd` counts them. Masks without a pixel
+    are left out too, and `empty` names them (annotation id -> key) as their photos are read. Boxes are clipped to the
+    photo; a box that lies outside of it is replaced by the box of the mask. `content` is the file as it was read.
+
+    Both arguments are paths, or name a prepared public set (distill.data.catalogue).
 
     Raises:
         DataError: the file is not COCO's format, an annotation names a photo that the file does not list, or a
@@ -70,12 +75,12 @@ class CocoSet:
 
     @property
     def image_ids(self) -> dict[str, int]:
-        """The file's own id of each photo, by key."""
+        """The id that the file gives to each photo, by key."""
         return {key: row["id"] for key, row in self._photos.items()}
 
     @property
     def num_instances(self) -> int:
-        """Annotations that are not crowd regions; those of `empty` included."""
+        """How many annotations are not crowd regions; those in `empty` are counted too."""
         return sum(len(rows) for rows in self._annotations.values())
 
     def __iter__(self) -> Iterator[AnnotatedPhoto]:
@@ -93,14 +98,14 @@ class CocoSet:
         return row[name]
 
     def _file_name(self, row: dict[str, Any]) -> str:
-        """The path of a photo below the directory."""
+        """Return the path of a photo below the directory."""
         return str(self._field(row, "file_name", "image"))
 
     def _size(self, row: dict[str, Any]) -> HW:
         return int(self._field(row, "height", "image")), int(self._field(row, "width", "image"))
 
     def _group(self, rows: list[dict[str, Any]], images: dict[int, Any]) -> dict[int, list[dict[str, Any]]]:
-        """Annotations by image id, crowd regions left out."""
+        """Group annotations by image id, without crowd regions."""
         grouped: dict[int, list[dict[str, Any]]] = defaultdict(list)
         for row in rows:
             image_id = self._field(row, "image_id", "annotation")
@@ -116,7 +121,10 @@ class CocoSet:
         return dict(grouped)
 
     def _index_photos(self, images: dict[int, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        """Rows of `images` by key, in the order of the keys; every photo is there, and no two share a key."""
+        """Return the rows of `images` by key, in the order of the keys.
+
+        Raises DataError when a photo is absent from the directory, or when two photos have the same key.
+        """
         photos: dict[str, dict[str, Any]] = {}
         absent = []
         for image_id, row in images.items():
@@ -133,7 +141,8 @@ class CocoSet:
         if absent:
             raise DataError(
                 f"{self.images_dir}: {len(absent)} of the {len(images)} photos that {self.annotations_file} names "
-                f"are absent: {first_few(absent)}; give the directory that holds them, or remove them from the annotations"
+                f"are absent: {first_few(absent)}; give the directory that holds them, or remove them from the "
+                "annotations"
             )
         if not photos:
             raise DataError(f"{self.annotations_file}: 'images' is empty; give annotations of at least one photo")
@@ -155,14 +164,14 @@ class CocoSet:
 
 
 def clip_box(box_xyxy: BoxXYXY, hw: HW) -> BoxXYXY | None:
-    """A box cut at the border of a photo, in its pixels; None when nothing of it is inside."""
+    """Clip a box to a photo, in original pixels. Return None if nothing of it is inside."""
     x1, y1, x2, y2 = box_xyxy
     x1, y1, x2, y2 = max(0.0, x1), max(0.0, y1), min(float(hw[1]), x2), min(float(hw[0]), y2)
     return (x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
 
 
 def read_photo(path: Path) -> bytes:
-    """The bytes of a photo's file. Raises DataError when the file cannot be read."""
+    """Read the bytes of a photo's file. Raises DataError when the file cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -177,7 +186,7 @@ def _read_json(path: Path) -> dict[str, Any]:
             f"{path}: the annotations cannot be read ({error.strerror}); give a COCO-format JSON"
         ) from error
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
-        raise DataError(f"{path}: not JSON ({error}); give a COCO-format JSON, and check that it is whole") from error
+        raise DataError(f"{path}: not JSON ({error}); give a COCO-format JSON that is complete") from error
     if not isinstance(content, dict) or not all(isinstance(content.get(n), list) for n in ("images", "annotations")):
         raise DataError(
             f"{path}: not COCO's format: it needs the lists 'images' and 'annotations' at its top; "

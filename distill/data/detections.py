@@ -1,8 +1,8 @@
 """Boxes from a detector: a results JSON as Detectron2 (ViTDet), Ultralytics (YOLO) and Grounding DINO export it.
 
-All of them write COCO's results format, a list of {"image_id", "category_id", "bbox": [x, y, width, height], "score"},
-and differ around it: further keys (segmentation, file_name, ...), image ids that are numbers, numbers as text, or file
-names with or without suffix, and lists below "annotations", "predictions" or "detections".
+All of them write COCO's results format, a list of {"image_id", "category_id", "bbox": [x, y, width, height], "score"}.
+They differ in the rest: further keys (segmentation, file_name, ...); image ids as numbers, as text, or as file names
+with or without suffix; and the list may stand below "annotations", "predictions" or "detections".
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FIELDS = ("image_id", "category_id", "bbox", "score")
 
 
 class Detection(NamedTuple):
-    """One box of a detector, in original pixels and inside the photo."""
+    """One box of a detector, in original pixels, clipped to the photo."""
 
     category_id: int
     box_xyxy: BoxXYXY
@@ -30,15 +30,15 @@ class Detection(NamedTuple):
 
 
 class Detections:
-    """The boxes of a results JSON, by the key of their photo, in the order of the file.
+    """The boxes of a results JSON by the key of their photo, in the order of the file.
 
-    Boxes end at the photo's border; those with nothing inside it are left out and counted in `num_outside`. A file of
-    a whole split serves a part of it too: detections on photos that the annotations do not list are left out and
+    Boxes are clipped to the photo; those with nothing inside it are left out and counted in `num_outside`. A file for a
+    complete split can be used for a part of it: detections on photos that the annotations do not list are left out and
     counted in `num_foreign`.
 
     Raises:
-        DataError: no such file, not a results JSON, no detection in it, none on these photos, or a category that the
-            annotations do not have.
+        DataError: the file is absent or is not a results JSON; it holds no detection, or none on these photos; or a
+            category is not in the annotations.
     """
 
     def __init__(self, path: str | Path, coco_set: CocoSet) -> None:
@@ -69,7 +69,7 @@ class Detections:
                 f"{self.path}: the detections cannot be read ({error.strerror}); give a results JSON"
             ) from error
         except ValueError as error:
-            raise DataError(f"{self.path}: not JSON ({error}); give a whole results JSON") from error
+            raise DataError(f"{self.path}: not JSON ({error}); give a complete results JSON") from error
         if isinstance(content, dict):
             content = next((content[name] for name in CONTAINERS if isinstance(content.get(name), list)), content)
         if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
@@ -110,7 +110,7 @@ class Detections:
             category_id, box = int(row["category_id"]), [float(value) for value in row["bbox"]]
             score = float(row["score"])
         except (TypeError, ValueError) as error:
-            raise DataError(f"{self.path}: detection {number} holds other things than numbers: {error}") from error
+            raise DataError(f"{self.path}: detection {number} holds something other than numbers: {error}") from error
         if len(box) != 4 or not all(map(math.isfinite, (*box, score))):
             raise DataError(
                 f"{self.path}: detection {number} has the box {row['bbox']} and the score {row['score']}; "

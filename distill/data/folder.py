@@ -19,10 +19,12 @@ class FolderPhoto(NamedTuple):
 
 
 class PhotoFolder:
-    """Iterates over the photos of a folder and of the folders in it, ordered by key; hidden files are left out.
+    """The photos of a folder and of the folders in it; iterating yields them ordered by key.
+
+    Hidden files are left out. The argument is a path, or names a prepared public set (distill.data.catalogue).
 
     Raises:
-        DataError: there is no such folder, there is no photo in it, or two photos have one key.
+        DataError: there is no such folder, it holds no photo, or two photos have the same key.
     """
 
     def __init__(self, images_dir: str | Path) -> None:

@@ -1,4 +1,4 @@
-"""Photographs as files and bytes: the one way to decode them, and the keys that name them."""
+"""Photographs as files and bytes: how all code decodes them, and the keys that name them."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ DECODING_ERRORS = (OSError, ValueError, SyntaxError, EOFError, struct.error, Ima
 
 
 def decode_image(data: bytes, origin: str) -> np.ndarray:
-    """A photo as uint8 (H, W, 3) RGB, upright (its EXIF orientation applied).
+    """Decode a photo to uint8 (H, W, 3) RGB, upright: its EXIF orientation is applied.
 
     Args:
         data: JPEG, PNG or WebP.
         origin: names the photo in errors.
     Raises:
-        DataError: the bytes are no photo, or are cut or damaged.
+        DataError: the bytes are not a photo, or they are cut off or damaged.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -39,13 +39,13 @@ def decode_image(data: bytes, origin: str) -> np.ndarray:
 
 
 def decode_as_annotated(data: bytes, annotated_hw: HW, origin: str) -> np.ndarray:
-    """A photo in the orientation that its annotations were made in, uint8 (H, W, 3) RGB.
+    """Decode a photo to uint8 (H, W, 3) RGB in the orientation that its annotations were made in.
 
-    That is upright when the upright photo has the annotated size, else as stored: tools differ in whether they
-    heed the EXIF orientation, and the size tells which way it was.
+    Annotation tools differ in whether they apply the EXIF orientation; the annotated size shows which way it was. If
+    the upright photo has that size, the result is upright, else it is the photo as stored.
 
     Raises:
-        DataError: the photo cannot be decoded, or has another size either way.
+        DataError: the photo cannot be decoded, or has the annotated size in neither orientation.
     """
     image = decode_image(data, origin)
     if image.shape[:2] == annotated_hw:
@@ -61,19 +61,22 @@ def decode_as_annotated(data: bytes, annotated_hw: HW, origin: str) -> np.ndarra
 
 
 def is_upright(data: bytes) -> bool:
-    """Whether decodable bytes need no turning."""
+    """Return whether a decodable photo is stored upright."""
     with Image.open(io.BytesIO(data)) as image:
-        return image.getexif().get(EXIF_ORIENTATION, UPRIGHT) == UPRIGHT
+        return bool(image.getexif().get(EXIF_ORIENTATION, UPRIGHT) == UPRIGHT)
 
 
 def photo_suffix(data: bytes) -> str | None:
-    """The suffix in shards, without its dot, of decodable bytes; None when shards do not hold their format."""
+    """Return the suffix, without a dot, under which shards hold a photo. Return None if they do not hold its format."""
     with Image.open(io.BytesIO(data)) as image:
         return SUFFIX_OF_FORMAT.get(image.format or "")
 
 
 def key_of(relative_path: Path) -> str:
-    """The sample key of a photo: its path without suffix. Tar readers end a key at its first dot, so it has none."""
+    """Return the sample key of a photo: its path without suffix.
+
+    Dots become underscores, since readers of tars end a key at its first dot.
+    """
     return "_".join(relative_path.with_suffix("").parts).replace(".", "_")
 
 

@@ -1,7 +1,7 @@
-"""LVIS: COCO's photos under other annotations, and its own rules for average precision.
+"""LVIS: COCO's photos with other annotations, and LVIS's own rules for average precision.
 
-LVIS (arXiv:1908.03195) says for each photo which categories were looked for, so AP judges no others: section 2 and the
-`lvis` package's eval.py, whose numbers these are; that package itself does not run with NumPy 2.
+LVIS (arXiv:1908.03195, section 2) says for each photo which categories were looked for, so AP counts no others. The
+numbers are those of eval.py in the `lvis` package; that package itself does not run with NumPy 2.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pycocotools.cocoeval import COCOeval
 from distill.data.coco import CocoSet
 from distill.errors import DataError
 
-MAX_DETECTIONS = 300  # per photo, over all categories
+MAX_DETECTIONS = 300  # per photo, over all categories: the `lvis` package, eval.py
 FREQUENCIES = {"ap_rare": "r", "ap_common": "c", "ap_frequent": "f"}  # of a category in LVIS's training photos
 IMAGE_FIELDS = ("neg_category_ids", "not_exhaustive_category_ids")
 
@@ -24,8 +24,11 @@ IMAGE_FIELDS = ("neg_category_ids", "not_exhaustive_category_ids")
 class LvisSet(CocoSet):
     """An LVIS annotation file over COCO's photos.
 
-    LVIS names a photo by its address, .../train2017/000000000009.jpg: it is looked for with and without that folder.
-    Raises DataError as CocoSet does, and for a file that lacks LVIS's own fields.
+    LVIS names a photo by its address, such as .../train2017/000000000009.jpg. The photo is looked for both with the
+    last folder of the address and without it.
+
+    Raises:
+        DataError: as CocoSet, or the file lacks LVIS's own fields.
     """
 
     def __init__(self, *arguments: Any) -> None:
@@ -47,11 +50,11 @@ class LvisSet(CocoSet):
         return name if (self.images_dir / name).is_file() else f"{folder}/{name}"
 
 
-class LvisEval(COCOeval):
-    """COCO's matching by LVIS's rules.
+class LvisEval(COCOeval):  # type: ignore[misc]  # pycocotools ships no types
+    """COCO's evaluation with LVIS's rules.
 
-    Of a photo the 300 best detections count. Those of a category that was not looked for in the photo are left out;
-    those that match nothing, of a category whose objects were not all annotated, count neither way.
+    The 300 best detections of a photo count. Those of a category that was not looked for in the photo are left out.
+    A detection without a match is ignored if not all objects of its category were annotated in the photo.
     """
 
     _dts: Any
@@ -70,19 +73,20 @@ class LvisEval(COCOeval):
         self._partly = {(id_, c) for id_, row in images.items() for c in row["not_exhaustive_category_ids"]}
 
     def evaluateImg(self, image_id: int, category_id: int, area: list[float], max_detections: int) -> Any:
+        """Match the detections of one category in one photo, as COCOeval does, and ignore those that LVIS ignores."""
         found = super().evaluateImg(image_id, category_id, area, max_detections)
         if found is not None and (image_id, category_id) in self._partly:
             found["dtIgnore"] = np.logical_or(found["dtIgnore"], found["dtMatches"] == 0)
         return found
 
     def frequency_rows(self, frequency: str) -> list[int]:
-        """Places of the categories of a frequency among `params.catIds`."""
+        """Return the positions in `params.catIds` of the categories of a frequency."""
         categories = self.cocoGt.cats
         return [i for i, id_ in enumerate(self.params.catIds) if categories[id_]["frequency"] == frequency]
 
 
 def best_of_each_photo(results: list[dict[str, Any]], num: int = MAX_DETECTIONS) -> list[dict[str, Any]]:
-    """At most `num` detections of each photo, those of the highest scores."""
+    """Return at most `num` detections of each photo, those with the highest scores."""
     grouped: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for row in results:
         grouped[row["image_id"]].append(row)
@@ -93,5 +97,5 @@ def best_of_each_photo(results: list[dict[str, Any]], num: int = MAX_DETECTIONS)
 
 
 def with_crowd_field(content: dict[str, Any]) -> dict[str, Any]:
-    """LVIS's annotations with the field that pycocotools needs: LVIS has no crowd regions."""
+    """Add the field `iscrowd`, which pycocotools needs, to LVIS's annotations; LVIS has no crowd regions."""
     return {**content, "annotations": [{**row, "iscrowd": 0} for row in content["annotations"]]}

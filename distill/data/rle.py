@@ -1,4 +1,4 @@
-"""Masks as run-length codes: the compressed COCO form, {"size": [H, W], "counts": str}, that SA-1B uses too."""
+"""Masks as run-length codes in COCO's compressed form, {"size": [H, W], "counts": str}, which SA-1B uses too."""
 
 from __future__ import annotations
 
@@ -20,35 +20,36 @@ FIRST_CHARACTER, DATA_BITS, MORE = 48, 5, 32
 
 
 def encode_mask(mask: np.ndarray) -> RLE:
-    """The code of a mask, bool or uint8 0/1 (H, W)."""
+    """Encode a mask, bool or uint8 0/1 (H, W)."""
     return _readable(coco_mask.encode(np.asfortranarray(mask.astype(np.uint8))))
 
 
 def decode_mask(rle: RLE) -> np.ndarray:
-    """The mask of a code, uint8 0/1 (H, W).
+    """Decode a code to a mask, uint8 0/1 (H, W).
 
     Raises:
-        DataError: the runs do not add up to the size (pycocotools would answer with whatever was in memory).
+        DataError: the runs do not add up to the size (pycocotools would return whatever was in memory).
     """
     _checked_runs(rle, "a mask")
-    return coco_mask.decode(rle)
+    mask: np.ndarray = coco_mask.decode(rle)
+    return mask
 
 
 def coverage(rle: RLE, low_res_size: int, *, flip: bool = False) -> np.ndarray:
-    """Share of each low-res cell that a mask covers, from the run lengths alone: no pixel is ever laid out.
+    """Compute the share of each low-res cell that a mask covers, from the run lengths, without decoding the mask.
 
-    The runs are cut at the columns of the photo, and each piece adds to a cell the rows that it has in it. Equal to
-    `mask_to_low_res(decode_mask(rle), low_res_size)`.
+    Runs are cut where a column of the photo ends. Each piece adds to a cell the number of its rows that lie in the
+    cell. The result equals `mask_to_low_res(decode_mask(rle), low_res_size)`.
 
     Args:
-        flip: of the mask in the photo flipped left to right.
+        flip: whether the photo, and the mask with it, is flipped left to right.
     Returns:
         float32 (4E, 4E) in [0, 1]; padding is 0.
     Raises:
         DataError: the runs do not add up to the size.
     """
     height, width = (int(side) for side in rle["size"])
-    if max(height, width) < low_res_size:  # enlarged: a small photo has few pixels to lay out
+    if max(height, width) < low_res_size:  # enlarged: the mask of a small photo is decoded quickly
         mask = decode_mask(rle)
         return mask_to_low_res(mask[:, ::-1] if flip else mask, low_res_size)
     low_res = np.zeros((low_res_size, low_res_size), np.float32)
@@ -70,21 +71,21 @@ def coverage(rle: RLE, low_res_size: int, *, flip: bool = False) -> np.ndarray:
 
 
 def rle_area(rle: RLE) -> int:
-    """Pixels of a mask."""
+    """Count the pixels of a mask."""
     return int(coco_mask.area(rle))
 
 
 def rle_box_xyxy(rle: RLE) -> tuple[float, float, float, float]:
-    """The tight box of a mask, XYXY in original pixels."""
+    """Return the tight box of a mask, XYXY in original pixels."""
     x, y, width, height = (float(value) for value in coco_mask.toBbox(rle))
     return x, y, x + width, y + height
 
 
 def run_lengths(counts: str) -> np.ndarray:
-    """The runs of a compressed code: background and mask in turns, down the columns, int64 (R,).
+    """Decode the run lengths of a compressed code, int64 (R,): background and mask in turns, down the columns.
 
-    The format is that of pycocotools (maskApi.c, rleToString): from the fourth on, each run is stored as the
-    difference to the one two before it.
+    The format is that of pycocotools (maskApi.c, rleToString): each run from the fourth on is stored as its difference
+    to the run two before it.
     """
     characters = np.frombuffer(counts.encode(), np.uint8).astype(np.int64) - FIRST_CHARACTER
     last = np.flatnonzero((characters & MORE) == 0)  # the character that ends each number, (R,)
@@ -102,14 +103,14 @@ def run_lengths(counts: str) -> np.ndarray:
 
 
 def to_rle(segmentation: Any, hw: HW, origin: str) -> RLE | None:
-    """Any form of COCO's `segmentation` field as a code; None when it holds no pixel.
+    """Convert any form of COCO's `segmentation` field to a code. Return None if it has no pixel.
 
     Args:
         segmentation: polygons [[x, y, x, y, ...], ...], or a compressed or uncompressed code.
         hw: height and width of the photo.
         origin: names the annotation in errors.
     Raises:
-        DataError: the form is none of these, or a code is of another size than the photo.
+        DataError: the field has none of these forms, or a code has another size than the photo.
     """
     try:
         if isinstance(segmentation, list):
@@ -139,9 +140,10 @@ def _checked_code(segmentation: Any, hw: HW, origin: str) -> RLE:
 
 
 def _pieces(starts: np.ndarray, ends: np.ndarray, height: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Runs of pixels [start, end), counted down the columns, cut where a column ends.
+    """Cut runs of pixels [start, end), counted down the columns, where a column ends.
 
-    Returns the column, and the first row and the row after the last, of each piece: int64 (P,).
+    Returns:
+        of each piece its column, its first row, and the row after its last, int64 (P,) each.
     """
     first = starts // height
     num_pieces = (ends - 1) // height - first + 1  # a run of length 0 may give one: a piece without rows
@@ -153,28 +155,28 @@ def _pieces(starts: np.ndarray, ends: np.ndarray, height: int) -> tuple[np.ndarr
 
 
 def _count(x: np.ndarray, top: np.ndarray, bottom: np.ndarray, row_edges: np.ndarray, cols: int) -> np.ndarray:
-    """Pixels in each cell, of pieces of columns: float64 (cols, rows).
+    """Count the pixels that pieces of columns have in each cell, float64 (cols, rows).
 
-    A piece is what lies above its bottom without what lies above its top. What lies above a row: all rows of the cells
-    above its cell, and in that cell the rows above it.
+    A piece is everything above its bottom minus everything above its top. Everything above a row is all rows of the
+    cells above the row's cell, and those rows of the cell itself that lie above the row.
 
     Args:
         x: column of cells of each piece, (P,).
-        top, bottom: its first row, and the row after its last, (P,); none is outside of `row_edges`.
+        top, bottom: the first row of each piece and the row after its last, (P,); all lie inside `row_edges`.
         row_edges: the first row of each cell, and the end, (rows + 1,).
     """
     rows = len(row_edges) - 1
     ends, sign = np.concatenate([bottom, top]), np.repeat([1.0, -1.0], len(x))
-    y = np.searchsorted(row_edges, ends, side="right") - 1  # the cell that holds the end; `rows`: the end of all
+    y = np.searchsorted(row_edges, ends, side="right") - 1  # the cell of each end; `rows` is the end of the last cell
     place = np.tile(x, 2) * (rows + 1) + y
     num_ends = np.bincount(place, sign, cols * (rows + 1)).reshape(cols, rows + 1)
     in_cell = np.bincount(place, sign * (ends - row_edges[y]), cols * (rows + 1)).reshape(cols, rows + 1)
-    num_through = num_ends[:, ::-1].cumsum(1)[:, -2::-1]  # columns that go on below each cell, (cols, rows)
+    num_through = num_ends[:, ::-1].cumsum(1)[:, -2::-1]  # pieces that go on below each cell, (cols, rows)
     return num_through * np.diff(row_edges) + in_cell[:, :rows]
 
 
 def _checked_runs(rle: RLE, origin: str) -> np.ndarray:
-    """The runs of a code, int64 (R,). Raises DataError when they do not add up to its size."""
+    """Return the runs of a code, int64 (R,). Raises DataError when they do not add up to its size."""
     runs = run_lengths(rle["counts"])
     height, width = rle["size"]
     if (runs < 0).any() or runs.sum() != height * width:
@@ -186,7 +188,7 @@ def _checked_runs(rle: RLE, origin: str) -> np.ndarray:
 
 
 def _readable(rle: RLE) -> RLE:
-    """The same code with text instead of bytes, as JSON needs it."""
+    """Return the same code with text instead of bytes, as JSON needs it."""
     counts = rle["counts"]
     return {
         "size": [int(side) for side in rle["size"]],

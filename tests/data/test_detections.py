@@ -74,7 +74,7 @@ def test_detections_of_a_whole_split_serve_a_part_of_it(tmp_path, coco_set):
         ([row(), {"image_id": 139, "bbox": [0, 0, 1, 1], "score": 1}], "detection 1 has no 'category_id'"),
         ([row(bbox=[1, 2, 3])], r"detection 0 has the box \[1, 2, 3\]"),
         ([row(score=float("nan"))], "detection 0 has .* the score nan"),
-        ([row(bbox="full")], "other things than numbers"),
+        ([row(bbox="full")], "something other than numbers"),
         ({"images": []}, "not a results JSON"),
         ("[{", "not JSON"),
     ],

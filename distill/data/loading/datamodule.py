@@ -1,4 +1,4 @@
-"""Image shards, and the teacher's embeddings, as the batches of a training run."""
+"""The batches of a training run, from image shards and the teacher's embeddings."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ logger = logging.getLogger(__name__)
 class DistillDataModule(lightning.LightningDataModule):
     """Training batches, shuffled per epoch, and held-out batches with masks, as distill.batch.ImageBatch.
 
-    Rank and world size are the trainer's. Training photos have the teacher's embeddings when a cache is given. The
-    teacher's input, when `teacher_image_size` is given, is part of held-out batches, and of training batches without
-    cache and masks (those of a feature stage with an online teacher) or with `online_teacher`.
+    Rank and world size are the trainer's. With a cache, training batches hold the teacher's embeddings. With
+    `teacher_image_size`, held-out batches hold the teacher's input. So do training batches if there is no cache and
+    either `online_teacher` is set or they hold no masks, as in a feature stage with an online teacher.
 
     Args:
-        data: where the shards are and how they are read.
+        data: which shards are read, and how.
         image_size: S, the student's input in pixels.
         embedding_size: E, the teacher's grid.
         masks: whether training batches hold masks.
-        teacher_image_size: T, the teacher's input in pixels; None: batches hold no teacher's input.
-        online_teacher: whether the teacher embeds training photos that have masks too.
+        teacher_image_size: T, the teacher's input in pixels; None: no batch holds the teacher's input.
+        online_teacher: whether the teacher embeds the photos of batches with masks while training.
         cache: embeddings of the training photos.
-        validation: how much of `data.val_images` is read.
-        multiprocessing_context: how workers start (fork, spawn, forkserver); None: the platform's way.
+        validation: how many photos and masks of `data.val_images` are read.
+        multiprocessing_context: how workers start (fork, spawn, forkserver); None: the platform's default.
     """
 
     def __init__(
@@ -67,17 +67,17 @@ class DistillDataModule(lightning.LightningDataModule):
         self._loaders: list[EpochLoader] = []
 
     def prepare_data(self) -> None:
-        """Index shards that have no index yet, so that the other ranks need not read all headers."""
+        """Index shards that have no index yet, so that the other ranks do not have to read all headers."""
         for directory in filter(None, [self.data.images, self.data.val_images]):
             index = ShardIndex.open(directory)
             if not index.is_saved:
                 try:
                     index.save()
-                except DataError as error:  # read-only data are fine: every rank reads the headers
+                except DataError as error:  # of read-only data every rank reads the headers
                     logger.info("the index is not kept: %s", error)
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the indices. Raises DataError when there are no shards, or no masks where they are needed."""
+        """Open the indices. Raises DataError when there are no shards, or no masks although they are needed."""
         for directory in filter(None, [self.data.images, self.data.val_images]):
             if directory not in self._indices:
                 self._indices[directory] = ShardIndex.open(directory)
@@ -88,6 +88,7 @@ class DistillDataModule(lightning.LightningDataModule):
             )
 
     def train_dataloader(self) -> EpochLoader:
+        """Return the loader of training batches."""
         index = self._indices[self.data.images]
         is_embedded_online = self.cache is None and (self.online_teacher or not self.masks)
         photos = PhotoBatches(
@@ -105,6 +106,7 @@ class DistillDataModule(lightning.LightningDataModule):
         return self._loader(photos, shard_sizes=index.shard_sizes, shuffle=True)
 
     def val_dataloader(self) -> EpochLoader | list[EpochLoader]:
+        """Return the loader of held-out batches, or an empty list without held-out shards."""
         if self.data.val_images is None:
             return []
         index = self._indices[self.data.val_images]
@@ -117,7 +119,7 @@ class DistillDataModule(lightning.LightningDataModule):
             teacher_image_size=self.teacher_image_size,
         )
         num_images = min(self.validation.max_images, len(index)) or len(index)
-        spread = [place * len(index) // num_images for place in range(num_images)]  # over the whole set
+        spread = [place * len(index) // num_images for place in range(num_images)]  # over the complete set
         return self._loader(photos, shard_sizes=[num_images], shuffle=False, positions=spread)
 
     def teardown(self, stage: str | None = None) -> None:

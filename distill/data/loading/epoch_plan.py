@@ -1,4 +1,4 @@
-"""The plan of an epoch: which rank reads which sample, in which order. Pure functions of what they are given."""
+"""The plan of an epoch: which rank reads which sample, in which order. All functions here are pure."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# Samples are shuffled inside a window of this many shards, so that reads stay within a few files at a time.
+# Samples are shuffled inside a window of this many shards, so that few files are read at a time.
 SHUFFLE_WINDOW_SHARDS = 8
 
 
 def epoch_order(shard_sizes: Sequence[int], *, seed: int, epoch: int, shuffle: bool) -> np.ndarray:
-    """Every sample once, int64 (N,): as stored, or shards shuffled and then samples inside windows of shards."""
+    """Return every sample once, int64 (N,).
+
+    With `shuffle`, shards are shuffled first, and then samples inside windows of shards. Without it, the order is the
+    stored one.
+    """
     first = np.cumsum([0, *shard_sizes])
     if not shuffle:
         return np.arange(first[-1])
@@ -26,7 +30,7 @@ def epoch_order(shard_sizes: Sequence[int], *, seed: int, epoch: int, shuffle: b
 
 
 def num_batches(num_samples: int, *, world_size: int, batch_size: int) -> int:
-    """Batches of an epoch, the same on every rank; the last one may be smaller."""
+    """Count the batches of an epoch, the same on every rank; the last one may be smaller."""
     return math.ceil(num_samples / (world_size * batch_size))
 
 
@@ -41,17 +45,17 @@ def epoch_plan(
     shuffle: bool,
     first_batch: int = 0,
 ) -> list[list[int]]:
-    """The batches that one rank reads in one epoch, as positions in the index of the shards.
+    """Return the batches that one rank reads in one epoch, as positions in the index of the shards.
 
-    A step of all ranks together reads the next world_size x batch_size samples of one order, dealt out in turns: two
-    ranks read per step what one rank of twice the batch would. No sample is left out. All ranks get equally many
-    batches, with equally many samples in each: for that, in the last step up to world_size - 1 samples from the start
-    of the order are read again.
+    In each step, all ranks together read the next world_size x batch_size samples of one order, and the ranks take them
+    in turns. So two ranks read per step what one rank with twice the batch would read. No sample is left out. All ranks
+    get the same number of batches, and batches of a step have the same number of samples. To make this possible, the
+    last step reads up to world_size - 1 samples from the start of the order again.
 
     Args:
         shard_sizes: samples of each shard.
         batch_size: samples per rank and step.
-        first_batch: where to go on in an epoch that was interrupted.
+        first_batch: the batch with which an interrupted epoch goes on.
     """
     assert 0 <= rank < world_size and batch_size > 0
     order = epoch_order(shard_sizes, seed=seed, epoch=epoch, shuffle=shuffle)

@@ -1,4 +1,4 @@
-"""The loader of an epoch: batches by the plan, in workers, and the place to go on after an interruption."""
+"""The loader of an epoch: workers read batches by the plan, and an interrupted epoch goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ logger = logging.getLogger(__name__)
 
 
 class EpochSampler:
-    """What is to be read: an epoch, and how many of its batches the trainer has taken.
+    """The requests of an epoch. `position` counts the batches that the trainer has taken from it.
 
     Args:
         shard_sizes: samples of each shard.
         batch_size: photos per rank and step.
-        shuffle: each epoch has its own order; without it every epoch is the first one again.
-        positions: where the plan's samples lie in the index; None: in its own order.
+        shuffle: whether each epoch has its own order; without it, every epoch repeats the first one.
+        positions: position in the index of each sample of the plan; None: they are the same.
     """
 
     def __init__(
@@ -52,27 +52,28 @@ class EpochSampler:
         self.position = 0
 
     def __len__(self) -> int:
-        """Batches of a whole epoch."""
+        """Count the batches of a complete epoch."""
         return num_batches(sum(self.shard_sizes), world_size=self.world_size, batch_size=self.batch_size)
 
     @property
     def num_samples(self) -> int:
-        """Samples of this rank in a whole epoch."""
+        """How many samples this rank reads in a complete epoch."""
         return -(-sum(self.shard_sizes) // self.world_size)
 
     def set_epoch(self, epoch: int) -> None:
-        """Lightning says which epoch begins; of the epoch under way it changes nothing."""
+        """Start another epoch from its first batch. Lightning calls this; for the current epoch it changes nothing."""
         if self.shuffle and epoch != self.epoch:
             self.epoch, self.position = epoch, 0
 
     def begin(self) -> None:
-        """Called when reading begins: after the last batch of an epoch comes the first of the next."""
+        """Prepare for reading: after the last batch of an epoch comes the first batch of the next one."""
         if not self.shuffle:
             self.position = 0
         elif self.position >= len(self):
             self.epoch, self.position = self.epoch + 1, 0
 
     def __iter__(self) -> Iterator[Request]:
+        """Yield the requests from `position` to the end of the epoch."""
         epoch = self.epoch
         for batch in epoch_plan(
             self.shard_sizes,
@@ -88,13 +89,15 @@ class EpochSampler:
 
 
 class EpochLoader:
-    """Iterates over the batches of an epoch, from the place that `load_state_dict` gave; then over the next epoch's.
+    """The batches of an epoch, one iteration after the other; `load_state_dict` says where the first one begins.
 
-    Lightning finds here what it looks for in a loader (`sampler.set_epoch`, `state_dict`), but no torch DataLoader, so
-    that it leaves the ranks to the plan. Each photo that cannot be decoded is logged once.
+    The class has what Lightning looks for in a loader (`sampler.set_epoch`, `state_dict`) but is no torch DataLoader.
+    So Lightning does not add a sampler of its own, and the plan alone divides samples among the ranks. Each photo that
+    cannot be decoded is logged once.
 
-    Raises, while iterating:
-        DataError: a shard is gone or damaged, or more than `max_bad_share` of the epoch's photos cannot be decoded.
+    Raises:
+        DataError: while iterating; a shard is absent or damaged, or more than `max_bad_share` of the epoch's photos
+            cannot be decoded.
     """
 
     def __init__(
@@ -109,7 +112,7 @@ class EpochLoader:
     ) -> None:
         self.photos = photos
         self.sampler = sampler
-        self.batch_sampler = None  # where Lightning looks before it looks at `sampler`
+        self.batch_sampler = None  # Lightning looks here before it looks at `sampler`
         self.max_bad_share = max_bad_share
         self._warned: set[str] = set()
         in_workers: dict[str, Any] = {}
@@ -120,19 +123,20 @@ class EpochLoader:
         self._loader: DataLoader[LoadedBatch] | None = DataLoader(
             photos,
             sampler=sampler,
-            batch_size=None,  # requests are batches already
-            collate_fn=_as_it_is,  # type: ignore[arg-type]  # without a batch size it gets one request's answer
+            batch_size=None,  # a request is a batch already
+            collate_fn=_as_it_is,  # type: ignore[arg-type]  # without a batch size it gets the answer to one request
             num_workers=num_workers,
             pin_memory=pin_memory,
-            generator=torch.Generator(),  # else every epoch takes a number from the global one, and resuming one more
+            generator=torch.Generator(),  # else each epoch, and each resume, would draw from the global one
             **in_workers,
         )
 
     def __len__(self) -> int:
-        """Batches of a whole epoch, the same on every rank."""
+        """Count the batches of a complete epoch, the same on every rank."""
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[ImageBatch]:
+        """Yield the batches that are left of the epoch, or those of the next one."""
         self.sampler.begin()
         bad: set[str] = set()
         for loaded in self._loader or ():
@@ -143,7 +147,10 @@ class EpochLoader:
             yield ImageBatch(**loaded.fields)
 
     def state_dict(self) -> dict[str, Any]:
-        """Epoch and batches taken by the trainer (not those that workers have read ahead), and what they depend on."""
+        """Return the epoch, the batches that the trainer has taken from it, and what both depend on.
+
+        Batches that workers have read ahead do not count.
+        """
         sampler = self.sampler
         return {
             "epoch": sampler.epoch,
@@ -155,10 +162,13 @@ class EpochLoader:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with the very next batch. Number of workers and split of the global batch over ranks may have changed.
+        """Go on with the very next batch.
+
+        The number of workers, and the number of ranks that share the global batch, may have changed.
 
         Raises:
-            DataError: in the middle of an epoch, when other images, seed or global batch size make another epoch of it.
+            DataError: the state is from the middle of an epoch, and other images, another seed or another global batch
+                size would change that epoch.
         """
         own = self.state_dict()
         differing = [name for name in ("images", "seed", "global_batch_size") if state[name] != own[name]]
@@ -167,7 +177,7 @@ class EpochLoader:
             details = ", ".join(f"{name.replace('_', ' ')} {state[name]} then, {own[name]} now" for name in differing)
             raise DataError(
                 f"the checkpoint was written in the middle of an epoch (batch {state['position']} of "
-                f"{state['num_batches']}) that is another one now: {details}; resume with the same data, seed and "
+                f"{state['num_batches']}) which has changed since: {details}; resume with the same data, seed and "
                 "global batch (ranks x data.batch_size), or begin a new run with student.init_from"
             )
         ended = state["position"] == state["num_batches"]
@@ -175,7 +185,7 @@ class EpochLoader:
         self.sampler.position = len(self.sampler) if ended else state["position"]
 
     def close(self) -> None:
-        """Stop the workers and close the shards; the loader is empty from then on."""
+        """Stop the workers and close the shards. The loader is empty after that."""
         self._loader = None
         self.photos.index.close()
 

@@ -1,4 +1,4 @@
-"""From shards to tensors: one batch of photos with what is known about them, read in a worker."""
+"""From shards to tensors: a worker reads one batch of photos with their masks and embeddings."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from distill.models.sam import LOW_RES_PER_CELL, PROMPT_PIXELS_PER_CELL
 from distill.prompts.sampling import draw_instances
 
 FLIPPED_SHARE = 0.5
-MAX_REPLACEMENTS = 100  # photos that are tried in place of a batch in which none can be decoded
+MAX_REPLACEMENTS = 100  # photos that are tried to replace a batch in which none can be decoded
 
 
 class Request(NamedTuple):
-    """A batch to read: positions in the index, in an epoch (which decides the instances that are drawn)."""
+    """A batch to read: positions in the index, and the epoch, which decides which instances are drawn."""
 
     epoch: int
     positions: list[int]
 
 
 class BadPhoto(NamedTuple):
-    """A photo that was left out, and why."""
+    """A photo that was left out, and the reason."""
 
     key: str
     reason: str
 
 
 class LoadedBatch(NamedTuple):
-    """What a worker sends: the fields of an ImageBatch, the photos that it left out, or what stops the run."""
+    """What a worker sends: the fields of an ImageBatch, the photos it left out, and the error that ends the run, if any."""
 
     fields: dict[str, Any]
     bad: list[BadPhoto]
@@ -60,7 +60,16 @@ class _Sample(NamedTuple):
 class PhotoBatches(Dataset[LoadedBatch]):
     """Batches by request. A photo that cannot be decoded is left out of its batch and named.
 
-    A batch is never empty: when none of its photos can be decoded, the next one that can takes their place.
+    A batch is never empty: when none of its photos can be decoded, the next photo that can be decoded replaces them.
+
+    Args:
+        image_size: S, the longest side of the student's input in pixels.
+        embedding_size: E, the teacher's grid; it sets the prompt frame and the low-res masks.
+        max_instances: masks drawn per photo; 0: batches without masks.
+        instance_odds, instance_draw: which masks are drawn (see DataConfig).
+        teacher_image_size: T; batches also hold the teacher's input, for an online teacher. None: they do not.
+        cache: batches hold the teacher's embeddings from it.
+        hflip: whether half of the photos, at random, are flipped left to right with their masks and boxes.
     """
 
     def __init__(
@@ -77,16 +86,6 @@ class PhotoBatches(Dataset[LoadedBatch]):
         cache: EmbeddingCache | None = None,
         hflip: bool = False,
     ) -> None:
-        """
-        Args:
-            image_size: S, the longest side of the student's input in pixels.
-            embedding_size: E, the teacher's grid; it sets the prompt frame and the low-res masks.
-            max_instances: masks drawn per photo; 0: batches without masks.
-            instance_odds, instance_draw: which masks these are (DataConfig).
-            teacher_image_size: T; batches hold the teacher's input too, for an online teacher.
-            cache: batches hold the teacher's embeddings.
-            hflip: photos are flipped left to right, with their masks and boxes, every second time by chance.
-        """
         self.index = index
         self.image_size = image_size
         self.embedding_size = embedding_size
@@ -99,12 +98,13 @@ class PhotoBatches(Dataset[LoadedBatch]):
         self.hflip = hflip
 
     def __getitem__(self, request: Request) -> LoadedBatch:
+        """Read a batch. An error that must end the run is returned, not raised."""
         bad: list[BadPhoto] = []
         try:
             samples = [self._read(request.epoch, position, bad) for position in request.positions]
             good = [sample for sample in samples if sample is not None]
             return LoadedBatch(self._collate(good or [self._replacement(request, bad)]), bad)
-        except DistillError as error:  # sent as a value: a worker's exception would arrive as a traceback
+        except DistillError as error:  # sent as a value, since a worker's exception would arrive as a traceback
             return LoadedBatch({}, bad, error)
 
     def _replacement(self, request: Request, bad: list[BadPhoto]) -> _Sample:
@@ -118,7 +118,7 @@ class PhotoBatches(Dataset[LoadedBatch]):
         )
 
     def _read(self, epoch: int, position: int, bad: list[BadPhoto]) -> _Sample | None:
-        """One sample; None, and a line in `bad`, when its photo or its annotations are damaged."""
+        """Read one sample. If its photo or its annotations are damaged, note it in `bad` and return None."""
         member = self.index.member(position)
         image_bytes = self.index.read_image_bytes(member)
         annotation_bytes = self.index.read_annotation(member) if self.max_instances else None
@@ -148,7 +148,10 @@ class PhotoBatches(Dataset[LoadedBatch]):
     def _instances(
         self, member: Member, annotation_bytes: bytes | None, hw: HW, rng: np.random.Generator, *, flip: bool
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Masks (n, 4E, 4E) and boxes (n, 4), prompt frame, of the instances that are drawn."""
+        """Draw instances and return their masks (n, 4E, 4E) and boxes (n, 4) in the prompt frame.
+
+        Returns None twice if batches hold no masks.
+        """
         if not self.max_instances:
             return None, None
         low_res_size = LOW_RES_PER_CELL * self.embedding_size
@@ -165,7 +168,7 @@ class PhotoBatches(Dataset[LoadedBatch]):
             draw=self.instance_draw,
             rng=rng,
         )
-        once, place = np.unique(drawn, return_inverse=True)  # an instance that is drawn twice is decoded once
+        once, place = np.unique(drawn, return_inverse=True)  # an instance drawn twice is decoded once
         masks = decode_masks(annotations.rows, once.tolist(), low_res_size, hw, flip=flip)[place]  # (n, 4E, 4E)
         boxes = boxes_of(annotations.rows, drawn.tolist())  # (n, 4)
         boxes = flip_boxes(boxes, hw[1]) if flip else boxes

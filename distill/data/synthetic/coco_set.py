@@ -1,7 +1,7 @@
 """The quickstart's own labelled set: shapes cut from photographs and pasted onto others, in COCO's format.
 
-The photographs come with scikit-image. Those of the held-out split are in no training scene, neither as a
-background nor inside a shape.
+The photographs come with scikit-image. No training scene uses those of the held-out split, neither as its background
+nor inside a shape.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from PIL import Image
 
 from distill.data.rle import encode_mask, rle_area, rle_box_xyxy
 from distill.data.synthetic.scenes import Scene, compose, cut_shape, random_crop, vary_cutout, without_instances
+from distill.files import write_text
 
 LONG_SIDE = 320  # pixels
-SHAPES_PER_PHOTO = (2, 4)  # from, below
+SHAPES_PER_PHOTO = (2, 4)  # at least, below
 SHAPE_SIZE = (110, 220)  # pixels, longest side
 MIN_CONTRAST = 80.0  # RGB levels; a shape that nobody can see teaches nothing in minutes
 MIN_CROP_SHARE = 0.5
@@ -27,7 +28,7 @@ CATEGORY = {"id": 1, "name": "cut-out"}
 
 
 def compose_scene(rng: np.random.Generator, photographs: list[np.ndarray]) -> Scene:
-    """A window of a photograph with two or three shapes of other photographs, at least one of them visible."""
+    """Compose a window of a photograph with two or three shapes of other photographs, at least one of them visible."""
     while True:
         first, *others = rng.permutation(len(photographs))
         background = without_instances(photographs[first])
@@ -51,7 +52,11 @@ def write_coco_set(
 ) -> None:
     """Write `directory`/photos/*.jpg and `directory`/annotations.json, in COCO's instance format.
 
-    The same seed gives the same set; the annotations are written last.
+    The same seed gives the same set. The annotations are written last, so a set that has them is complete.
+
+    Args:
+        photographs: each uint8 (H, W, 3) RGB.
+        advance: called with the number of photos written since the last call.
     """
     photos = directory / "photos"
     photos.mkdir(parents=True, exist_ok=True)
@@ -79,4 +84,4 @@ def write_coco_set(
             )
         advance(1)
     content = {"images": images, "annotations": annotations, "categories": [CATEGORY]}
-    (directory / "annotations.json").write_text(json.dumps(content))
+    write_text(directory / "annotations.json", json.dumps(content))

@@ -1,7 +1,7 @@
-"""Scenes composed from photographs: cut-outs pasted onto backgrounds, with the masks that follow exactly.
+"""Scenes composed from photographs: cut-outs are pasted onto backgrounds, so their masks are known exactly.
 
-Two kinds of cut-outs: shapes (any photo seen through a random outline; needs no labels) and instances
-(real objects of a labelled photo). All draws come from the generator that is passed in.
+There are two kinds of cut-outs. Shapes are parts of any photo inside a random outline; they need no labels. Instances
+are objects of a labelled photo. All random draws come from the generator that is passed in.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-MIN_VISIBLE_SHARE = 0.3  # an instance that is hidden by more than this is no longer a target
+MIN_VISIBLE_SHARE = 0.3  # an instance of which less is visible is no target
 MIN_AREA = 48  # pixels; smaller targets are dropped
-PLACES_TRIED = 10  # of a cut-out that does not stand out
+PLACES_TRIED = 10  # for a cut-out that does not stand out
 RING_WIDTH = 4  # pixels around an object that count as its surroundings
 SUPERSAMPLING = 2  # outlines are drawn larger and reduced, for smooth edges
 
@@ -35,7 +35,7 @@ class Scene:
 
 
 def without_instances(photo: np.ndarray) -> Scene:
-    """A photo, uint8 (H, W, 3), in which nothing is labelled."""
+    """Return a photo, uint8 (H, W, 3), as a scene without instances."""
     return Scene(photo, np.zeros((0, *photo.shape[:2]), bool))
 
 
@@ -48,7 +48,7 @@ def _polygon(radii: np.ndarray, size: int, rotation: float, squeeze: float) -> l
 
 
 def random_outline(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A random filled outline inside a square, bool (size, size): blob, star, ring, crescent or bar."""
+    """Draw a random filled outline inside a square, bool (size, size): a blob, star, ring, crescent or bar."""
     canvas = size * SUPERSAMPLING
     image = Image.new("L", (canvas, canvas))
     draw = ImageDraw.Draw(image)
@@ -78,7 +78,7 @@ def random_outline(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def cut_shape(rng: np.random.Generator, photo: np.ndarray, size: int) -> Cutout:
-    """A piece of a photo, uint8 (H, W, 3), seen through a random outline of at most `size` pixels."""
+    """Cut a random outline of at most `size` pixels out of a photo, uint8 (H, W, 3)."""
     mask = random_outline(rng, size)
     height, width = photo.shape[:2]
     window = int(min(height, width, size * rng.uniform(0.7, 2.0)))
@@ -88,14 +88,14 @@ def cut_shape(rng: np.random.Generator, photo: np.ndarray, size: int) -> Cutout:
 
 
 def cut_instance(photo: np.ndarray, mask: np.ndarray) -> Cutout:
-    """A labelled object of a photo, cut along its mask, bool (H, W) with at least one pixel."""
+    """Cut a labelled object out of a photo along its mask, bool (H, W) with at least one pixel."""
     rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     window = slice(rows[0], rows[-1] + 1), slice(cols[0], cols[-1] + 1)
     return Cutout(photo[window], mask[window])
 
 
 def _resize_mask(mask: np.ndarray, width_height: tuple[int, int]) -> np.ndarray:
-    """A bool mask at another size: True where it covers more than half of a pixel."""
+    """Resize a bool mask: True where it covers more than half of a pixel."""
     resized = Image.fromarray(mask.astype(np.uint8) * 255).resize(width_height, Image.Resampling.BOX)
     return np.asarray(resized) > 127
 
@@ -113,16 +113,16 @@ def vary_cutout(rng: np.random.Generator, cutout: Cutout, size: int) -> Cutout:
 
 
 def vary_light(rng: np.random.Generator, pixels: np.ndarray) -> np.ndarray:
-    """Random gain per channel, contrast and brightness, uint8 (H, W, 3) -> the same."""
+    """Change gain per channel, contrast and brightness at random, uint8 (H, W, 3) -> the same."""
     gain = rng.uniform(0.8, 1.2) * rng.uniform(0.92, 1.08, 3)
     shifted = (pixels.astype(np.float32) - 128) * gain + 128 + rng.uniform(-25, 25)
     return np.clip(shifted, 0, 255).astype(np.uint8)
 
 
 def paste(rng: np.random.Generator, scene: Scene, cutout: Cutout, *, min_contrast: float = 0.0) -> Scene:
-    """Paste a cut-out at a random place, its centre inside the photo; masks below it lose what it covers.
+    """Paste a cut-out at a random place with its centre inside the photo. Masks below it lose what it covers.
 
-    Places where it differs from what surrounds it by less than `min_contrast` (see `contrast`) are drawn again.
+    A place is drawn again if the cut-out differs from its surroundings by less than `min_contrast` (see `contrast`).
     """
     for _ in range(PLACES_TRIED):
         pasted = _paste_once(rng, scene, cutout)
@@ -132,9 +132,9 @@ def paste(rng: np.random.Generator, scene: Scene, cutout: Cutout, *, min_contras
 
 
 def contrast(pixels: np.ndarray, mask: np.ndarray) -> float:
-    """How much an object stands out: the distance of its mean RGB (of 255) from the mean of a ring around it.
+    """Measure how much an object stands out: the distance of its mean RGB (0 to 255) from the mean of a ring around it.
 
-    Zero for a mask without a pixel, or without surroundings.
+    The contrast is 0 for a mask without a pixel, and for one that fills the photo.
     """
     wide = Image.fromarray(mask.astype(np.uint8) * 255).filter(ImageFilter.BoxBlur(RING_WIDTH))
     ring = (np.asarray(wide) > 0) & ~mask
@@ -159,7 +159,7 @@ def _paste_once(rng: np.random.Generator, scene: Scene, cutout: Cutout) -> Scene
 
 
 def drop_hidden(scene: Scene, full_areas: np.ndarray, *, min_area: int = MIN_AREA) -> Scene:
-    """Leave out instances of which little is still seen; `full_areas` (N,) are their areas before anything hid them."""
+    """Leave out instances of which little is visible. `full_areas` (N,) are their areas before anything hid them."""
     areas = scene.masks.sum((1, 2))
     keep = (areas >= min_area) & (areas >= MIN_VISIBLE_SHARE * full_areas)
     return Scene(scene.pixels, scene.masks[keep])
@@ -173,7 +173,7 @@ def compose(
     min_contrast: float = 0.0,
     min_area: int = MIN_AREA,
 ) -> Scene:
-    """Paste the cut-outs onto a background in their order, each where it stands out, and leave out what they hid."""
+    """Paste the cut-outs onto a background in their order, each where it stands out. Leave out instances they hide."""
     scene = background
     full_areas = list(background.masks.sum((1, 2)))
     for cutout in cutouts:
@@ -185,7 +185,10 @@ def compose(
 def random_crop(
     rng: np.random.Generator, scene: Scene, *, long_side: int, min_share: float, min_area: int = MIN_AREA
 ) -> Scene:
-    """A random window of a scene (each side at least `min_share` of the photo's), flipped at random, resized."""
+    """Cut a random window out of a scene, flip it at random, and resize its longest side to `long_side`.
+
+    Each side of the window is at least `min_share` of the photo's.
+    """
     height, width = scene.pixels.shape[:2]
     h, w = (int(side * rng.uniform(min_share, 1.0)) for side in (height, width))
     top, left = int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1))

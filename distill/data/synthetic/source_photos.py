@@ -1,4 +1,4 @@
-"""Photographs that come with Python packages: free to use, offline, the same on every machine."""
+"""Photographs that come with Python packages: free to use, available offline, the same on every machine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from importlib.resources import files
 import numpy as np
 from PIL import Image
 
-# (package, path): scikit-image's are in the public domain or CC0, matplotlib's portrait is the US Navy's.
+# (package, path). scikit-image's photographs are in the public domain or CC0; matplotlib's portrait is the US Navy's.
 TRAIN_PHOTOGRAPHS = (
     ("skimage.data", "astronaut.png"),
     ("skimage.data", "chelsea.png"),
@@ -29,7 +29,7 @@ HELD_OUT_PHOTOGRAPHS = (
 
 
 def load_photographs(names: tuple[tuple[str, str], ...]) -> list[np.ndarray]:
-    """Photographs by package and path, each uint8 (H, W, 3) RGB."""
+    """Load photographs by package and path, each uint8 (H, W, 3) RGB."""
     photographs = []
     for package, path in names:
         with (files(package) / path).open("rb") as file:

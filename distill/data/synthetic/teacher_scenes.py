@@ -1,4 +1,4 @@
-"""What the quickstart teacher learns from: scenes of real instances and of shapes, and boxes over photographs."""
+"""The scenes that the quickstart teacher is trained on: real instances, shapes, and boxes over photographs."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from distill.geometry import boxes_to_prompt_frame, letterbox, mask_to_low_res, 
 
 MAX_INSTANCES = 12  # masks per scene and step
 MIN_CUTOUT_AREA = 300  # pixels of an instance that is pasted into other photos
-MIN_AREA = 24  # pixels; half of what `compose` asks for: COCO's small objects are smaller than the quickstart's
+MIN_AREA = 24  # pixels; half of the default of `compose`, since COCO's small objects are smaller than the quickstart's
 SHAPE_SHARE = 0.4  # scenes without a labelled instance: shapes on a photo
-PASTED_SHARE = 0.6  # labelled scenes that get instances of other photos
-CONTRAST_SHARE = 0.7  # scenes whose cut-outs all stand out, as the quickstart's do
+PASTED_SHARE = 0.6  # of the labelled scenes: instances of other photos are pasted into them
+CONTRAST_SHARE = 0.7  # of the scenes: all their cut-outs stand out, as in the quickstart
 
 
 class BoxScenes(Dataset[Scene]):
-    """Scenes whose instances are random boxes that have nothing to do with the photo, down to 5 % of the side."""
+    """Scenes whose instances are random boxes, unrelated to the photo, with sides from 5 % of the photo's."""
 
     def __init__(self, photographs: list[np.ndarray], *, num_scenes: int, size: int) -> None:
         self.photographs = photographs
@@ -58,8 +58,11 @@ class BoxScenes(Dataset[Scene]):
 
 
 class ComposedScenes(Dataset[Scene]):
-    """Endlessly varied scenes. SHAPE_SHARE of them are the quickstart's own kind: shapes on a photo without labels; the
-    others are crops of labelled photos, most of them with other instances and shapes pasted on top."""
+    """Scenes of two kinds, each drawn from its own seed.
+
+    SHAPE_SHARE of them are like the quickstart's: shapes on a photo without labels. The others are crops of labelled
+    photos, most of them with more instances and shapes pasted on top.
+    """
 
     def __init__(
         self,
@@ -117,7 +120,7 @@ class ComposedScenes(Dataset[Scene]):
 
 @dataclass
 class Collate:
-    """Scenes -> ImageBatch at the sizes of a model."""
+    """A function from scenes to an ImageBatch at the sizes of a model, with up to MAX_INSTANCES masks of each scene."""
 
     image_size: int
     embedding_size: int
@@ -147,7 +150,7 @@ class Collate:
 
 
 def load_labelled(images: Path, annotations: Path) -> list[Scene]:
-    """All photos of a COCO-format set with their masks."""
+    """Load all photos of a COCO-format set that have masks."""
     scenes = []
     for photo in CocoSet(images, annotations):
         masks = [decode_mask(instance.rle).astype(bool) for instance in photo.instances]
