@@ -1,4 +1,4 @@
-"""Average precision and recall: pycocotools' own numbers, or LVIS's, and their bootstrap intervals."""
+"""Average precision (AP) and recall (AR): pycocotools' own numbers, or LVIS's, and their bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -13,14 +13,21 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from distill.data.coco import CocoSet
-from distill.data.lvis import FREQUENCIES, MAX_DETECTIONS, LvisEval, LvisSet, best_of_each_photo, with_crowd_field
+from distill.data.lvis import LvisSet
 from distill.errors import DataError
 from distill.evaluation.bootstrap import Interval, bootstrap, percentile_interval, resample_counts
+from distill.evaluation.lvis_rules import (
+    FREQUENCIES,
+    MAX_DETECTIONS,
+    LvisEval,
+    best_of_each_photo,
+    with_crowd_field,
+)
 
 Results = list[dict[str, Any]]
 Intervals = dict[str, Interval]
 
-# Names for the rows of pycocotools' summary, in its order
+# Our names for the rows of pycocotools' summary, in its order
 COCO_METRICS = (
     *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"),
     *("ar_1", "ar_10", "ar_100", "ar_small", "ar_medium", "ar_large"),
@@ -28,20 +35,22 @@ COCO_METRICS = (
 AREAS = ("", "_small", "_medium", "_large")  # pycocotools' and LVIS's order
 AP50_ROW, AP75_ROW = 0, 5  # among the thresholds .50, .55, ... .95
 NUM_RESAMPLES = 200  # each costs a summary of all detections
-PROPOSALS = (10, 100, 1000)  # AR of so many masks a photo
+PROPOSALS = (10, 100, 1000)  # AR is computed for so many masks of each photo
 
 
 @dataclass
 class Precision:
-    """AP, AR and the like in 0..1, None where no such object is annotated; and AP of every resample of the photos."""
+    """The average precision of a model over a set.
+
+    metrics: AP and AR in 0..1, None where no such object is annotated. resampled: (R,) AP of R resamples of the photos.
+    """
 
     metrics: dict[str, float | None]
     resampled: dict[str, np.ndarray]
-
     num_photos: int
 
     def intervals(self) -> Intervals:
-        """Of every AP; none with fewer than two photos."""
+        """Return the interval of every AP that is defined, or none with fewer than two photos."""
         if self.num_photos < 2:
             return {}
         found = {name: percentile_interval(values) for name, values in self.resampled.items()}
@@ -49,7 +58,7 @@ class Precision:
 
 
 def average_precision(coco_set: CocoSet, results: Results, image_ids: Collection[int], *, seed: int = 0) -> Precision:
-    """AP of masks against the instances of some photos, crowd regions included as pycocotools counts them.
+    """Compute the AP of masks against the instances of some photos. Crowd regions count as in pycocotools.
 
     Args:
         results: rows of COCO's results format with a segmentation and no bbox (with one, pycocotools takes the box's
@@ -80,10 +89,12 @@ def average_precision(coco_set: CocoSet, results: Results, image_ids: Collection
 def average_recall(
     coco_set: CocoSet, results: Results, image_ids: Collection[int], *, seed: int = 0
 ) -> tuple[dict[str, float | None], Intervals]:
-    """AR of proposals, whatever their category: ar_10, ar_100, ar_1000, and the last by size; mean over IoU .50 to .95.
+    """Compute the AR of proposals, whatever their category, averaged over IoU thresholds .50 to .95.
 
     Args:
-        results: as for `average_precision`; the category is not looked at.
+        results: as for `average_precision`. The category is ignored.
+    Returns:
+        the metrics `ar_10`, `ar_100` and `ar_1000`, and the last by size of the object; and their intervals.
     """
     content = _without_empty(coco_set)
     one_category = {
@@ -105,7 +116,7 @@ def average_recall(
 
 
 def lvis_summary(evaluator: LvisEval) -> dict[str, float | None]:
-    """The `lvis` package's summary: AP over all categories and by frequency, and AR at 300."""
+    """Return the summary of the `lvis` package: AP over all categories and by frequency, and AR at 300."""
     precision, recall = evaluator.eval["precision"][..., 0], evaluator.eval["recall"][..., 0]  # (T, R, K, A), (T, K, A)
     everything = precision[..., 0]
     metrics = {"ap": _mean(everything), "ap50": _mean(everything[AP50_ROW]), "ap75": _mean(everything[AP75_ROW])}
@@ -118,10 +129,10 @@ def lvis_summary(evaluator: LvisEval) -> dict[str, float | None]:
 def resampled_precision(
     evaluator: COCOeval, *, seed: int = 0, counts: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
-    """AP of every resample of the photos, (R,) by name, from the matches that `evaluate` found.
+    """Compute the AP of every resample of the photos, (R,) by name, from the matches that `evaluate` found.
 
     Args:
-        counts: (R, M) how often each photo is drawn; by default NUM_RESAMPLES bootstrap draws.
+        counts: (R, M) how often each resample draws each photo. The default is NUM_RESAMPLES bootstrap draws.
     """
     num_photos = len(evaluator.params.imgIds)
     if counts is None:
@@ -141,10 +152,10 @@ def resampled_precision(
 
 
 def _resampled(rows: Sequence[dict[str, Any] | None], counts: np.ndarray, params: Any) -> np.ndarray:
-    """AP of one category and area in every resample: (R, T), NaN where a resample has no such object.
+    """Compute the AP of one category and area in every resample: (R, T), NaN where a resample has no such object.
 
-    Precision is highest right after a match, so only matches are looked at: the recall thresholds that one of them is
-    the first to reach get the highest precision from there on.
+    Precision is highest right after a match, so only matches are looked at. Each recall threshold gets the highest
+    precision from the first match on that reaches it.
     """
     num_thresholds, num_resamples = len(params.iouThrs), len(counts)
     found = np.full((num_resamples, num_thresholds), np.nan)
@@ -171,14 +182,15 @@ def _resampled(rows: Sequence[dict[str, Any] | None], counts: np.ndarray, params
 
 
 def _rows(evaluator: COCOeval, category: int, area: int) -> list[dict[str, Any] | None]:
-    """What `evaluate` found for a category and an area: one row per photo, in the order of params.imgIds."""
+    """Return what `evaluate` found for a category and an area: one row per photo, in the order of params.imgIds."""
     num_photos, num_areas = len(evaluator.params.imgIds), len(evaluator.params.areaRng)
     start = (category * num_areas + area) * num_photos
-    return evaluator.evalImgs[start : start + num_photos]
+    rows: list[dict[str, Any] | None] = evaluator.evalImgs[start : start + num_photos]
+    return rows
 
 
 def _recall_intervals(evaluator: COCOeval, metrics: dict[str, float | None], *, seed: int) -> Intervals:
-    """Of AR: found and annotated objects add up over photos."""
+    """Return the intervals of AR. The numbers of found and of annotated objects are sums over photos."""
 
     def interval(area: int, num: int) -> Any:
         rows = _rows(evaluator, 0, area)
@@ -198,9 +210,9 @@ def _recall_intervals(evaluator: COCOeval, metrics: dict[str, float | None], *, 
 
 
 def _indexed(content: dict[str, Any], results: Results) -> tuple[COCO, COCO]:
-    """Truth and results as pycocotools holds them; it writes into the rows, so they are copies.
+    """Convert truth and results to pycocotools' classes. The rows are copied, because pycocotools writes into them.
 
-    Annotations are numbered anew: pycocotools takes the id 0 for "matches nothing".
+    Annotations get new ids from 1 on, because pycocotools uses the id 0 for "matches nothing".
     """
     truth = COCO()
     annotations = [{**row, "id": i} for i, row in enumerate(content["annotations"], 1)]
@@ -210,13 +222,13 @@ def _indexed(content: dict[str, Any], results: Results) -> tuple[COCO, COCO]:
 
 
 def _without_empty(coco_set: CocoSet) -> dict[str, Any]:
-    """The annotations without those that have no pixel, which pycocotools cannot read."""
+    """Return the annotations without those that have no pixel, which pycocotools cannot read."""
     rows = [row for row in coco_set.content["annotations"] if row["id"] not in coco_set.empty]
     return {**coco_set.content, "annotations": rows}
 
 
 def _mean(values: np.ndarray) -> float | None:
-    """Over what is defined: pycocotools marks by -1 what is not."""
+    """Return the mean of the defined values. pycocotools marks undefined ones by -1."""
     defined = values[values > -1]
     return float(np.mean(defined)) if len(defined) else None
 
@@ -226,7 +238,7 @@ def _value(value: float) -> float | None:
 
 
 def _defined_mean(values: np.ndarray) -> np.ndarray:
-    """Mean over categories and thresholds of (K, R, T), NaN where none is defined: (R,)."""
+    """Return the mean (R,) over categories and thresholds of values (K, R, T), NaN where none is defined."""
     defined = ~np.isnan(values)
     num = defined.sum((0, 2))
     return np.where(num, np.where(defined, values, 0).sum((0, 2)) / np.maximum(num, 1), np.nan)

@@ -11,11 +11,12 @@ import numpy as np
 
 from distill.data.coco import AnnotatedPhoto, CocoSet, Instance
 from distill.data.detections import Detection, Detections
-from distill.data.lvis import MAX_DETECTIONS, LvisSet
+from distill.data.lvis import LvisSet
 from distill.data.rle import rle_area
 from distill.errors import DataError
 from distill.evaluation.average_precision import average_precision
 from distill.evaluation.evaluator import Summary
+from distill.evaluation.lvis_rules import MAX_DETECTIONS
 from distill.evaluation.predictors import MaskPredictor, PhotoPrompts
 from distill.evaluation.prompting import (
     InstanceScore,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.data.lvis import LvisSet, best_of_each_photo
+from distill.data.lvis import LvisSet
 from distill.errors import DataError
 
 ROW = {"id": 1, "image_id": 0, "category_id": 7, "bbox": [5, 3, 20, 7], "area": 140}
@@ -52,10 +52,3 @@ def test_a_photo_without_name_and_address_is_refused(coco_files):
     file.write_text(json.dumps(content))
     with pytest.raises(DataError, match="neither 'file_name' nor 'coco_url'"):
         LvisSet(images, file)
-
-
-def test_the_best_detections_of_each_photo():
-    rows = [{"image_id": i % 2, "score": i / 10} for i in range(8)]
-    kept = best_of_each_photo(rows, 3)
-    assert sorted(row["score"] for row in kept if row["image_id"] == 0) == [0.2, 0.4, 0.6]
-    assert best_of_each_photo(rows, 4) == [*rows[::2], *rows[1::2]]

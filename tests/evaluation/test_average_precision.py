@@ -22,6 +22,7 @@ from distill.data.lvis import LvisSet
 from distill.data.rle import encode_mask
 from distill.errors import DataError
 from distill.evaluation.average_precision import COCO_METRICS, average_precision, average_recall, resampled_precision
+from distill.evaluation.lvis_rules import best_of_each_photo
 
 IDS = range(100, 108)
 HW = (150, 200)
@@ -224,3 +225,10 @@ def test_a_resample_is_the_ap_of_a_set_with_these_photos(made):
     found = resampled_precision(evaluator, counts=np.array([[1.0, 1, 0, 0, 0, 1, 0, 0]]))
     few = average_precision(open_made(CocoSet, directory), results, [100, 101, 105]).metrics
     assert found["ap"][0] == pytest.approx(few["ap"]) and found["ap50"][0] == pytest.approx(few["ap50"])
+
+
+def test_the_best_detections_of_each_photo():
+    rows = [{"image_id": i % 2, "score": i / 10} for i in range(8)]
+    kept = best_of_each_photo(rows, 3)
+    assert sorted(row["score"] for row in kept if row["image_id"] == 0) == [0.2, 0.4, 0.6]
+    assert best_of_each_photo(rows, 4) == [*rows[::2], *rows[1::2]]
