@@ -1,20 +1,19 @@
-"""`distill students`: what can be trained, how large it is, and which released checkpoint fits."""
+"""`distill students`: which encoders can be trained, how large they are, and which released checkpoints fit."""
 
 from __future__ import annotations
 
 import argparse
-import fnmatch
 import json
 import sys
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
-from distill.cli.arguments import add_command
-from distill.errors import DistillError, did_you_mean
-from distill.students import STUDENTS, TIMM_PREFIX, check_student_name, plugins
+from distill.cli.arguments import Subparsers, add_command
 from distill.text import BILLION, MILLION, print_tables
 
-OWN_DECODER = "its encoder only; its own decoder is not supported"
+if TYPE_CHECKING:
+    from distill.models.student_list import StudentSummary
 
 EPILOG = """\
 examples:
@@ -24,15 +23,16 @@ examples:
   distill students ls timm/vit_small_patch16_224.augreg_in21k+sam
   distill students ls mobile_sam --json
 
-Parameters and MACs (multiply-adds of convolutions, matrix products and attention) are of the image encoder, one image
-of the input size, for SAM's embedding of 256 x 64 x 64. Students of other installed packages are listed too. timm's
-backbones are listed only for a pattern that begins with timm/; there are more than a thousand. A whole name of timm's
-may say more: timm/NAME.TAG for the pixel statistics of these weights, @16 or @8-32 for levels of these strides, +sam
-for SAM's neck.
+Parameters and MACs (multiply-adds of convolutions, matrix products and attention) are those of the image encoder on one
+image of the input size, for SAM's embedding of 256 x 64 x 64. Students of other installed packages are listed too.
+timm has more than a thousand backbones: they are listed only for a pattern that begins with timm/. A complete timm name
+may have options: timm/NAME.TAG uses the pixel statistics of these weights, @16 or @8-32 selects levels of these
+strides, and +sam selects SAM's neck.
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(subparsers: Subparsers) -> None:
+    """Add `distill students` and its actions."""
     parser = add_command(
         subparsers,
         "students",
@@ -47,74 +47,29 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     ls.set_defaults(run=list_students)
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the list. The counts are None for a student that could not be built; `problem` says why."""
-
-    name: str
-    image_size: int | None
-    num_parameters: int | None
-    macs: int | None
-    summary: str
-    published: str
-    problem: str | None = None
-
-
 def list_students(arguments: argparse.Namespace) -> int:
-    """Print the students whose names match. Raises DistillError if none does."""
+    """Print the students whose names match.
+
+    Raises:
+        DistillError: no student matches.
+    """
     from rich.console import Console
     from rich.progress import track
 
-    names = matching_names(arguments.pattern)
+    from distill.models.student_list import find_students, summarise_student
+
+    names = find_students(arguments.pattern)
     progress = track(names, "counting", console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
-    rows = map(describe, progress)
+    students = map(summarise_student, progress)
     if arguments.json:
-        for row in rows:
-            print(json.dumps(asdict(row)))
+        for student in students:
+            print(json.dumps(asdict(student)))
     else:
-        _print_table(list(rows))
+        _print_table(list(students))
     return 0
 
 
-def matching_names(pattern: str) -> list[str]:
-    """The students whose names match a pattern, or hold it if it has no wildcard; raises DistillError if none."""
-    known: Iterable[str] = [*STUDENTS, *plugins()]
-    if pattern.startswith(TIMM_PREFIX):
-        import timm
-
-        known = [TIMM_PREFIX + name for name in timm.list_models()]
-    has_wildcard = any(character in pattern for character in "*?[")
-    exact = [name for name in known if name == pattern] or _timm_with_options(pattern)
-    found = exact or fnmatch.filter(known, pattern if has_wildcard else f"*{pattern}*")
-    if not found:
-        raise DistillError(f"no student matches '{pattern}'. {did_you_mean(pattern, known)}")
-    return found
-
-
-def _timm_with_options(pattern: str) -> list[str]:
-    """The pattern where it is a whole name of timm's with a tag, levels or a neck."""
-    is_name = pattern.startswith(TIMM_PREFIX) and any(sign in pattern for sign in ".@+")
-    return [pattern] if is_name and not any(character in pattern for character in "*?[") else []
-
-
-def describe(name: str) -> Row:
-    """Count a student's parameters and MACs, without its memory or its time: on torch's meta device."""
-    try:
-        entry = check_student_name(name)
-    except DistillError as error:  # a plug-in; the others are still listed
-        return Row(name, None, None, None, "", "", str(error))
-    published = f"{entry.published}; {OWN_DECODER}" if entry.own_decoder else entry.published
-    size = entry.image_size
-    from distill.models.complexity import count_encoder
-
-    try:
-        num_parameters, macs = count_encoder(name)
-    except (DistillError, RuntimeError, NotImplementedError, ValueError, TypeError, AssertionError) as error:
-        return Row(name, size, None, None, entry.summary, published, f"{type(error).__name__}: {error}")
-    return Row(name, size, num_parameters, macs, entry.summary, published)
-
-
-def _print_table(rows: list[Row]) -> None:
+def _print_table(students: Sequence[StudentSummary]) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -122,13 +77,13 @@ def _print_table(rows: list[Row]) -> None:
     for heading in ("input", "params (M)", "MACs (G)"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("released checkpoint that fits")
-    for row in rows:
-        note = row.published or f"none: {row.summary}"
+    for student in students:
+        note = student.published or f"none: {student.summary}"
         table.add_row(
-            row.name,
-            "-" if row.image_size is None else str(row.image_size),
-            "-" if row.num_parameters is None else f"{row.num_parameters / MILLION:.1f}",
-            "-" if row.macs is None else f"{row.macs / BILLION:.1f}",
-            note if row.problem is None else row.problem.partition("\n")[0],
+            student.name,
+            "-" if student.image_size is None else str(student.image_size),
+            "-" if student.num_parameters is None else f"{student.num_parameters / MILLION:.1f}",
+            "-" if student.macs is None else f"{student.macs / BILLION:.1f}",
+            note if student.problem is None else student.problem.partition("\n")[0],
         )
     print_tables(table)

@@ -14,12 +14,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from distill.batch import ImageBatch
-from distill.cli.students import describe, matching_names
 from distill.config.schema import FeatureLossConfig, OptimConfig
 from distill.errors import CheckpointError, DistillError
 from distill.geometry import valid_masks
 from distill.models.checkpoint import load_model, save_model
 from distill.models.sam import build_from_spec, spec_for
+from distill.models.student_list import find_students, summarise_student
 from distill.models.teacher import Teacher
 from distill.stages.feature import FeatureStage
 from distill.students import STUDENTS, build_encoder, check_student_name, plugins
@@ -100,8 +100,8 @@ def test_the_example_trains_saves_and_loads(example, tiny_teacher: Teacher, tmp_
 
 def test_the_example_is_listed(example):
     assert check_student_name(example).image_size == 512
-    assert matching_names("my_*") == [example]
-    row = describe(example)
+    assert find_students("my_*") == [example]
+    row = summarise_student(example)
     assert row.problem is None and row.num_parameters > 0 and row.macs > 0
 
 
@@ -132,7 +132,7 @@ def test_a_package_that_cannot_be_imported(install):
     with pytest.raises(DistillError, match=message):
         check_student_name("theirs")
     assert check_student_name("mobile_sam") is STUDENTS["mobile_sam"]
-    assert "cannot be imported" in describe("theirs").problem
+    assert "cannot be imported" in summarise_student("theirs").problem
 
 
 def test_an_entry_point_to_something_else(install):
