@@ -1,11 +1,11 @@
-"""`distill convert`: released checkpoints into our format, and our students into theirs."""
+"""`distill convert`: released checkpoints into our format, and our students into the released format."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from distill.cli.arguments import add_command
+from distill.cli.arguments import Subparsers, add_command
 from distill.errors import DistillError
 
 OURS, PUBLISHED = "distill", "published"
@@ -16,12 +16,14 @@ examples:
   distill convert checkpoint.pth --name nano_sam --decoder mobile_sam.pt --out nano_sam.safetensors
   distill convert runs/mask --to published --out efficientvit_sam_l0.pt
 
-Reads tensors at the top of a file or under "model" or "state_dict", with or without the prefixes of DDP and
-torch.compile, and safetensors. Every tensor must fit; all that do not are listed. Code in a file is never run.
+Reads .pt and .pth files, with their tensors at the top or under "model" or "state_dict", with or without the prefixes
+of DDP and torch.compile; and safetensors files. Every tensor must fit: the error lists all that do not. Code in a file
+is never run.
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(subparsers: Subparsers) -> None:
+    """Add `distill convert`."""
     parser = add_command(subparsers, "convert", "read and write released checkpoints", EPILOG)
     parser.add_argument("model", metavar="IN", help="a released file, a student.safetensors, or a run directory")
     parser.add_argument("--name", help="which model a released file holds: `distill students ls`")
@@ -39,7 +41,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Read, check, write."""
+    """Load a model, check that every tensor fits, and write it in the other format."""
     suffixes = (".safetensors",) if arguments.to == OURS else (".pt", ".pth")
     if arguments.out.suffix not in suffixes:
         raise DistillError(f"--out {arguments.out}: this format's files end in {' or '.join(suffixes)}")

@@ -1,4 +1,4 @@
-"""`distill convert` and `distill export` from the command line: files there and back, and one clear error each."""
+"""`distill convert` and `distill export` from the command line: the files they write, and one clear error each."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ PHOTO_HW = (48, 80)
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a model and a photo."""
+    """Write a model and a photo into a directory."""
     from distill.models.checkpoint import save_model
     from distill.models.sam import ModelSpec, build_from_spec
 
@@ -58,18 +58,6 @@ def test_masks_and_overlay(place: Path, tmp_path: Path, capsys, prompt: str, num
         assert Image.open(out / name).size == PHOTO_HW[::-1]
     assert printed.count("predicted IoU") == num_masks
     assert set(np.unique(np.asarray(Image.open(out / names[0]).convert("L")))) <= {0, 255}
-
-
-def test_the_overlay_tints_the_mask_alone():
-    photo = np.full((20, 30, 3), 100, np.uint8)
-    mask = np.zeros((20, 30), bool)
-    mask[5:10, 5:10] = True
-    picture = predict.draw_overlay(photo, mask)
-    assert (picture[~mask] == 100).all()
-    assert (picture[mask] != 100).any(1).all()
-    prompted = predict.draw_overlay(photo, mask, box=(2, 2, 25, 15), points=[(15, 12)], labels=[0])
-    assert tuple(prompted[2, 10]) == predict.BOX_COLOUR
-    assert tuple(prompted[12, 15]) == predict.NEGATIVE_COLOUR
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""ONNX files answer as torch does: encoders in batches, the decoder to any prompt, photos through both."""
+"""ONNX files answer as torch does: the encoder for any batch, the decoder for any prompt, and both for a photo."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def session(path: Path) -> onnxruntime.InferenceSession:
 
 @pytest.fixture(scope="module", params=[False, True], ids=["tokens", "painted"])
 def model(request: pytest.FixtureRequest) -> PromptableModel:
-    """A model whose prompt frame is not its input, with and without painted prompts."""
+    """Build a model whose prompt frame differs from its input, with and without painted prompts."""
     torch.manual_seed(0)
     return build_from_spec(ModelSpec("efficientvit_sam_t", 64, 32, 8, 64, norm_eps=1e-6, paint_prompts=request.param))
 
@@ -52,11 +52,11 @@ def test_what_is_written(model: PromptableModel, exported: Path) -> None:
 
 
 def prompt(kind: str, prompt_size: int) -> tuple[dict, np.ndarray, np.ndarray]:
-    """A prompt for the predictor, and as labelled points for the file."""
+    """Return a prompt for the predictor, and the same prompt as labelled points for the ONNX file."""
     hw = PHOTO.shape[:2]
     points, corners = (np.array(values, np.float64) for values in (POINTS, BOX))
     points, corners = points_to_prompt_frame(points, hw, prompt_size), boxes_to_prompt_frame(corners, hw, prompt_size)
-    if kind == "points":  # segment_anything fills up with a point that is none
+    if kind == "points":  # without a box, segment_anything adds a padding point
         coords, labels = np.concatenate([points, [[0, 0]]]), [*LABELS, -1]
         return {"point_coords": POINTS, "point_labels": LABELS}, coords, np.array(labels)
     coords = corners.reshape(2, 2)
@@ -107,7 +107,7 @@ def test_an_old_opset_is_named(model: PromptableModel, tmp_path: Path) -> None:
 
 
 class Forgetful(torch.nn.Module):
-    """Traces into a graph that does not hold what it does: a count in Python."""
+    """An encoder whose trace is wrong, because it counts its calls in Python."""
 
     image_size = embedding_dim = embedding_size = 4
 

@@ -1,4 +1,4 @@
-"""Models on disk: whole, ours, and others'; and what is said of files that are none of these."""
+"""Models on disk: our files, released files, and the errors for files that are neither."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_no_state_dict(tmp_path: Path, content, message: str):
 
 
 class Harmful:
-    """Unpickling one writes a file."""
+    """An object whose unpickling would write a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -220,7 +220,7 @@ def test_full_disk_leaves_the_old_file(tmp_path: Path):
     path = tmp_path / "student.safetensors"
     save_model(tiny_model(), path)
     before = sha256_file(path)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)  # the nearest to a full disk that needs no root
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)  # the closest to a full disk that needs no root
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
         with pytest.raises(CheckpointError, match=r"the disk is full .*: the file takes [\d,]{7,} bytes") as caught:

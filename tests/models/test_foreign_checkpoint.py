@@ -1,4 +1,4 @@
-"""Files of other projects, read and written: containers, wrappers, encoders alone, and what each repository loads."""
+"""Files of other projects, read and written: containers, prefixes, files of only an encoder, published formats."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_prefix_of_some_tensors_is_a_part_of_the_model(tmp_path: Path):
 
 @pytest.fixture
 def config_class(monkeypatch: pytest.MonkeyPatch) -> type:
-    """A class that pickles as yacs's CfgNode does, and that tells when it is called."""
+    """Make a class that pickles as yacs's CfgNode does and counts its calls."""
 
     class CfgNode(dict):
         calls = 0
@@ -97,7 +97,7 @@ def reference_shapes(name: str) -> dict[str, list[int]]:
     ],
 )
 def test_published_files_there_and_back(tmp_path: Path, name: str, container: str | None):
-    """Written under the published names, where the published code looks for them; read again, tensor for tensor."""
+    """A written file has the published names in the published container, and gives the same tensors when read."""
     model = build_model(name)
     save_published(model, tmp_path / "file.pt")
     content = torch.load(tmp_path / "file.pt", weights_only=True)
@@ -110,7 +110,7 @@ def test_published_files_there_and_back(tmp_path: Path, name: str, container: st
 
 @pytest.fixture(scope="module")
 def nano(tmp_path_factory: pytest.TempPathFactory) -> tuple[PromptableModel, Path]:
-    """NanoSAM and its published file."""
+    """Build NanoSAM and write its published file."""
     path = tmp_path_factory.mktemp("nano") / "checkpoint.pth"
     model = build_model("nano_sam")
     save_published(model, path)

@@ -1,4 +1,4 @@
-"""How a student begins: from whole models, encoders alone and ImageNet classifiers, and what is said of misfits."""
+"""How a student starts: from complete models, from encoders and from ImageNet classifiers; errors for other files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def another(name: str, teacher: Teacher) -> PromptableModel:
-    """A model of the student's shape with other weights than the one that will be built."""
+    """Build a model of the student's shape whose weights differ from those of the student."""
     torch.manual_seed(7)
     return build_from_spec(spec_for(name, image_size=SIZE, like=teacher.model.spec))
 
@@ -74,7 +74,7 @@ HEADS = {
 
 
 def classifier_of(model: PromptableModel) -> dict[str, torch.Tensor]:
-    """What an ImageNet file with the backbone of a student holds."""
+    """Return the tensors of an ImageNet file with the backbone of a student."""
     *new, head = HEADS[model.spec.encoder]
     state = model.image_encoder.state_dict()
     backbone = {name: tensor for name, tensor in state.items() if not name.startswith(tuple(new))}

@@ -42,7 +42,7 @@ def draw(kind: str, image_index: Tensor, size: int) -> Prompts:
 
 
 def published_answer(model: PromptableModel, embeddings: Tensor, prompts: Prompts) -> tuple[Tensor, Tensor]:
-    """segment-anything's own decoder, one image at a time as it asks for."""
+    """Answer with segment-anything's own decoder, which takes one image at a time."""
     logits, ious = [], []
     for row in range(len(prompts)):
         one = Prompts(
@@ -127,7 +127,7 @@ def assert_equal(kind: str, image_index: list[int], **options: int) -> None:
     torch.testing.assert_close(ours[2], theirs[2], rtol=1e-4, atol=1e-6)
     assert ours[3].keys() <= theirs[3].keys()
     for name, gradient in theirs[3].items():
-        if name not in ours[3]:  # a bias of keys is the same for all of them: the gradient is zero but for rounding
+        if name not in ours[3]:  # the keys' bias is equal for all keys: its gradient is zero apart from rounding
             assert name.endswith("token_to_image.k_proj.bias") and gradient.abs().max() < 1e-6
             continue
         torch.testing.assert_close(ours[3][name], gradient, rtol=1e-4, atol=1e-4 * max(1, gradient.abs().max().item()))

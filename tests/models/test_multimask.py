@@ -1,4 +1,4 @@
-"""The multimask policy and the batching of prompts."""
+"""The multimask policies, and prompts in batches."""
 
 from __future__ import annotations
 

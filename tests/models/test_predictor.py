@@ -22,7 +22,7 @@ IMAGE_SIZE, EMBEDDING_DIM = 128, 32
 
 @pytest.fixture(scope="module")
 def model() -> PromptableModel:
-    """SAM's architecture in small: S = 128, E = 8."""
+    """Build a small model of SAM's architecture: S = 128, E = 8."""
     torch.manual_seed(0)
     encoder = ImageEncoderViT(
         img_size=IMAGE_SIZE,

@@ -38,7 +38,7 @@ def prompts_of(kind: str, model: PromptableModel) -> Prompts:
 def decode_as_segment_anything(
     model: PromptableModel, embedding: torch.Tensor, prompts: Prompts, multimask: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The prompts of one image, (1, C, E, E)."""
+    """Decode the prompts of one image with an embedding (1, C, E, E)."""
     points = None if prompts.points_xy is None else (prompts.points_xy, prompts.point_labels)
     sparse, dense = model.prompt_encoder(points=points, boxes=prompts.boxes_xyxy, masks=prompts.mask_logits)
     return model.mask_decoder(

@@ -1,4 +1,4 @@
-"""The teacher: where it comes from, and that nothing changes or keeps it."""
+"""The teacher: where it comes from, and that nothing trains it or saves it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def tiny_model() -> PromptableModel:
 
 
 class Stage(nn.Module):
-    """What a stage looks like to state dicts, optimizers and train()."""
+    """A student and a teacher in one module, as state dicts, optimizers and train() see a stage."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ def test_a_missing_checkpoint_says_what_is_expected_and_where_it_is(name: str, c
 
 @pytest.fixture(scope="module")
 def vit_b(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A file in the format of the official ViT-B, 375 MB, with weights of its own."""
+    """Write a file of 375 MB in the format of the official ViT-B, with random weights."""
     path = tmp_path_factory.mktemp("sam") / "sam_vit_b.pth"
     torch.save(build_model("sam_vit_b").state_dict(), path)
     yield path

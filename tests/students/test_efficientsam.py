@@ -1,4 +1,4 @@
-"""EfficientSAM's encoders: grids, positions, and the decoder that is not ours. Numbers are in test_goldens.py."""
+"""EfficientSAM's encoders: grids, positions, and the decoder that is not supported. Goldens are in test_goldens.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fusing: which pairs are found, what is left alone, and that nothing changes but the number of steps."""
+"""Fusing: which pairs are found, what is not changed, and that the output stays the same."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PIXELS = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
 def with_statistics(module: nn.Module) -> nn.Module:
-    """Norms with statistics, weights and biases as after a long training."""
+    """Give norms statistics, weights and biases as after a long training."""
     generator = torch.Generator().manual_seed(0)
     for part in module.modules():
         if isinstance(part, nn.BatchNorm2d):
@@ -81,7 +81,7 @@ def test_a_convolution_or_norm_used_twice_stays():
 
 
 class Branching(nn.Module):
-    """Reads a convolution's output beside its norm: folding would change it, and no hook can see that."""
+    """A module that reads a convolution's output beside its norm: folding changes it, and no hook can see that."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ def test_size_and_work_are_the_published_ones() -> None:
 
 
 def test_names_and_shapes() -> None:
-    """A timm ResNet-18 without its classifier, four layers up, two to project, one position embedding."""
+    """The tensors are a ResNet-18 without its classifier, four upsampling layers, two projections, one position."""
     state = build_encoder("nano_sam").state_dict()
     own = {name: tuple(tensor.shape) for name, tensor in state.items() if not name.startswith("backbone.")}
     assert own == {
@@ -40,7 +40,7 @@ def test_names_and_shapes() -> None:
 
 
 def test_the_embedding_ends_without_a_norm() -> None:
-    """Its scale is what the last convolution says."""
+    """The last convolution sets the scale of the embedding."""
     encoder = build_encoder("nano_sam", image_size=64, embedding_dim=16, embedding_size=4).eval()
     pixels = torch.randn(1, 3, 64, 64)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Students of other packages: the README's example, installed for real, and the mistakes that a package can make."""
+"""Students of other packages: the README's example, really installed, and the mistakes that a package can make."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SIZES = {"image_size": 64, "embedding_dim": 32, "embedding_size": 8}
 
 @pytest.fixture(scope="module")
 def installed_example(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder into which pip installed the example."""
+    """Install the example with pip and return the target folder."""
     source, target = tmp_path_factory.mktemp("source") / "my_students", tmp_path_factory.mktemp("target")
     shutil.copytree(EXAMPLE, source, ignore=shutil.ignore_patterns("__pycache__"))
     options = ["-q", "--no-deps", "--no-build-isolation", "--no-index", "--target", str(target)]
@@ -40,7 +40,7 @@ def installed_example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def example(installed_example: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The name of the example's student, while it can be imported."""
+    """Make the example importable and give the name of its student."""
     monkeypatch.syspath_prepend(str(installed_example))
     yield "my_net"
     sys.modules.pop("my_students", None)
@@ -48,7 +48,7 @@ def example(installed_example: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator:
-    """A function that puts a module with entry points on sys.path, as pip would."""
+    """Return a function that puts a module with entry points on sys.path, as pip would."""
     modules = []
 
     def put(code: str, entry_points: str, module: str = "third_party") -> None:
@@ -67,7 +67,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator:
 
 
 def body(returned: str) -> str:
-    """A package whose build returns an expression."""
+    """Return the code of a package whose `build` returns an expression."""
     return (
         "import torch\nfrom torch import nn\nfrom distill.students import Student\n"
         "STUDENT = Student('third_party', 64, 'theirs')\n"

@@ -1,4 +1,4 @@
-"""The contract of every registered student, at small sizes: what stages, evaluation and export count on."""
+"""The contract of every registered student, tested at small sizes: what stages, evaluation and export rely on."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MODELS = [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name 
 
 @pytest.fixture(scope="module", params=MODELS)
 def model(request: pytest.FixtureRequest) -> Iterator[PromptableModel]:
-    """A small model of each student, in eval mode, with the batch statistics of noise. Tests leave it as it is."""
+    """Build a small model of each student in eval mode, with batch statistics of noise. Tests do not change it."""
     name = request.param
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -71,7 +71,7 @@ def test_shape_and_attributes(model: PromptableModel):
 def test_gradient_reaches_every_trainable_tensor(model: PromptableModel):
     encoder = copy.deepcopy(model.image_encoder).train()
     with torch.no_grad():
-        for parameter in encoder.parameters():  # residual branches may begin at zero, and would hide what is in them
+        for parameter in encoder.parameters():  # a residual branch that starts at zero would hide its inner tensors
             parameter += 1e-3 * torch.randn_like(parameter)
     embedding = encoder(pixels(2))
     target = torch.randn(embedding.shape, generator=torch.Generator().manual_seed(0))
@@ -110,7 +110,7 @@ def test_fused_computes_the_same(model: PromptableModel):
 
 
 def test_traced_to_onnx(model: PromptableModel, tmp_path: Path):
-    """Fused, and for another batch than the one that was traced."""
+    """The fused encoder gives the same for another batch than the traced one."""
     exported = export_encoder(model, tmp_path / "encoder.onnx")
     session = onnxruntime.InferenceSession(exported.path, providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"pixels": pixels(2).numpy()})
@@ -120,7 +120,7 @@ def test_traced_to_onnx(model: PromptableModel, tmp_path: Path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_counting_needs_no_memory(name: str):
-    """The whole student at its own size on the meta device, with SAM's embedding."""
+    """Every student runs on the meta device at its own size, with SAM's embedding."""
     size = check_student_name(name).image_size
     with torch.device("meta"), torch.no_grad():
         embedding = build_encoder(name).eval()(torch.empty(1, 3, size, size))

@@ -43,7 +43,7 @@ def test_an_unknown_stride_is_named() -> None:
 
 
 def test_detail_inside_a_cell_reaches_the_embedding() -> None:
-    """Two fine levels that differ only within cells, with equal means: interpolation could not tell them apart."""
+    """Two fine levels with equal means differ only within cells, where interpolation could not tell them apart."""
     torch.manual_seed(0)
     neck = PyramidNeck([1], 8, 4, cells_per_level=[2]).eval()
     left = torch.zeros(1, 1, 8, 8)
@@ -115,7 +115,7 @@ def test_a_tag_of_weights_with_sams_statistics_changes_nothing() -> None:
 
 
 def test_a_name_without_options_is_what_it_was() -> None:
-    """Stored models are built again from their name: without a tag pixels are not mapped, whatever the weights were."""
+    """Stored models are built again from their name, so a name without a tag never maps the pixels."""
     assert build("tf_efficientnet_lite0").pixel_scale is None
 
 

@@ -50,7 +50,7 @@ def test_image_size_must_fit_the_stride():
 
 
 def test_bias_follows_every_load():
-    """In eval mode, loaded before or after, by copy, by assignment or in place: no stale copy of the bias."""
+    """The bias is never stale: not after a load by copy or by assignment, a change in place, or train() and eval()."""
     pixels = torch.randn(1, 3, 64, 64)
     source = encoder_of()
     for module in source.modules():
@@ -69,7 +69,7 @@ def test_bias_follows_every_load():
         torch.testing.assert_close(assigned(pixels), expected)
         swapped = copy.deepcopy(loaded)
         for target, parameter in zip(swapped.parameters(), source.parameters(), strict=True):
-            target.data = parameter.data + 0.01  # as averaged weights are swapped in
+            target.data = parameter.data + 0.01  # as weight averaging swaps weights in
         for parameter in source.parameters():
             parameter.add_(0.01)
         torch.testing.assert_close(swapped(pixels), source(pixels))
@@ -80,12 +80,12 @@ def test_bias_is_one_number_per_distance():
     attention = Attention(width=8, num_heads=2, window=3)
     index = attention.relative_index
     assert index.shape == (9, 9) and index.diagonal().eq(0).all() and index.eq(index.T).all()
-    assert index[0].tolist() == list(range(9))  # from the corner every distance once, row by row
+    assert index[0].tolist() == list(range(9))  # the corner sees every distance once, row by row
     assert index[4].tolist() == [4, 3, 4, 1, 0, 1, 4, 3, 4]
 
 
 def test_windows_are_cut_and_put_back():
-    """With one window over the whole map, and with the map inside a greater window, as attention over all positions."""
+    """A window attends as its patch alone does, and a map that windows do not fill is padded with zeros."""
     torch.manual_seed(0)
     x = torch.randn(2, 8, 6, 9)
     block = TinyViTBlock(8, num_heads=2, window=3).eval()
