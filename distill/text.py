@@ -6,6 +6,7 @@ A name, a path or a label that came from outside is escaped here for the place i
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,11 @@ def print_tables(*tables: Table, pipe_width: int = PIPE_WIDTH) -> None:
     console = Console(width=width, markup=False, highlight=False)
     for table in tables:
         console.print(table)
+
+
+def print_command(*words: object) -> None:
+    """Print a `distill` command as a shell takes it, after an empty line."""
+    print(f"\n$ distill {shlex.join(map(str, words))}", flush=True)
 
 
 @contextlib.contextmanager

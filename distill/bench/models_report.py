@@ -68,18 +68,11 @@ def _first(model: Found, precision: str) -> Found:
     return max(runs, key=lambda run: bool(run["fused"]))
 
 
-def pareto_indices(points: Sequence[tuple[float, float]]) -> list[int]:
-    """The points that no other is at or below in both coordinates, by index, from left to right."""
-    front: list[int] = []
-    for i in sorted(range(len(points)), key=lambda i: points[i]):
-        if not front or points[i][1] < points[front[-1]][1]:
-            front.append(i)
-    return front
-
-
 def draw_pareto(found: Found, path: Path) -> None:
     """A picture of encoder parameters over latency at batch 1, fused (filled) and eager (hollow), with the front."""
     from matplotlib.figure import Figure
+
+    from distill.pages.plots import pareto_front
 
     precision = found["models"][0]["runs"][0]["precision"]
     figure = Figure(figsize=(8, 5), layout="constrained")
@@ -93,7 +86,7 @@ def draw_pareto(found: Found, path: Path) -> None:
         (dots,) = axes.plot(first["latency_ms"], size, "o")
         axes.plot([run["latency_ms"] for run in eager], [size] * len(eager), "o-", mfc="none", color=dots.get_color())
         axes.annotate(model["model"], (first["latency_ms"], size), xytext=(6, 4), textcoords="offset points", size=8)
-    front = [points[i] for i in pareto_indices(points)]
+    front = [points[i] for i in pareto_front(points)]
     axes.step(*zip(*front, strict=True), where="post", color="0.7", zorder=0, label="nothing is smaller and faster")
     axes.set(xscale="log", yscale="log", xlabel=f"ms, one image, {precision}, {found['device']}")
     axes.set(ylabel="encoder parameters (M)", title="image encoders; hollow: batch norms and branches not fused")

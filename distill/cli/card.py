@@ -48,4 +48,3 @@ def card(arguments: argparse.Namespace) -> int:
             print(f"{evaluation.directory}: of other weights, left out")
     print(f"wrote {write_card(weights, found, bench)}")
     return 0
-

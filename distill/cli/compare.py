@@ -1,4 +1,4 @@
-"""`distill compare`: models side by side, from what was trained, evaluated and benched, as tables and one page."""
+"""`distill compare`: models side by side in tables and one page, from trainings, evaluations and benches."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from distill.cli.arguments import add_command
 from distill.errors import RunError
+from distill.files import write_text
 from distill.models.devices import usable_device
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 PAGE_FILE, CSV_FILE, MARKDOWN_FILE = "index.html", "table.csv", "table.md"
 OWN_FILES = (PAGE_FILE, CSV_FILE, MARKDOWN_FILE, "bench.json", "evaluations")
 PROTOCOLS = ("eval/coco_box", "eval/coco_point")
-PIPE_WIDTH = 160  # columns, where there is no terminal
 
 EPILOG = """\
 examples:
@@ -40,6 +40,7 @@ own, and students of different teachers are marked.
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `distill compare`."""
     parser = add_command(
         subparsers,
         "compare",
@@ -67,37 +68,37 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def compare(arguments: argparse.Namespace) -> int:
-    """Read, measure what is missing, join, and write."""
+    """Read the models, measure what is missing, and write the comparison."""
     check_arguments(arguments)
 
     from distill.cards.writing import refresh_card
-    from distill.comparison.entries import read_entries
     from distill.comparison.join import add_benches, build_comparison, read_bench
-    from distill.comparison.measure import Data, evaluate_missing, measure
+    from distill.comparison.measure import EvaluationData, evaluate_missing, measure_speed
+    from distill.comparison.models import read_models
 
     out: Path = arguments.out
     usable_device(arguments.device)
-    entries, notes = read_entries(arguments.sources, arguments.evaluations)
+    models, notes = read_models(arguments.sources, arguments.evaluations)
     bench = read_bench(arguments.bench) if arguments.bench else None
-    build_comparison(entries, reference=arguments.reference)  # what cannot stand side by side fails before it costs
+    build_comparison(models, reference=arguments.reference)  # refuses before anything is evaluated
     out.mkdir(parents=True, exist_ok=True)
     if arguments.annotations:
-        data = Data(arguments.images, arguments.annotations, arguments.max_images, arguments.device)
-        evaluate_missing(entries, arguments.protocols, data, out)
-    comparison = build_comparison(entries, reference=arguments.reference, notes=notes)
+        data = EvaluationData(arguments.images, arguments.annotations, arguments.max_images)
+        evaluate_missing(models, arguments.protocols, data, out, arguments.device)
+    comparison = build_comparison(models, reference=arguments.reference, notes=notes)
     if bench is None and not arguments.no_bench:
-        bench = measure(entries, out, arguments.device)
+        bench = measure_speed(models, out, arguments.device)
     if bench is not None:
         add_benches(comparison, bench, str(arguments.bench or out))
-    for entry in comparison.entries:
-        if entry.source is not None:
-            refresh_card(entry.source, list(entry.evaluations.values()), bench)
+    for model in comparison.models:
+        if model.source is not None:
+            refresh_card(model.source, list(model.evaluations.values()), bench)
     write(comparison, out, images=arguments.images, annotations=arguments.annotations, num_rows=arguments.gallery)
     return 0
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:
-    """Raises RunError for what can be seen before anything is read."""
+    """Check what can be checked before anything is read. Raises RunError."""
     if (arguments.images is None) != (arguments.annotations is None):
         raise RunError("--images and --annotations belong together: give both, or neither")
     if arguments.bench and arguments.no_bench:
@@ -112,14 +113,14 @@ def check_arguments(arguments: argparse.Namespace) -> None:
 
 
 def write(comparison: Comparison, out: Path, *, images: Path | None, annotations: Path | None, num_rows: int) -> None:
-    """Write the three files and print the table."""
-    from distill.comparison.page import render
+    """Write the page and the tables, and print the main table."""
+    from distill.comparison.page import render_page
     from distill.comparison.tables import print_table, to_csv, to_markdown
 
-    page = render(comparison, images=images, annotations=annotations, num_rows=num_rows)
+    page = render_page(comparison, images=images, annotations=annotations, num_rows=num_rows)
     for name, text in ((PAGE_FILE, page), (CSV_FILE, to_csv(comparison)), (MARKDOWN_FILE, to_markdown(comparison))):
-        (out / name).write_text(text, encoding="utf-8")
-    print_table(comparison, width=PIPE_WIDTH)
+        write_text(out / name, text, raises=RunError)
+    print_table(comparison)
     for note in comparison.notes:
         print(f"note: {note}", file=sys.stderr)
     print(f"{out / PAGE_FILE}: the page; {CSV_FILE} and {MARKDOWN_FILE} beside it")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from distill.cli.arguments import add_command
 
@@ -55,7 +55,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
     # Imported here, so that a mistake in the recipe is told before torch is imported.
     from distill.cards.writing import refresh_card
-    from distill.evaluation.finished import read_evaluation
+    from distill.evaluation.finished import metrics_lines, read_evaluation
     from distill.evaluation.record import EVALUATION_METRICS_FILE
     from distill.evaluation.run import evaluate_recipe, start_ranks
 
@@ -63,18 +63,6 @@ def evaluate(arguments: argparse.Namespace) -> int:
     metrics = evaluate_recipe(arguments.model, recipe, name=arguments.name, device=device, ranks=ranks)
     if ranks.global_rank == 0:
         run = Path(recipe.run)
-        _report(metrics, run / EVALUATION_METRICS_FILE)
+        print("\n".join([*metrics_lines(metrics), f"written to {run / EVALUATION_METRICS_FILE}"]))
         refresh_card(arguments.model, [read_evaluation(run)])
     return 0
-
-
-def _report(metrics: dict[str, Any], path: Path) -> None:
-    """Print the metrics, each mean with its interval, and where they were written."""
-    intervals = metrics["intervals"]
-    for name, value in metrics.items():
-        if name == "intervals":
-            break  # what follows is the protocol
-        shown = "no such instance" if value is None else f"{value:.4f}" if isinstance(value, float) else value
-        low_high = "   ({:.4f} to {:.4f})".format(*intervals[name]) if name in intervals else ""
-        print(f"{name:19} {shown}{low_high}")
-    print(f"written to {path}")

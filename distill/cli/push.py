@@ -1,4 +1,4 @@
-"""`distill push`: a student, its card and its recipe to the Hugging Face Hub."""
+"""`distill push`: upload a student, its card and its recipe to the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ FURTHER_FILES = ("README.md", "recipe.yaml")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `distill push`."""
     parser = add_command(subparsers, "push", "upload a student to the Hugging Face Hub", EPILOG)
     parser.add_argument("model", metavar="RUN", help="a run directory or a student.safetensors")
     parser.add_argument("repo_id", metavar="REPO_ID", help="OWNER/NAME")
@@ -30,10 +31,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def push(arguments: argparse.Namespace) -> int:
-    """Check the name, write the card, and upload. Raises RunError where the Hub refuses."""
+    """Check the name, write the card, and upload. Raises RunError when the Hub refuses."""
     from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.errors import HFValidationError, HTTPError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(arguments.repo_id)
@@ -58,7 +59,7 @@ def push(arguments: argparse.Namespace) -> int:
 
 
 def files_to_push(model: str) -> list[Path]:
-    """The weights, their card and their recipe. Raises CheckpointError without weights."""
+    """Return the weights, their card and their recipe. Raises CheckpointError when there are no weights."""
     from distill.cards.writing import CARD_FILE, write_card
     from distill.models.checkpoint import find_weights
 

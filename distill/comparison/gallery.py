@@ -1,4 +1,4 @@
-"""Which instances a comparison shows, and what every model answered to them."""
+"""The instances that the gallery of a comparison shows, with the mask of every model."""
 
 from __future__ import annotations
 
@@ -18,27 +18,28 @@ from distill.evaluation.metrics import LARGE_AREA, SMALL_AREA
 from distill.evaluation.record import INSTANCES_FILE, RESULTS_FILE
 from distill.pages.mask_gallery import GalleryRow
 
-Key = tuple[str, int | None]
+Key = tuple[str, int | None]  # photo and annotation id of an instance
 
 
 def gallery_rows(
     comparison: Comparison, protocol: ProtocolKey, *, num_rows: int, images: Path | None, annotations: Path | None
 ) -> Iterator[GalleryRow]:
-    """Instances of a protocol with the answer of every model that was judged by it.
+    """Yield instances of a protocol with the mask of every model that was evaluated by it.
 
     Args:
+        num_rows: the most instances.
         images, annotations: where the photos are; None: where the first evaluation read them.
     Raises:
-        DistillError: photos, annotations or masks that are not there, or are others than those judged.
+        DistillError: photos, annotations or masks are missing, or are not those that were evaluated.
     """
     found = comparison.evaluations(protocol)
     first = found[0][1]
     ious = np.stack([evaluation.instances.ious for _, evaluation in found])  # (M, N)
-    chosen = choose(ious, first.instances.areas, num_rows)
+    chosen = choose_instances(ious, first.instances.areas, num_rows)
     keys = [first.instances.keys[i] for i in chosen]
     photos = _photos(first, keys, images, annotations)
     prompts = {key: row["prompt"] for key, row in _rows_of(first.directory / INSTANCES_FILE, keys)}
-    masks = {entry.label: _masks(evaluation, keys) for entry, evaluation in found}
+    masks = {model.label: _masks(evaluation, keys) for model, evaluation in found}
     for i, key in zip(chosen, keys, strict=True):
         photo = photos[key[0]]
         instance = next((instance for instance in photo.instances if instance.id == key[1]), None)
@@ -49,26 +50,28 @@ def gallery_rows(
             prompt=prompts[key],
             truth=decode_mask(instance.rle).astype(bool),
             masks={label: decode_mask(of_model[key]).astype(bool) for label, of_model in masks.items()},
-            ious={entry.label: float(ious[m, i]) for m, (entry, _) in enumerate(found)},
-            group=protocol.title,
+            ious={model.label: float(ious[m, i]) for m, (model, _) in enumerate(found)},
+            prompt_title=protocol.title,
             size=size_of(first.instances.areas[i]),
             caption=f"{key[0]}, annotation {key[1]}, {first.instances.areas[i]:,.0f} pixels",
         )
 
 
-def choose(ious: np.ndarray, areas: np.ndarray, num_rows: int) -> list[int]:
-    """Instances to show: of each size the worst by the models' mean, and as many evenly over all the others.
+def choose_instances(ious: np.ndarray, areas: np.ndarray, num_rows: int) -> list[int]:
+    """Choose the instances to show: of each size the worst by the models' mean, and as many evenly over the others.
 
     Args:
-        ious: (M, N) of M models. areas: (N,).
+        ious: (M, N), N instances by M models.
+        areas: (N,), in original pixels.
+        num_rows: the most instances.
     Returns:
-        at most `num_rows` indices, the worst first.
+        the indices of the instances, the worst first.
     """
     mean = ious.mean(0)
     sizes = np.array([size_of(area) for area in areas])
     groups = sorted((np.flatnonzero(sizes == size).tolist() for size in set(sizes.tolist())), key=len)
     chosen: list[int] = []
-    for rank, group in enumerate(groups):  # what a small group does not use is left to the larger ones
+    for rank, group in enumerate(groups):  # larger groups use what a small group leaves
         order = sorted(group, key=lambda i: mean[i])
         share = min((num_rows - len(chosen)) // (len(groups) - rank), len(order))
         worst = (share + 1) // 2
@@ -78,14 +81,19 @@ def choose(ious: np.ndarray, areas: np.ndarray, num_rows: int) -> list[int]:
 
 
 def size_of(area: float) -> str:
-    """COCO's word for an area in original pixels."""
+    """Return COCO's word for an area in original pixels."""
     return "large" if area >= LARGE_AREA else "small" if area < SMALL_AREA else "medium"
 
 
 def _photos(
     evaluation: FinishedEvaluation, keys: Sequence[Key], images: Path | None, annotations: Path | None
 ) -> dict[str, AnnotatedPhoto]:
-    """The photos of some keys. Raises DataError as CocoSet does, RunError when one is not in the set."""
+    """Find the photos of some keys.
+
+    Raises:
+        DataError: the set cannot be read, as `CocoSet` says.
+        RunError: a photo is not in the set.
+    """
     wanted = {photo for photo, _ in keys}
     coco_set = CocoSet(images or evaluation.metrics["images"], annotations or evaluation.metrics["annotations"])
     found = {photo.key: photo for photo in coco_set if photo.key in wanted}
@@ -97,7 +105,7 @@ def _photos(
 
 
 def _masks(evaluation: FinishedEvaluation, keys: Sequence[Key]) -> dict[Key, Any]:
-    """The codes of an evaluation's answers."""
+    """Read the masks of an evaluation as RLE, by key. Raises RunError when some are missing."""
     path = evaluation.directory / RESULTS_FILE
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
@@ -111,6 +119,7 @@ def _masks(evaluation: FinishedEvaluation, keys: Sequence[Key]) -> dict[Key, Any
 
 
 def _rows_of(path: Path, keys: Sequence[Key]) -> Iterator[tuple[Key, dict[str, Any]]]:
+    """Yield the lines of instances.jsonl of some keys."""
     wanted = set(keys)
     for row in read_lines(path):
         if (key := (str(row["image"]), row["annotation_id"])) in wanted:

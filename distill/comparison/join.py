@@ -1,4 +1,4 @@
-"""A comparison: entries that are judged alike, their benches at one setting, and paired differences."""
+"""A comparison: models that were evaluated alike, their benches at one setting, and paired differences."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distill.comparison.entries import Entry
+from distill.comparison.models import ComparedModel
 from distill.errors import RunError, did_you_mean
 from distill.evaluation.bootstrap import Difference, paired_difference
 from distill.evaluation.finished import FinishedEvaluation, ProtocolKey
 
-# What evaluations must share beside their instances.
+# Keys of metrics.json that evaluations by one protocol must share, beside their instances.
 SHARED = ("num_images", "num_instances", "num_detections", "teacher_sha256")
 
 
 class Setting(NamedTuple):
-    """How latency was measured."""
+    """The setting at which latency was measured."""
 
     batch_size: int
     precision: str
@@ -30,36 +30,46 @@ class Setting(NamedTuple):
 
 @dataclass
 class Comparison:
-    """protocols: the columns. reference: what paired differences are taken to. setting, machine: of the benches."""
+    """Models that may stand in one table.
 
-    entries: list[Entry]
-    reference: Entry
+    reference: the model that paired differences are taken to.
+    protocols: those by which any model was evaluated; one column each.
+    notes: what a reader must know before comparing the models.
+    setting: of the benches that are shown, None without a bench. machine: what they ran on, by property.
+    """
+
+    models: list[ComparedModel]
+    reference: ComparedModel
     protocols: list[ProtocolKey]
     notes: list[str] = field(default_factory=list)
     setting: Setting | None = None
     machine: dict[str, Any] = field(default_factory=dict)
 
-    def evaluations(self, protocol: ProtocolKey) -> list[tuple[Entry, FinishedEvaluation]]:
-        """Those by a protocol, in the order of the entries."""
-        return [(e, e.evaluations[protocol]) for e in self.entries if protocol in e.evaluations]
+    def evaluations(self, protocol: ProtocolKey) -> list[tuple[ComparedModel, FinishedEvaluation]]:
+        """Return the evaluations by a protocol with their models, in the order of the models."""
+        return [(model, model.evaluations[protocol]) for model in self.models if protocol in model.evaluations]
 
 
-def build_comparison(entries: Sequence[Entry], *, reference: str | None, notes: Sequence[str] = ()) -> Comparison:
-    """Check that the entries may stand in one table.
+def build_comparison(
+    models: Sequence[ComparedModel], *, reference: str | None, notes: Sequence[str] = ()
+) -> Comparison:
+    """Compare models, after a check that they may stand in one table.
 
     Args:
-        reference: a label; None: the first entry.
+        reference: the label of a model; None: the first model.
+        notes: come before those that the comparison adds.
     Raises:
-        RunError: no entry, an unknown reference, or evaluations by one protocol over different photos or instances.
+        RunError: there is no model, the reference is unknown, or evaluations by one protocol are over different photos
+            or instances.
     """
-    if not entries:
+    if not models:
         raise RunError("nothing to compare: give runs, evaluations or models")
-    labels = [entry.label for entry in entries]
+    labels = [model.label for model in models]
     if reference is not None and reference not in labels:
         raise RunError(f"--reference {reference}: none of the models. {did_you_mean(reference, labels)}")
-    protocols = list(dict.fromkeys(protocol for entry in entries for protocol in entry.evaluations))
-    chosen = entries[labels.index(reference)] if reference is not None else entries[0]
-    comparison = Comparison(list(entries), chosen, protocols, [*notes])
+    protocols = list(dict.fromkeys(protocol for model in models for protocol in model.evaluations))
+    chosen = models[labels.index(reference)] if reference is not None else models[0]
+    comparison = Comparison(list(models), chosen, protocols, [*notes])
     for protocol in protocols:
         _check_same_photos(comparison.evaluations(protocol))
     comparison.notes += _caveats(comparison)
@@ -67,36 +77,40 @@ def build_comparison(entries: Sequence[Entry], *, reference: str | None, notes: 
 
 
 def add_benches(comparison: Comparison, document: dict[str, Any], source: str) -> None:
-    """Give each entry its row of a bench document, and choose the setting that most of them were measured at.
+    """Give each model its row of a bench document, and choose the setting that most models were measured at.
 
-    Raises RunError when the document is no bench of models.
+    Args:
+        document: as `distill bench models` writes it.
+        source: its path, for messages.
+    Raises:
+        RunError: the document is no bench of models, or measured none of them.
     """
     rows = document.get("models")
     if document.get("benchmark") != "models" or not isinstance(rows, list):
         raise RunError(f"{source}: no bench of models; `distill bench models --json FILE` writes one")
-    for entry in comparison.entries:
-        entry.bench = next((row for row in rows if _is_of(row, entry)), None)
-    absent = [entry.label for entry in comparison.entries if entry.bench is None and entry.source is not None]
-    if len(absent) == len(comparison.entries):
+    for model in comparison.models:
+        model.bench = next((row for row in rows if _is_of(row, model)), None)
+    absent = [model.label for model in comparison.models if model.bench is None and model.source is not None]
+    if len(absent) == len(comparison.models):
         known = ", ".join(str(row.get("model")) for row in rows)
         raise RunError(f"{source}: measured none of the models, but {known}; bench these, or leave --bench out")
     if absent:
         comparison.notes.append(f"{source} did not measure {', '.join(absent)}")
     comparison.machine = document.get("machine", {})
-    benched = [entry for entry in comparison.entries if entry.bench is not None]
-    counts = Counter(setting for entry in benched for setting in set(map(_setting, (entry.bench or {})["runs"])))
+    benched = [model for model in comparison.models if model.bench is not None]
+    counts = Counter(setting for model in benched for setting in set(map(_setting, (model.bench or {})["runs"])))
     if counts:
         comparison.setting = min(counts, key=lambda s: (-counts[s], s.batch_size, s.precision != "fp32"))
 
 
-def bench_run(entry: Entry, setting: Setting | None) -> dict[str, Any] | None:
-    """What a bench measured of an entry at a setting, of its fused form where it has one."""
-    runs = [run for run in (entry.bench or {}).get("runs", []) if _setting(run) == setting]
+def bench_run(model: ComparedModel, setting: Setting | None) -> dict[str, Any] | None:
+    """Return what a bench measured of a model at a setting: of its fused form, if it has one. None if nothing."""
+    runs = [run for run in (model.bench or {}).get("runs", []) if _setting(run) == setting]
     return max(runs, key=lambda run: bool(run["fused"]), default=None)
 
 
 def read_bench(path: Path) -> dict[str, Any]:
-    """A bench file. Raises RunError."""
+    """Read a bench file. Raises RunError when it is missing or is no JSON."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -107,31 +121,32 @@ def read_bench(path: Path) -> dict[str, Any]:
 
 
 def differences(comparison: Comparison, protocol: ProtocolKey) -> dict[str, Difference]:
-    """Mean IoU of each entry minus the reference's over the same instances, by label; the reference left out.
+    """Return the mean IoU of each model minus the reference's over the same instances, by label.
 
-    Empty without an evaluation of the reference, or where instances have no IoU of their own.
+    The reference itself is left out. The result is empty if the reference has no evaluation by the protocol, or if the
+    protocol gives single instances no IoU.
     """
     base = comparison.reference.evaluations.get(protocol)
     if base is None or not len(base.instances.ious) or base.headline != "miou":
         return {}
     truths = base.instances
     return {
-        entry.label: paired_difference(evaluation.instances.ious, truths.ious, truths.photos)
-        for entry, evaluation in comparison.evaluations(protocol)
-        if entry is not comparison.reference
+        model.label: paired_difference(evaluation.instances.ious, truths.ious, truths.photos)
+        for model, evaluation in comparison.evaluations(protocol)
+        if model is not comparison.reference
     }
 
 
 def teachers(comparison: Comparison) -> dict[str, str]:
-    """The teacher of each entry whose training is known, by label."""
-    return {entry.label: entry.trainings[-1].teacher for entry in comparison.entries if entry.trainings}
+    """Return the teacher of each model whose training is known, by label."""
+    return {model.label: model.trainings[-1].teacher for model in comparison.models if model.trainings}
 
 
-def _check_same_photos(evaluations: Sequence[tuple[Entry, FinishedEvaluation]]) -> None:
-    """Raises RunError where two evaluations judged other instances; every later one is held against the first."""
-    (first_entry, first), *others = evaluations
-    for entry, evaluation in others:
-        pair = f"'{first_entry.label}' ({first.directory}) and '{entry.label}' ({evaluation.directory})"
+def _check_same_photos(evaluations: Sequence[tuple[ComparedModel, FinishedEvaluation]]) -> None:
+    """Check that all evaluations are over the same instances as the first one. Raises RunError if one is not."""
+    (first_model, first), *others = evaluations
+    for model, evaluation in others:
+        pair = f"'{first_model.label}' ({first.directory}) and '{model.label}' ({evaluation.directory})"
         mend = "evaluate both on the same photos and annotations, or leave one out"
         differing = [key for key in SHARED if first.metrics.get(key) != evaluation.metrics.get(key)]
         if first.instances.keys == evaluation.instances.keys and not differing:
@@ -147,7 +162,7 @@ def _check_same_photos(evaluations: Sequence[tuple[Entry, FinishedEvaluation]]) 
 
 
 def _caveats(comparison: Comparison) -> list[str]:
-    """What a reader must know before comparing the lines."""
+    """Return what a reader must know before comparing the models, one sentence each."""
     notes = []
     by_teacher: dict[str, list[str]] = {}
     for label, teacher in teachers(comparison).items():
@@ -160,13 +175,13 @@ def _caveats(comparison: Comparison) -> list[str]:
         policies.setdefault((protocol.prompt, protocol.num_clicks), set()).add(protocol.multimask)
     if any(len(found) > 1 for found in policies.values()):
         notes.append("evaluations with other multimask policies stand in columns of their own")
-    missing = [entry.label for entry in comparison.entries if not entry.evaluations]
+    missing = [model.label for model in comparison.models if not model.evaluations]
     if missing:
         data = "--images DIR --annotations FILE evaluate"
         notes.append(f"no evaluation of {', '.join(missing)}: {data}{'s' if len(missing) == 1 else ''} what is missing")
-    for entry in comparison.entries:
-        if any(training.cost is None for training in entry.trainings):
-            notes.append(f"{entry.label}: no record of what its training took")
+    for model in comparison.models:
+        if any(training.cost is None for training in model.trainings):
+            notes.append(f"{model.label}: no record of what its training took")
     return notes
 
 
@@ -174,11 +189,13 @@ def _setting(run: dict[str, Any]) -> Setting:
     return Setting(int(run["batch_size"]), str(run["precision"]))
 
 
-def _is_of(row: dict[str, Any], entry: Entry) -> bool:
-    """Whether a bench row is of an entry: by the hash of its weights, else by its name or path."""
+def _is_of(row: dict[str, Any], model: ComparedModel) -> bool:
+    """Return whether a bench row is of a model: by the hash of the weights, or by name or path if it has no hash."""
     if row.get("weights_sha256") is not None:
-        return bool(row["weights_sha256"] == entry.sha256)
-    model = str(row.get("model"))
-    if model in (entry.label, entry.source, entry.name):
+        return bool(row["weights_sha256"] == model.sha256)
+    measured = str(row.get("model"))
+    if measured in (model.label, model.source, model.name):
         return True
-    return entry.source is not None and Path(model).exists() and Path(model).resolve() == Path(entry.source).resolve()
+    if model.source is None or not Path(measured).exists():
+        return False
+    return Path(measured).resolve() == Path(model.source).resolve()

@@ -1,23 +1,24 @@
-"""What a comparison lacks is measured here: evaluations that are not there, sizes and speed."""
+"""Measurements that a comparison lacks: evaluations, sizes and speed."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.cli.quickstart import run_command
-from distill.comparison.entries import Entry
 from distill.comparison.join import read_bench
+from distill.comparison.models import ComparedModel
 from distill.config.loading import load_recipe
 from distill.config.schema import EvaluateRecipe
 from distill.errors import RunError
-from distill.evaluation.finished import read_evaluation
+from distill.evaluation.finished import metrics_lines, read_evaluation
 from distill.evaluation.record import EVALUATION_METRICS_FILE, MODEL_FILE
+from distill.evaluation.run import evaluate_recipe
+from distill.files import write_json
 from distill.models.devices import usable_device
+from distill.text import print_command
 from distill.training.directory import environment
 
 BENCH_FILE, EVALUATIONS = "bench.json", "evaluations"  # in the comparison's directory
@@ -25,46 +26,63 @@ BENCH_SECONDS = 2.0  # of timed passes of each model
 
 
 @dataclass(frozen=True)
-class Data:
-    """What the models are asked about, as `distill evaluate` takes it."""
+class EvaluationData:
+    """The data that models are evaluated on.
+
+    images: a directory of photos. annotations: their COCO-format instances. max_images: the first photos; 0: all.
+    """
 
     images: Path
     annotations: Path
     max_images: int = 0
-    device: str | None = None
+
+    @property
+    def overrides(self) -> list[str]:
+        """The data as overrides of an evaluation's recipe."""
+        first = [f"data.max_images={self.max_images}"] if self.max_images else []
+        return [f"data.images={self.images}", f"data.annotations={self.annotations}", *first]
 
 
-def evaluate_missing(entries: Sequence[Entry], recipes: Sequence[str], data: Data, out: Path) -> None:
-    """Evaluate each model by each recipe that it has no evaluation of, below OUT/evaluations.
+def evaluate_missing(
+    models: Sequence[ComparedModel], recipes: Sequence[str], data: EvaluationData, out: Path, device: str | None
+) -> None:
+    """Evaluate each model by each recipe by which it has no evaluation yet, below OUT/evaluations.
 
-    What an earlier, perhaps interrupted, comparison left there is used. Raises DistillError.
+    Evaluations that an earlier comparison left there are used, and those that were interrupted go on. Models whose
+    weights are not on this machine are left out.
+
+    Args:
+        recipes: names or paths, as `load_recipe` takes them.
+        device: None: a GPU if there is one.
+    Raises:
+        DistillError: a recipe, a model or data that cannot be used, or an evaluation of something else in OUT.
     """
-    options = [f"data.images={data.images}", f"data.annotations={data.annotations}"]
-    options += [f"data.max_images={data.max_images}"] if data.max_images else []
     for name in recipes:
-        recipe = load_recipe(name, [*options, f"run={out}"], kinds=("evaluate",))
+        recipe = load_recipe(name, [*data.overrides, f"run={out}"], kinds=("evaluate",))
         assert isinstance(recipe, EvaluateRecipe)
-        for entry in entries:
-            is_there = any(protocol.name == recipe.protocol for protocol in entry.evaluations)
-            if entry.source is None or is_there:
+        for model in models:
+            has_evaluation = any(protocol.name == recipe.protocol for protocol in model.evaluations)
+            if model.source is None or has_evaluation:
                 continue
-            directory = (
-                out / EVALUATIONS / re.sub(r"[^\w.@-]+", "_", entry.label) / (recipe.protocol or Path(name).stem)
-            )
-            if not _is_finished(directory, entry, recipe):
-                _evaluate(entry, name, [*options, f"run={directory}"], data.device)
-            entry.add(read_evaluation(directory))
+            folder = re.sub(r"[^\w.@-]+", "_", model.label)
+            directory = out / EVALUATIONS / folder / (recipe.protocol or Path(name).stem)
+            if not _is_finished(directory, model, recipe):
+                resume = ["resume=true"] if (directory / MODEL_FILE).is_file() else []
+                _evaluate(model, name, [*data.overrides, f"run={directory}", *resume], device)
+            model.add(read_evaluation(directory))
 
 
-def measure(entries: Sequence[Entry], out: Path, device: str | None) -> dict[str, Any] | None:
-    """Parameters, MACs and latency at batch 1 in float32; kept in OUT/bench.json and taken from there again.
+def measure_speed(models: Sequence[ComparedModel], out: Path, device: str | None) -> dict[str, Any] | None:
+    """Measure parameters, MACs and latency at batch 1 in float32, and keep them in OUT/bench.json.
+
+    A bench.json that has all models is only read.
 
     Returns:
-        a document as `distill bench models` writes it; None without a model whose weights are here.
+        a document as `distill bench models` writes it; None if no model has its weights on this machine.
     """
     from distill.bench.models import bench_models
 
-    present = {entry.name or entry.source: entry.sha256 for entry in entries if entry.source is not None}
+    present = {model.name or model.source: model.sha256 for model in models if model.source is not None}
     path = out / BENCH_FILE
     if path.is_file():
         document = read_bench(path)
@@ -83,17 +101,21 @@ def measure(entries: Sequence[Entry], out: Path, device: str | None) -> dict[str
         row["weights_sha256"] = present[row["model"]]
     machine = environment()
     document = {"machine": {key: machine[key] for key in ("platform", "cpus", "threads", "gpus")}, **found}
-    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    write_json(path, document, indent=1, raises=RunError)
     return document
 
 
-def _is_finished(directory: Path, entry: Entry, recipe: EvaluateRecipe) -> bool:
-    """Whether an evaluation of these weights over this data is there. Another one is left to `distill evaluate`."""
+def _is_finished(directory: Path, model: ComparedModel, recipe: EvaluateRecipe) -> bool:
+    """Return whether a directory holds a finished evaluation of these weights over this data.
+
+    Raises:
+        RunError: the finished evaluation is of other weights, data or multimask policy.
+    """
     if not (directory / EVALUATION_METRICS_FILE).is_file():
         return False
     metrics = read_evaluation(directory).metrics
     wanted = {
-        "weights_sha256": entry.sha256,
+        "weights_sha256": model.sha256,
         "images": recipe.data.images,
         "annotations": recipe.data.annotations,
         "max_images": recipe.data.max_images,
@@ -105,8 +127,12 @@ def _is_finished(directory: Path, entry: Entry, recipe: EvaluateRecipe) -> bool:
     return True
 
 
-def _evaluate(entry: Entry, recipe: str, overrides: Sequence[str], device: str | None) -> None:
-    directory = Path(overrides[-1].removeprefix("run="))
-    options = [*(["--name", entry.name] if entry.name else []), *(["--device", device] if device else [])]
-    resume = ["resume=true"] if (directory / MODEL_FILE).is_file() else []
-    run_command(["evaluate", *options, entry.source, recipe, *overrides, *resume])
+def _evaluate(model: ComparedModel, name: str, overrides: Sequence[str], device: str | None) -> None:
+    """Evaluate a model by the recipe of a name, and print the command that would do the same."""
+    assert model.source is not None
+    options = [*(["--name", model.name] if model.name else []), *(["--device", device] if device else [])]
+    print_command("evaluate", *options, model.source, name, *overrides)
+    recipe = load_recipe(name, overrides, kinds=("evaluate",))
+    assert isinstance(recipe, EvaluateRecipe)
+    metrics = evaluate_recipe(model.source, recipe, name=model.name, device=device)
+    print("\n".join(metrics_lines(metrics)))

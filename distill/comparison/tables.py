@@ -1,4 +1,4 @@
-"""The numbers of a comparison as one table: for the terminal, as CSV with every metric, and as Markdown."""
+"""The numbers of a comparison as tables: in the terminal, as CSV with every metric, and as Markdown."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import csv
 import io
 from dataclasses import dataclass
 
-from distill.comparison.entries import Entry
 from distill.comparison.join import Comparison, bench_run, differences, teachers
+from distill.comparison.models import ComparedModel
 from distill.evaluation.finished import HEADLINE_WORDS, FinishedEvaluation, ProtocolKey
-from distill.text import BILLION, MILLION, PIPE_WIDTH, markdown_table, print_tables
+from distill.text import BILLION, MILLION, markdown_table, print_tables
 
 ABSENT = "–"
-# What metrics.json says beside its numbers.
+PIPE_WIDTH = 160  # columns of the main table, where there is no terminal
+# Numbers of metrics.json that are no scores.
 NOT_METRICS = (
     *("num_clicks", "num_images", "num_instances", "num_crowd", "num_empty", "num_detections"),
     *("max_images", "seconds", "photos_per_second"),
@@ -21,7 +22,7 @@ NOT_METRICS = (
 
 @dataclass(frozen=True)
 class Cell:
-    """One value: its number (None: not known), its text, and its 95 % interval where it has one."""
+    """One value: its number (None: not known), its text, and its 95 % interval if it has one."""
 
     number: float | str | None
     text: str
@@ -35,44 +36,50 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """One column: a title with its unit, and one cell for each entry."""
+    """One column: a title with its unit, and one cell for each model."""
 
     title: str
     cells: list[Cell]
 
     @property
     def is_known(self) -> bool:
+        """Whether any cell has a number."""
         return any(cell.number is not None for cell in self.cells)
 
 
+def main_columns(comparison: Comparison) -> list[Column]:
+    """Return the columns of the main table: scores, sizes, and what the training took."""
+    return [*score_columns(comparison), *size_columns(comparison), *training_columns(comparison)]
+
+
 def score_columns(comparison: Comparison) -> list[Column]:
-    """The headline of each protocol."""
+    """Return a column for each protocol: its headline."""
     columns = []
     for protocol in comparison.protocols:
-        found = {entry.label: evaluation for entry, evaluation in comparison.evaluations(protocol)}
+        found = {model.label: evaluation for model, evaluation in comparison.evaluations(protocol)}
         headline = next(iter(found.values())).headline
-        cells = [_score(found.get(entry.label), headline) for entry in comparison.entries]
+        cells = [_score(found.get(model.label), headline) for model in comparison.models]
         columns.append(Column(f"{HEADLINE_WORDS[headline]}, {protocol.title}", cells))
     return columns
 
 
 def metric_columns(comparison: Comparison, protocol: ProtocolKey) -> list[Column]:
-    """Every number of metrics.json, by its key."""
-    found = {entry.label: evaluation for entry, evaluation in comparison.evaluations(protocol)}
+    """Return a column for each score of metrics.json; its title is the key."""
+    found = {model.label: evaluation for model, evaluation in comparison.evaluations(protocol)}
     keys = dict.fromkeys(
         key
         for evaluation in found.values()
         for key, value in evaluation.metrics.items()
         if isinstance(value, int | float) and not isinstance(value, bool) and key not in NOT_METRICS
     )
-    return [Column(key, [_score(found.get(entry.label), key) for entry in comparison.entries]) for key in keys]
+    return [Column(key, [_score(found.get(model.label), key) for model in comparison.models]) for key in keys]
 
 
 def size_columns(comparison: Comparison) -> list[Column]:
-    """Parameters, MACs, latency and memory, those that are known."""
+    """Return columns of parameters, MACs, latency and memory, as far as any is known."""
     setting = comparison.setting
-    benches = [entry.bench or {} for entry in comparison.entries]
-    runs = [bench_run(entry, setting) or {} for entry in comparison.entries]
+    benches = [model.bench or {} for model in comparison.models]
+    runs = [bench_run(model, setting) or {} for model in comparison.models]
     columns = [
         Column("parameters (M)", [_scaled(bench.get("params"), MILLION, 2) for bench in benches]),
         Column("encoder GMACs", [_scaled(bench.get("macs"), BILLION, 2) for bench in benches]),
@@ -83,18 +90,18 @@ def size_columns(comparison: Comparison) -> list[Column]:
 
 
 def training_columns(comparison: Comparison) -> list[Column]:
-    """What the training of each entry took, all its stages together, and its teacher."""
+    """Return columns of the teacher, and of what all stages of the training took, as far as any is known."""
     teacher_of = teachers(comparison)
     columns = [
-        Column("teacher", [_text(teacher_of.get(entry.label)) for entry in comparison.entries]),
-        Column("device hours", [_hours(entry) for entry in comparison.entries]),
-        Column("photos seen", [_photos(entry) for entry in comparison.entries]),
+        Column("teacher", [_text(teacher_of.get(model.label)) for model in comparison.models]),
+        Column("device hours", [_hours(model) for model in comparison.models]),
+        Column("photos seen", [_photos(model) for model in comparison.models]),
     ]
     return [column for column in columns if column.is_known]
 
 
 def difference_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the paired differences to the reference; no rows where there is none."""
+    """Return the header and the rows of the paired differences to the reference. There may be no rows."""
     rows = [
         [protocol.title, label, f"{d.mean:+.3f}", f"[{d.low:+.3f}, {d.high:+.3f}]", f"{d.num:,}"]
         for protocol in comparison.protocols
@@ -105,7 +112,7 @@ def difference_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]
 
 
 def to_csv(comparison: Comparison) -> str:
-    """Every number of every entry, one line each; intervals in columns of their own."""
+    """Return every number of every model as CSV, one line a model. Intervals have columns of their own."""
     columns = [*size_columns(comparison), *training_columns(comparison)]
     for protocol in comparison.protocols:
         columns += [Column(f"{protocol.title}: {c.title}", c.cells) for c in metric_columns(comparison, protocol)]
@@ -116,8 +123,8 @@ def to_csv(comparison: Comparison) -> str:
         has_interval = any(cell.interval for cell in column.cells)
         titles += [column.title, *((f"{column.title} low", f"{column.title} high") if has_interval else ())]
     writer.writerow(["model", *titles])
-    for i, entry in enumerate(comparison.entries):
-        row: list[object] = [entry.label]
+    for i, model in enumerate(comparison.models):
+        row: list[object] = [model.label]
         for column in columns:
             cell = column.cells[i]
             row.append("" if cell.number is None else cell.number)
@@ -128,9 +135,9 @@ def to_csv(comparison: Comparison) -> str:
 
 
 def to_markdown(comparison: Comparison) -> str:
-    """The table, the paired differences and the notes."""
-    columns = [*score_columns(comparison), *size_columns(comparison), *training_columns(comparison)]
-    rows = [[e.label, *(str(c.cells[i]) for c in columns)] for i, e in enumerate(comparison.entries)]
+    """Return the scores, the paired differences and the notes as Markdown."""
+    columns = main_columns(comparison)
+    rows = [[m.label, *(str(c.cells[i]) for c in columns)] for i, m in enumerate(comparison.models)]
     parts = [markdown_table(["model", *(column.title for column in columns)], rows)]
     header, rows = difference_rows(comparison)
     if rows:
@@ -140,19 +147,19 @@ def to_markdown(comparison: Comparison) -> str:
     return "\n".join(parts)
 
 
-def print_table(comparison: Comparison, *, width: int = PIPE_WIDTH) -> None:
-    """The table in the terminal; intervals stand below their scores."""
+def print_table(comparison: Comparison) -> None:
+    """Print the main table in the terminal. Intervals stand below their scores."""
     from rich.table import Table
 
-    columns = [*score_columns(comparison), *size_columns(comparison), *training_columns(comparison)]
+    columns = main_columns(comparison)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("model", overflow="fold")
     for column in columns:
         is_text = any(isinstance(cell.number, str) for cell in column.cells)
         table.add_column(column.title.replace(" (", "\n("), justify="left" if is_text else "right", min_width=7)
-    for i, entry in enumerate(comparison.entries):
-        table.add_row(entry.label, *(str(column.cells[i]).replace(" [", "\n[") for column in columns))
-    print_tables(table, pipe_width=width)
+    for i, model in enumerate(comparison.models):
+        table.add_row(model.label, *(str(column.cells[i]).replace(" [", "\n[") for column in columns))
+    print_tables(table, pipe_width=PIPE_WIDTH)
 
 
 def _score(evaluation: FinishedEvaluation | None, key: str) -> Cell:
@@ -170,16 +177,16 @@ def _text(value: str | None) -> Cell:
     return Cell(value, value if value is not None else ABSENT)
 
 
-def _hours(entry: Entry) -> Cell:
-    costs = [training.cost for training in entry.trainings]
+def _hours(model: ComparedModel) -> Cell:
+    costs = [training.cost for training in model.trainings]
     if not costs or any(cost is None for cost in costs):
         return Cell(None, ABSENT)
     hours = sum(cost.device_hours for cost in costs if cost is not None)
     return Cell(hours, f"{hours:,.2f}")
 
 
-def _photos(entry: Entry) -> Cell:
-    counts = [training.cost.photos for training in entry.trainings if training.cost is not None]
-    if not counts or len(counts) < len(entry.trainings):
+def _photos(model: ComparedModel) -> Cell:
+    counts = [training.cost.photos for training in model.trainings if training.cost is not None]
+    if not counts or len(counts) < len(model.trainings):
         return Cell(None, ABSENT)
     return Cell(sum(counts), f"{sum(counts):,}")

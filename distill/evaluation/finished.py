@@ -108,6 +108,18 @@ def headline_of(metrics: Mapping[str, Any]) -> str:
     return next((key for key in HEADLINE_WORDS if key in metrics), "miou")
 
 
+def metrics_lines(metrics: Mapping[str, Any]) -> list[str]:
+    """Return the numbers of metrics.json as lines for the terminal, each mean with its 95 % interval."""
+    lines, intervals = [], metrics["intervals"]
+    for name, value in metrics.items():
+        if name == "intervals":
+            break  # the protocol follows
+        shown = "no such instance" if value is None else f"{value:.4f}" if isinstance(value, float) else value
+        low_high = "   ({:.4f} to {:.4f})".format(*intervals[name]) if name in intervals else ""
+        lines.append(f"{name:19} {shown}{low_high}")
+    return lines
+
+
 def protocol_of(metrics: Mapping[str, Any]) -> ProtocolKey:
     """Return the protocol that metrics.json names."""
     name = metrics.get("protocol") or metrics.get("prompt") or str(metrics["kind"])

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from distill.comparison.entries import Entry, read_model
 from distill.comparison.join import build_comparison
-from distill.comparison.page import render
+from distill.comparison.models import ComparedModel, read_model
+from distill.comparison.page import render_page
 from distill.evaluation.finished import read_evaluation
 from distill.pages.html import table
 
@@ -28,7 +28,7 @@ def write_report(
         summary: the content of summary.json. models: what `load_model` reads, by name in the summary.
         evaluations: the directories of each model's. num_rows: instances that the gallery shows of each prompt.
     """
-    entries: list[Entry] = []
+    entries: list[ComparedModel] = []
     for name, source in models.items():
         entry = read_model(source, SHOWN[name], entries)
         for directory in evaluations[name]:
@@ -36,7 +36,7 @@ def write_report(
         entry.bench = {"params": summary[name]["params"], "macs": summary[name]["encoder_gmacs"] * 1e9}
         entries.append(entry)
     seconds = table(["step", "seconds"], [[step, f"{value:.0f}"] for step, value in summary["seconds"].items()])
-    page = render(
+    page = render_page(
         build_comparison(entries, reference=SHOWN["teacher"]),
         title="distill quickstart",
         num_rows=num_rows,

@@ -10,7 +10,7 @@ import torch
 
 from distill.bench import models as bench_models
 from distill.bench.models import TimedForm, _take_turns
-from distill.bench.models_report import best_run, pareto_indices, tables
+from distill.bench.models_report import best_run, tables
 from distill.cli.main import main
 from distill.models.checkpoint import save_model
 from distill.models.sam import ModelSpec, build_from_spec
@@ -104,10 +104,6 @@ def test_a_batch_beyond_its_time_is_left_out(models: list[str], caplog) -> None:
     found = bench_models.bench_models([models[0]], batch_size=64, precisions=["fp32"], seconds=1e-3)
     assert {run["batch_size"] for run in found["models"][0]["runs"]} == {1}
     assert "eager, fp32: 64 images would take" in caplog.text
-
-
-def test_the_front() -> None:
-    assert pareto_indices([(3.0, 1.0), (1.0, 5.0), (2.0, 5.0), (2.0, 2.0), (4.0, 4.0)]) == [1, 3, 0]
 
 
 @pytest.mark.parametrize(

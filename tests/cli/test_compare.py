@@ -7,17 +7,11 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 
 from distill.cli.main import main
-from distill.comparison.entries import read_entries, split_label
-from distill.comparison.gallery import choose
-from distill.comparison.plots import Point, pareto_front
 from distill.evaluation.bootstrap import paired_difference
-from distill.evaluation.finished import ProtocolKey
-from distill.models.checkpoint import find_weights, sha256_file
 
 
 def read_csv(out: Path) -> dict[str, dict[str, str]]:
@@ -264,51 +258,3 @@ def test_weights_that_changed_since(compared, tmp_path, capsys):
     shutil.copytree(compared.out, out)
     sources = [f"student={compared.place}/runs/feature", *compared.data, "--no-bench", "--out", out]
     assert "an evaluation of something else (weights_sha256 was" in refused(capsys, *sources)
-
-
-def test_labels(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("lr=1e-3").mkdir()
-    assert split_label("ours=runs/a") == ("ours", "runs/a")
-    assert split_label("lr=1e-3") == (None, "lr=1e-3")
-    assert split_label("runs/lr=1e-3") == (None, "runs/lr=1e-3")
-
-
-@pytest.mark.parametrize(
-    ("protocol", "title"),
-    [
-        (ProtocolKey("coco_box", "box", None, "single"), "box"),
-        (ProtocolKey("coco_box", "box", None, "best"), "box, best of three"),
-        (ProtocolKey("coco_point3", "point", 3, "best"), "3 clicks"),
-        (ProtocolKey("coco_point", "point", 1, "single"), "1 click, single mask"),
-        (ProtocolKey("everything", None, None, None), "everything"),
-    ],
-)
-def test_titles(protocol, title):
-    assert protocol.title == title
-
-
-def test_the_pareto_front():
-    points = [Point(i, str(i), *xy) for i, xy in enumerate([(1, 0.5), (2, 0.4), (2, 0.7), (3, 0.7), (4, 0.9)])]
-    assert [point.label for point in pareto_front(points)] == ["0", "2", "4"]
-
-
-def test_the_gallery_shows_the_worst_of_each_size_and_others():
-    rng = np.random.default_rng(0)
-    ious = rng.random((2, 100))
-    areas = np.array([100.0] * 2 + [2000.0] * 49 + [20000.0] * 49)
-    chosen = choose(ious, areas, 20)
-    mean = ious.mean(0)
-    assert len(set(chosen)) == 20 and {0, 1} <= set(chosen)
-    assert [mean[i] for i in chosen] == sorted(mean[chosen])
-    assert int(mean.argmin()) == chosen[0]
-    assert {2 + int(mean[2:51].argmin()), 51 + int(mean[51:].argmin())} <= set(chosen)
-    assert max(mean[chosen]) > 0.7  # good ones too
-    assert choose(ious[:, :3], areas[:3], 20) == sorted(range(3), key=lambda i: mean[i])
-
-
-def test_the_packaged_teacher_is_meant_where_a_directory_is_called_like_it(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "quickstart").mkdir()
-    (entry,), notes = read_entries(["quickstart"])
-    assert entry.source == "quickstart" and entry.sha256 == sha256_file(find_weights("quickstart")) and not notes

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from distill.pages.plots import (
+    COLOURS,
+    MAX_POINTS,
+    Curve,
+    colour_of,
+    marker_of,
+    pareto_front,
+    plot_curves,
+    read_curves,
+)
+
+
+def test_curves_come_from_the_steps_that_logged_them(tmp_path: Path) -> None:
+    rows = [{"step": 0, "train/loss": 2.0}, {"step": 5, "val/cosine": 0.5}, {"step": 9, "train/loss": 1.0}]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read_curves(path, ["train/loss", "val/box_miou"]) == [Curve("train/loss", [0, 9], [2.0, 1.0])]
+    assert read_curves(tmp_path / "absent.jsonl", ["train/loss"]) == []
+
+
+def test_a_plot_is_inline_svg() -> None:
+    assert plot_curves([Curve("one", [0, 1], [0.0, 1.0])], "title", "unit").startswith("<figure><svg")
+
+
+def test_a_long_curve_is_thinned() -> None:
+    steps = list(range(100_000))
+    long = plot_curves([Curve("one", steps, [1.0] * len(steps))], "title", "unit")
+    assert len(long) < 40_000 and MAX_POINTS < 1000
+
+
+def test_models_have_looks_of_their_own() -> None:
+    looks = [(colour_of(i), marker_of(i)) for i in range(49)]
+    assert len(set(looks)) == 49
+    assert len({colour for colour, _ in looks[: len(COLOURS)]}) == len(COLOURS)
+
+
+def test_the_front_is_of_those_that_nothing_beats_in_both():
+    assert pareto_front([(3.0, 1.0), (1.0, 5.0), (2.0, 5.0), (2.0, 2.0), (4.0, 4.0)]) == [1, 3, 0]
