@@ -1,4 +1,4 @@
-"""The words of a model card: what a reader must know of a student before using it."""
+"""The text of a model card: what a reader must know about a student before using it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from distill.training.cost import read_cost
 from distill.training.record import Training, read_trainings
 
 CODE_LICENCE = "the code that trained it, `distill`: Apache-2.0"
-# Of a teacher's weights, by the beginning of its name.
+# Licences of a teacher's weights, by the beginning of its name.
 TEACHER_LICENCES = {
     "sam_vit": "SAM's weights, by Meta AI: Apache-2.0",
     "efficientvit_sam": "EfficientViT-SAM's weights: Apache-2.0",
@@ -29,7 +29,7 @@ BASE_MODELS = {
     "sam_vit_l": "facebook/sam-vit-large",
     "sam_vit_h": "facebook/sam-vit-huge",
 }
-# Of data, by a word in its path.
+# Licences of data, by a word in its path.
 DATA_LICENCES = {
     ("sa1b", "sa-1b", "sa_1b", "sa_0"): "SA-1B: the SA-1B Dataset Research License",
     ("coco", "train2017", "val2017", "lvis"): (
@@ -50,10 +50,14 @@ masks, iou_predictions, _ = predictor.predict(box=box_xyxy, multimask_output=Fal
 
 
 def card_text(weights: Path, measured: Mapping[str, Any]) -> str:
-    """The card of a model.
+    """Return the card of a model as Markdown.
 
     Args:
-        measured: `evaluations`: metrics.json's content, by protocol. `bench`: a row of a bench with its machine.
+        weights: in a run directory, or alone.
+        measured: `evaluations`, the content of metrics.json by protocol; and `bench`, a row of a bench document with
+            its machine, or None.
+    Raises:
+        CheckpointError: the weights cannot be read.
     """
     model = load_model(weights)
     trainings = read_trainings(weights.parent) or _from_header(weights)
@@ -74,7 +78,7 @@ def card_text(weights: Path, measured: Mapping[str, Any]) -> str:
 
 
 def _front_matter(title: str, trainings: Sequence[Training], evaluations: Sequence[Mapping[str, Any]]) -> str:
-    """What the Hub reads: licence, task, base model and results."""
+    """Return what the Hub reads: licence, task, base model and results, as YAML between lines of dashes."""
     teacher = trainings[-1].teacher if trainings else ""
     results = []
     for metrics in evaluations:
@@ -104,7 +108,7 @@ def _front_matter(title: str, trainings: Sequence[Training], evaluations: Sequen
 
 
 def _lead(spec: ModelSpec, trainings: Sequence[Training]) -> str:
-    teacher = f" It was distilled from `{_named(trainings[-1].teacher)}`." if trainings else ""
+    teacher = f" It was distilled from `{_short(trainings[-1].teacher)}`." if trainings else ""
     return (
         f"A small promptable segmentation model in the shape of Segment Anything: the image encoder `{spec.encoder}` "
         f"with SAM's prompt encoder and mask decoder.{teacher}\n"
@@ -179,8 +183,8 @@ def _training(trainings: Sequence[Training]) -> str:
         rows.append(
             [
                 str(recipe["kind"]),
-                f"`{_named(training.teacher)}`",
-                f"`{_named(str(recipe['data']['images']))}`",
+                f"`{_short(training.teacher)}`",
+                f"`{_short(str(recipe['data']['images']))}`",
                 f"{recipe['optim']['lr']:g}",
                 str(recipe["data"]["batch_size"]),
                 *took,
@@ -197,16 +201,16 @@ def _licences(trainings: Sequence[Training]) -> str:
     lines = [CODE_LICENCE]
     for teacher in dict.fromkeys(training.teacher for training in trainings):
         known = next((line for start, line in TEACHER_LICENCES.items() if teacher.startswith(start)), None)
-        lines.append(known or f"the teacher `{_named(teacher)}`: see its own card")
+        lines.append(known or f"the teacher `{_short(teacher)}`: see its own card")
     for data in dict.fromkeys(str(training.recipe["data"]["images"]) for training in trainings):
         words = data.lower()
         known = next((line for keys, line in DATA_LICENCES.items() if any(key in words for key in keys)), None)
-        lines.append(known or f"the data `{_named(data)}`: distill does not know its licence; state it here")
+        lines.append(known or f"the data `{_short(data)}`: distill does not know its licence; state it here")
     return "## Licences\n\n" + "".join(f"- {line}\n" for line in lines)
 
 
 def _from_header(weights: Path) -> list[Training]:
-    """The last stage as the header of the weights tells it, where the file stands alone."""
+    """Read the last stage from the header of weights that lie outside a run directory."""
     text = read_metadata(weights).get("recipe")
     return [Training(weights.parent, yaml.safe_load(text), read_cost(weights.parent))] if text else []
 
@@ -215,6 +219,6 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-def _named(path: str) -> str:
-    """A path's last two parts: enough to know it by, and nothing of the machine."""
+def _short(path: str) -> str:
+    """Return the last two parts of a path: enough to know it by, and nothing of the machine."""
     return "/".join(Path(path).parts[-2:]).lstrip("/")

@@ -14,14 +14,13 @@ from distill.comparison.plots import difference_plot, quality_plots, size_plot, 
 from distill.comparison.tables import Cell, difference_rows, main_columns, metric_columns, size_columns
 from distill.errors import DistillError
 from distill.pages import mask_gallery
-from distill.pages.html import figures, joined, notes, page, part, remark, table
+from distill.pages.html import NOTHING, figures, joined, notes, page, part, remark, table
 from distill.pages.plots import colour_of
 
 GALLERY_ROWS = 30  # for each protocol; a row takes about 20 kB
 COSTS = ("latency", "encoder GMACs")  # beginnings of the columns that quality is plotted against
 # Parts of a key of metrics.json, as a heading has them.
 WORDS = {"miou": "mIoU", "iou": "IoU", "ap": "AP", "ap50": "AP50", "ap75": "AP75", "ar": "AR", "map": "mean AP"}
-NOTHING = Markup()
 
 
 def render_page(

@@ -13,6 +13,7 @@ from markupsafe import Markup
 TEMPLATES = Path(__file__).parent / "templates"
 # A number with its sign, its unit and its interval; a cell that begins with a letter is none.
 NUMBER = re.compile(r"[-+\[]*\d[^a-z]*(<small>.*)?$")
+NOTHING = Markup()
 
 
 def render(template: str, **values: object) -> Markup:
@@ -34,17 +35,17 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
 
 def figures(drawn: Sequence[Markup]) -> Markup:
     """Return figures side by side, as many in a line as fit. Without any, return nothing."""
-    return part("figures", drawn) if drawn else Markup()
+    return part("figures", drawn) if drawn else NOTHING
 
 
 def remark(text: str) -> Markup:
     """Return a line below a table or a figure. Without a text, return nothing."""
-    return part("remark", text) if text else Markup()
+    return part("remark", text) if text else NOTHING
 
 
 def notes(lines: Sequence[str]) -> Markup:
     """Return a box of what a reader must know. Without a line, return nothing."""
-    return part("notes", lines) if lines else Markup()
+    return part("notes", lines) if lines else NOTHING
 
 
 def joined(parts: Iterable[Markup]) -> Markup:
@@ -53,7 +54,7 @@ def joined(parts: Iterable[Markup]) -> Markup:
 
 
 def page(
-    title: str, sections: Sequence[tuple[str, Markup]], *, lead: Markup = Markup(), styles: Sequence[str] = ()
+    title: str, sections: Sequence[tuple[str, Markup]], *, lead: Markup = NOTHING, styles: Sequence[str] = ()
 ) -> str:
     """Return a complete page, with links to its sections.
 

@@ -41,7 +41,8 @@ class GalleryRow:
     """One instance with the masks of several models.
 
     photo: uint8 (H, W, 3) RGB.
-    prompt: {"box_xyxy": [4]} or {"points_xy": [[2], ...], "labels": [1 on the object, 0 off it]}, in the photo's pixels.
+    prompt: {"box_xyxy": [4]}, or {"points_xy": [[2], ...], "labels": [...]} with 1 on the object and 0 off it; in the
+        photo's pixels.
     prompt_title: the words for this kind of prompt, which a filter chooses by.
     truth: bool (H, W). masks: by model, bool (H, W). ious: by model, each mask with the truth.
     size: COCO's word for the area of the instance.

@@ -101,9 +101,9 @@ def plot_curves(curves: Sequence[Curve], title: str, ylabel: str) -> Markup:
     with new_figure(PLOT_WIDTH, 3.2) as (figure, axes):
         for curve in curves:
             steps, values = _thinned(curve)
-            marker = "o" if len(steps) < FEW_POINTS else None
             (line,) = axes.plot(steps, values, label=curve.title, linewidth=1.6, color=curve.colour)
-            line.set(marker=marker, markersize=3.5)
+            if len(steps) < FEW_POINTS:
+                line.set(marker="o", markersize=3.5)
         axes.set(title=title, xlabel="step", ylabel=ylabel)
         if len(curves) > 1:
             axes.legend(fontsize=8, frameon=False)

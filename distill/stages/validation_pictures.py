@@ -9,12 +9,12 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from distill.data.painting import paint_mask
 from distill.geometry import PIXEL_MEAN, PIXEL_STD, resized_hw
 
 PANEL_SIZE = 192  # side in pixels of the square that each panel fits into
 TITLE_HEIGHT = 14
-MASK_COLOUR = np.array([255, 64, 32], np.float32)
-MASK_OPACITY = 0.55
+MASK_COLOUR = (255, 64, 32)
 BOX_COLOUR, CLICK_COLOUR, TEXT_COLOUR = (64, 255, 64), (255, 220, 0), (255, 255, 255)
 BACKGROUND = (24, 24, 24)
 CLICK_RADIUS = 3
@@ -51,7 +51,8 @@ def render_pictures(pictures: list[Picture]) -> Tensor:
     for column, title in enumerate(titles):
         pen.text((column * PANEL_SIZE + 4, 1), title, fill=TEXT_COLOUR)
     for row, picture in enumerate(pictures):
-        panels = [_prompt_panel(picture), *(_mask_panel(picture.photo, mask) for mask in picture.masks.values())]
+        masks = picture.masks.values()
+        panels = [_prompt_panel(picture), *(_fit(paint_mask(picture.photo, mask, MASK_COLOUR)) for mask in masks)]
         for column, panel in enumerate(panels):
             canvas.paste(panel, (column * PANEL_SIZE, TITLE_HEIGHT + row * PANEL_SIZE))
     return torch.from_numpy(np.array(canvas)).permute(2, 0, 1)  # (3, H, W)
@@ -66,12 +67,6 @@ def _prompt_panel(picture: Picture) -> Image.Image:
     circle = (x - CLICK_RADIUS, y - CLICK_RADIUS, x + CLICK_RADIUS, y + CLICK_RADIUS)
     pen.ellipse(circle, fill=CLICK_COLOUR, outline=(0, 0, 0))
     return panel
-
-
-def _mask_panel(photo: np.ndarray, mask: np.ndarray) -> Image.Image:
-    shown = photo.astype(np.float32)
-    shown[mask] = (1 - MASK_OPACITY) * shown[mask] + MASK_OPACITY * MASK_COLOUR
-    return _fit(shown.astype(np.uint8))
 
 
 def _fit(photo: np.ndarray) -> Image.Image:

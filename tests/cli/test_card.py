@@ -7,28 +7,14 @@ import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from huggingface_hub import ModelCard
 
-from distill.cards.model_card import card_text
 from distill.cards.writing import CARD_FILE, MEASURED_FILE, OURS, refresh_card
 from distill.cli.main import main
 from distill.evaluation.finished import read_evaluation
-
-NOTHING: dict[str, Any] = {"evaluations": {}, "bench": None}
-
-
-@pytest.fixture
-def run(compared, tmp_path: Path) -> Path:
-    """A copy of the trained student, its card without scores."""
-    shutil.copytree(compared.place / "runs/mask", tmp_path / "student")
-    for name in (CARD_FILE, MEASURED_FILE):
-        (tmp_path / "student" / name).unlink(missing_ok=True)
-    return tmp_path / "student"
 
 
 def test_training_and_comparing_write_the_card(compared):
@@ -49,68 +35,46 @@ def test_the_front_matter_is_what_the_hub_reads(compared):
     assert results["mIoU, box"] == round(metrics["miou"], 4)
 
 
-def test_a_card_tells_stages_teacher_data_and_licences(run):
-    assert main(["card", str(run)]) == 0
-    text = (run / CARD_FILE).read_text()
+def test_a_card_tells_stages_teacher_data_and_licences(trained_run):
+    assert main(["card", str(trained_run)]) == 0
+    text = (trained_run / CARD_FILE).read_text()
     assert text.count("| feature |") == text.count("| mask |") == 1
     assert "teacher.safetensors`: see its own card" in text
     assert "distill does not know its licence; state it here" in text
-    assert str(run.parent) not in text  # nothing of the machine
+    assert str(trained_run.parent) not in text  # nothing of the machine
 
 
-@pytest.mark.parametrize(
-    ("teacher", "data", "lines"),
-    [
-        ("sam_vit_h", "/data/sa1b", ["SAM's weights, by Meta AI: Apache-2.0", "SA-1B Dataset Research License"]),
-        ("quickstart", "shards/train2017", ["teacher that ships with distill", "CC BY 4.0"]),
-    ],
-)
-def test_licences_that_are_known(run, teacher, data, lines):
-    tree = yaml.safe_load((run / "recipe.yaml").read_text())
-    tree["teacher"]["name"], tree["data"]["images"] = teacher, data
-    (run / "recipe.yaml").write_text(yaml.safe_dump(tree))
-    text = card_text(run / "student.safetensors", NOTHING)
-    assert all(line in text for line in lines)
-    assert ("base_model: facebook/sam-vit-huge" in text) == (teacher == "sam_vit_h")
-
-
-def test_weights_alone_have_a_card_too(run, tmp_path):
+def test_weights_alone_have_a_card_too(trained_run, tmp_path):
     (tmp_path / "alone").mkdir()
-    shutil.copy(run / "student.safetensors", tmp_path / "alone")
+    shutil.copy(trained_run / "student.safetensors", tmp_path / "alone")
     assert main(["card", str(tmp_path / "alone")]) == 0
     assert "| mask |" in (tmp_path / "alone" / CARD_FILE).read_text()  # from the header of the weights
 
 
-def test_scores_stay_until_the_weights_change(compared, run, capsys):
+def test_scores_stay_until_the_weights_change(compared, trained_run, capsys):
     folder = compared.out / "evaluations"
-    assert main(["card", str(run), "--evaluations", str(folder)]) == 0
+    assert main(["card", str(trained_run), "--evaluations", str(folder)]) == 0
     assert "teacher/coco_box: of other weights, left out" in capsys.readouterr().out
-    assert main(["card", str(run)]) == 0
-    assert "| box | single |" in (run / CARD_FILE).read_text()
-    shutil.copy(compared.place / "runs/feature/student.safetensors", run)
-    assert main(["card", str(run)]) == 0
-    assert "Not evaluated yet" in (run / CARD_FILE).read_text()
+    assert main(["card", str(trained_run)]) == 0
+    assert "| box | single |" in (trained_run / CARD_FILE).read_text()
+    shutil.copy(compared.place / "runs/feature/student.safetensors", trained_run)
+    assert main(["card", str(trained_run)]) == 0
+    assert "Not evaluated yet" in (trained_run / CARD_FILE).read_text()
 
 
-def test_a_card_that_its_owner_keeps_is_not_written_over(compared, run, capsys):
-    assert main(["card", str(run)]) == 0
-    kept = (run / CARD_FILE).read_text().replace(OURS, "") + "My words."
-    (run / CARD_FILE).write_text(kept)
-    refresh_card(str(run), [read_evaluation(compared.out / "evaluations/student/coco_box")])
-    assert (run / CARD_FILE).read_text() == kept
-    assert main(["card", str(run)]) == 2
+def test_a_card_that_its_owner_keeps_is_not_written_over(compared, trained_run, capsys):
+    assert main(["card", str(trained_run)]) == 0
+    kept = (trained_run / CARD_FILE).read_text().replace(OURS, "") + "My words."
+    (trained_run / CARD_FILE).write_text(kept)
+    refresh_card(str(trained_run), [read_evaluation(compared.out / "evaluations/student/coco_box")])
+    assert (trained_run / CARD_FILE).read_text() == kept
+    assert main(["card", str(trained_run)]) == 2
     assert "edited to be kept" in capsys.readouterr().err
 
 
-def test_models_that_were_not_trained_here_get_no_card(compared):
-    refresh_card("quickstart")
-    refresh_card(str(compared.place / "teacher.safetensors"))
-    assert not (compared.place / CARD_FILE).exists()
-
-
-def test_damaged_scores(run, capsys):
-    (run / MEASURED_FILE).write_text("{")
-    assert main(["card", str(run)]) == 2
+def test_damaged_scores(trained_run, capsys):
+    (trained_run / MEASURED_FILE).write_text("{")
+    assert main(["card", str(trained_run)]) == 2
     assert "not what distill wrote" in capsys.readouterr().err
 
 
@@ -143,7 +107,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
-    """A Hub of our own on this machine."""
+    """Serve a Hub on this machine."""
     handler = type("ThisHub", (Hub,), {"received": []})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -155,15 +119,15 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
     server.server_close()
 
 
-def test_a_dry_run_lists_the_files_and_sends_nothing(run, hub, capsys):
-    assert main(["push", str(run), "me/student", "--dry-run"]) == 0
+def test_a_dry_run_lists_the_files_and_sends_nothing(trained_run, hub, capsys):
+    assert main(["push", str(trained_run), "me/student", "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert all(name in out for name in ("student.safetensors", "README.md", "recipe.yaml")) and "nothing was" in out
     assert hub.received == []
 
 
-def test_push_commits_weights_card_and_recipe(run, hub, capsys):
-    assert main(["push", str(run), "me/student", "--private"]) == 0
+def test_push_commits_weights_card_and_recipe(trained_run, hub, capsys):
+    assert main(["push", str(trained_run), "me/student", "--private"]) == 0
     assert "/me/student/commit/1" in capsys.readouterr().out
     paths = [path for path, _ in hub.received]
     assert paths[0] == "/api/repos/create" and "private" in hub.received[0][1]
@@ -172,9 +136,9 @@ def test_push_commits_weights_card_and_recipe(run, hub, capsys):
     assert files == {"student.safetensors", "README.md", "recipe.yaml"}
 
 
-def test_a_refusal_is_one_line(run, hub, capsys):
+def test_a_refusal_is_one_line(trained_run, hub, capsys):
     hub.status = 401
-    assert main(["push", str(run), "me/student"]) == 2
+    assert main(["push", str(trained_run), "me/student"]) == 2
     error = capsys.readouterr().err
     assert "me/student" in error and "hf auth login" in error and "Traceback" not in error
 
@@ -183,7 +147,7 @@ def test_a_refusal_is_one_line(run, hub, capsys):
     ("model", "repo_id", "message"),
     [("student", "no/such/name", "OWNER/NAME"), ("absent", "me/student", "no such file")],
 )
-def test_mistakes(run, monkeypatch, capsys, model, repo_id, message):
-    monkeypatch.chdir(run.parent)
+def test_mistakes(trained_run, monkeypatch, capsys, model, repo_id, message):
+    monkeypatch.chdir(trained_run.parent)
     assert main(["push", model, repo_id]) == 2
     assert message in capsys.readouterr().err

@@ -33,7 +33,7 @@ def refused(capsys, *arguments: object) -> str:
 
 @pytest.fixture
 def copied(compared, tmp_path: Path) -> dict[str, Path]:
-    """Copies of three evaluations, to be changed."""
+    """Copy two evaluations, so that a test can change them."""
     places = {"teacher": "teacher", "student": "student"}
     for name in places:
         shutil.copytree(evaluation(compared, name, "coco_box"), tmp_path / name)

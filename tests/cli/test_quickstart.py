@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from distill.cli.main import main
-from distill.cli.quickstart import MARKER_FILE, REPORT_FILE, SUMMARY_FILE
+from distill.quickstart.pipeline import MARKER_FILE, REPORT_FILE, SUMMARY_FILE
 
 
 def test_a_directory_with_other_things_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

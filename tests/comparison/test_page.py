@@ -39,7 +39,7 @@ def open_page(browser: Chrome, out: Path, state: str = "") -> None:
 
 
 def shown(browser: Chrome) -> list[dict]:
-    """The instances that a reader sees, in order."""
+    """Return the instances that a reader sees, in order."""
     rows = [row for row in browser.find_elements(By.CSS_SELECTOR, ".instance") if row.is_displayed()]
     return [{"size": r.get_attribute("data-size"), "ious": json.loads(r.get_attribute("data-ious"))} for r in rows]
 
