@@ -38,9 +38,7 @@ DATA_LICENCES = {
 }
 USE = """\
 ```python
-from distill.evaluation.finished import HEADLINE_WORDS, headline_of, protocol_of
-from distill.models.checkpoint import load_model
-from distill.models.predictor import Predictor
+from distill import Predictor, load_model
 
 predictor = Predictor(load_model("student.safetensors"))
 predictor.set_image(photo)  # uint8 (H, W, 3) RGB

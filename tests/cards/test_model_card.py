@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import yaml
 
-from distill.cards.model_card import card_text
+from distill.cards.model_card import USE, card_text
 
 NOTHING: dict[str, Any] = {"evaluations": {}, "bench": None}
 
@@ -24,3 +24,9 @@ def test_licences_that_are_known(trained_run, teacher, data, lines):
     text = card_text(trained_run / "student.safetensors", NOTHING)
     assert all(line in text for line in lines)
     assert ("base_model: facebook/sam-vit-huge" in text) == (teacher == "sam_vit_h")
+
+
+def test_the_example_of_a_card_imports_what_there_is():
+    lines = [line for line in USE.splitlines() if line.startswith(("import ", "from "))]
+    assert lines
+    exec("\n".join(lines), {})
