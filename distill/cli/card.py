@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from distill.cli.arguments import add_command
+from distill.cli.arguments import Subparsers, add_command
 from distill.errors import RunError
 
 EPILOG = """\
@@ -19,7 +19,7 @@ they measured. To keep a card that you edited as it is, take its last line out: 
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Add `distill card`."""
     parser = add_command(subparsers, "card", "write the model card of a student", EPILOG)
     parser.add_argument("model", metavar="RUN", help="a run directory or a student.safetensors")

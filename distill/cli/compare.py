@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distill.cli.arguments import add_command
+from distill.cli.arguments import Subparsers, add_command
 from distill.errors import RunError
 from distill.files import write_text
 from distill.models.devices import usable_device
@@ -39,7 +39,7 @@ own, and students of different teachers are marked.
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Add `distill compare`."""
     parser = add_command(
         subparsers,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from distill.cli.arguments import add_command
+from distill.cli.arguments import Subparsers, add_command
 
 EPILOG = """\
 examples:
@@ -16,7 +16,7 @@ The repository is made where there is none. Log in before: hf auth login.
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Add `distill push`."""
     parser = add_command(subparsers, "push", "upload a student to the Hugging Face Hub", EPILOG)
     parser.add_argument("model", metavar="RUN", help="a run directory or a student.safetensors")

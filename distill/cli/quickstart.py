@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from distill.cli.arguments import add_command
+from distill.cli.arguments import Subparsers, add_command
 
 TRAIN_PHOTOS = 320
 
@@ -19,7 +19,7 @@ Stopped and started again it goes on with the first step that is not finished.
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Add `distill quickstart`."""
     parser = add_command(
         subparsers,
