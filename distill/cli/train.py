@@ -12,11 +12,11 @@ examples:
   distill train my_recipe.yaml run=runs/l0 --dry-run               # shapes, parameters, memory, gradients, hours
   distill train my_recipe.yaml optim.lr=5e-4 trainer.max_steps=20000 run=runs/lr5e-4
   distill train my_recipe.yaml trainer.devices=8 trainer.precision=bf16-mixed run=runs/l0
-  distill train my_recipe.yaml run=runs/l0 resume=true             # go on after an interruption
+  distill train my_recipe.yaml run=runs/l0 resume=true             # continue after an interruption
   torchrun --nproc-per-node 8 --nnodes 2 ... $(which distill) train my_recipe.yaml trainer.num_nodes=2 run=runs/l0
   srun distill train my_recipe.yaml trainer.devices=8 trainer.num_nodes=8 run=runs/l0 resume=true
 
-What stands under `trainer` goes to lightning.Trainer as it is. The run directory gets recipe.yaml, environment.json,
+The options under `trainer` go to lightning.Trainer as they are. The run directory gets recipe.yaml, environment.json,
 metrics.jsonl, tensorboard/, checkpoints/, log.txt, and at the end student.safetensors.
 """
 
@@ -34,11 +34,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--dry-run", action="store_true", help="a few steps, and a report of what the run will take; writes nothing"
     )
-    parser.set_defaults(run=train)
+    parser.set_defaults(run=run)
 
 
-def train(arguments: argparse.Namespace) -> int:
-    """Load the recipe, then the heavy libraries, then train."""
+def run(arguments: argparse.Namespace) -> int:
+    """Load the recipe, then the heavy libraries; then train, or print the report of a dry run."""
     from distill.config.loading import load_recipe
     from distill.config.schema import FeatureRecipe, MaskRecipe
 
@@ -56,9 +56,9 @@ def train(arguments: argparse.Namespace) -> int:
 
     from distill.cards.writing import refresh_card
     from distill.training.directory import is_rank_zero
-    from distill.training.run import run_training
+    from distill.training.run import train
 
-    weights = run_training(recipe)
+    weights = train(recipe)
     if is_rank_zero():
         refresh_card(recipe.run)
         print(f"wrote {weights}")

@@ -1,4 +1,4 @@
-"""What a training took: kept through interruptions, and written to the run directory when the training ends."""
+"""The cost of a training: counted across interruptions, and written to the run directory when the training ends."""
 
 from __future__ import annotations
 
@@ -13,15 +13,21 @@ import lightning
 import torch
 
 from distill.batch import ImageBatch
+from distill.errors import RunError
+from distill.files import write_json
 
 COST_FILE = "cost.json"
 
 
 @dataclass(frozen=True)
 class Cost:
-    """seconds: of wall time, validation included. photos: drawn over all ranks, repeats counted. devices: processes.
+    """The cost of a training.
 
-    What an interrupted run did after its last checkpoint is not in it, because it was done again.
+    seconds: of wall time, validation included.
+    photos: drawn over all ranks; a photo drawn twice counts twice.
+    devices: processes.
+
+    It leaves out what an interrupted run did after its last checkpoint, because the run did that again.
     """
 
     seconds: float
@@ -38,13 +44,13 @@ class Cost:
 
 
 def read_cost(run: Path) -> Cost | None:
-    """The cost of a finished run; None where it has no record of it."""
+    """Read the cost of a finished run. Return None if the run has no record of it."""
     path = run / COST_FILE
     return Cost(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
 class CostRecord(lightning.Callback):
-    """Counts seconds and photos; its counts are part of the checkpoints."""
+    """A callback that counts seconds and photos. Its counts are part of the checkpoints."""
 
     def __init__(self, run: Path) -> None:
         self.run = run
@@ -80,11 +86,11 @@ class CostRecord(lightning.Callback):
             device=device_name(pl_module.device),
             precision=str(trainer.precision),
         )
-        (self.run / COST_FILE).write_text(json.dumps(asdict(cost), indent=2) + "\n", encoding="utf-8")
+        write_json(self.run / COST_FILE, asdict(cost), raises=RunError)
 
 
 def device_name(device: torch.device) -> str:
-    """The name of a GPU, else of the processor."""
+    """Return the name of a GPU, or else of the processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} ({platform.processor() or platform.machine()})"

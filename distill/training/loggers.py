@@ -1,20 +1,70 @@
-"""What a run's numbers go to beside its metrics.jsonl: Lightning's loggers, chosen by name in the recipe."""
+"""Where a run's numbers go: its metrics.jsonl, and Lightning's loggers that the recipe chooses by name."""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
-from torch.utils.tensorboard.summary import hparams
+from lightning.pytorch.utilities import rank_zero_only
 
 from distill.errors import RunError
-from distill.training.directory import SCALARS_FILE, JsonLinesLogger, is_rank_zero
+from distill.files import write_text
+from distill.training.directory import SCALARS_FILE, is_rank_zero
 
-PROJECT = "distill"  # where the service's own variable names no other
+
+class JsonLinesLogger(Logger):
+    """A logger that appends one JSON object for every step that logs: `step` (from 0) and the scalars of that step."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Log nothing: the recipe has its own file."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        line = {"step": step, **{name: float(value) for name, value in metrics.items()}}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    @rank_zero_only
+    def forget_from(self, step: int) -> None:
+        """Drop the lines of `step` and later, and a line cut short. A resumed run writes them again."""
+        if not self.path.exists():
+            return
+        kept = [line for line in self._lines() if line["step"] < step]
+        write_text(self.path, "".join(f"{json.dumps(line)}\n" for line in kept), raises=RunError)
+
+    def has(self, step: int, names: Iterable[str]) -> bool:
+        """Return whether the file has all of these scalars for a step."""
+        found = {name for line in self._lines() if line["step"] == step for name in line}
+        return found.issuperset(names)
+
+    def _lines(self) -> list[dict[str, Any]]:
+        lines = []
+        for text in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else ():
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:  # the process died while writing it
+                continue
+        return lines
+
+
+PROJECT = "distill"  # unless the service's own variable names another
 
 
 def _wandb(run: Path) -> Logger:
@@ -22,9 +72,9 @@ def _wandb(run: Path) -> Logger:
 
     try:
         if is_rank_zero():
-            wandb.login()  # asks nothing offline, nor where the key is known
+            wandb.login()  # asks nothing if offline or if the key is known
     except wandb.errors.Error as error:
-        raise RunError(f"logger wandb: {error} Or keep its files here alone: WANDB_MODE=offline") from error
+        raise RunError(f"logger wandb: {error} Or keep its files on this machine: WANDB_MODE=offline") from error
     return WandbLogger(name=run.name, project=os.environ.get("WANDB_PROJECT", PROJECT), save_dir=run)
 
 
@@ -39,7 +89,7 @@ def _mlflow(run: Path) -> Logger:
         raise RunError(f"logger mlflow: {uri} cannot be used: {reason}; set MLFLOW_TRACKING_URI") from error
 
 
-# Servers and offline use are what the services' own variables say: WANDB_MODE, MLFLOW_TRACKING_URI ...
+# The services' own variables choose servers and offline use: WANDB_MODE, MLFLOW_TRACKING_URI ...
 BUILDERS: dict[str, Callable[[Path], Logger]] = {
     "tensorboard": lambda run: TensorBoardLogger(run, name=None, version="tensorboard", default_hp_metric=False),
     "csv": lambda run: CSVLogger(run, name="csv"),  # csv/version_0; a resumed run adds another
@@ -49,38 +99,9 @@ BUILDERS: dict[str, Callable[[Path], Logger]] = {
 
 
 def build_loggers(names: Sequence[str], run: Path) -> list[Logger]:
-    """The loggers of a run directory: metrics.jsonl always, and those named.
+    """Build the loggers of a run directory: the named ones, and always metrics.jsonl.
 
-    Raises RunError when a service refuses what is known before the first number.
+    Raises:
+        RunError: a service refuses the run before its first number.
     """
     return [*(BUILDERS[name](run) for name in names), JsonLinesLogger(run / SCALARS_FILE)]
-
-
-class Hyperparameters(lightning.Callback):
-    """Tells every logger what the run was asked for, so that the services' own pages compare runs.
-
-    TensorBoard's HPARAMS page shows them beside the last value of each scalar in `metrics`.
-    """
-
-    def __init__(self, values: Mapping[str, Any], metrics: Sequence[str]) -> None:
-        simple = (bool, int, float, str)
-        self.values = {key: value if isinstance(value, simple) else str(value) for key, value in values.items()}
-        self.metrics = metrics
-
-    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        for logger in trainer.loggers:
-            if not isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(self.values)
-            elif trainer.is_global_zero:
-                experiment, session_start, _ = self._summaries()
-                logger.experiment.file_writer.add_summary(experiment)
-                logger.experiment.file_writer.add_summary(session_start)
-
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-                logger.experiment.file_writer.add_summary(self._summaries()[2])
-
-    def _summaries(self) -> Any:
-        """TensorBoard's records: of the experiment, of the session's start and of its end."""
-        return hparams(dict(self.values), dict.fromkeys(self.metrics, 0.0))

@@ -1,8 +1,9 @@
-"""From a recipe to a trained student: builds the parts, checks them, writes the run directory, and trains."""
+"""From a recipe to a trained student: `train` builds the parts, checks them, writes the run directory, and trains."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from operator import attrgetter
@@ -31,42 +32,44 @@ from distill.stages.base import TrainingStage
 from distill.stages.feature import FeatureStage
 from distill.stages.mask import MaskStage
 from distill.stages.validation import Validator
+from distill.training.callbacks import CheckpointAtEnd, ContinueMetrics, DataWait, Hyperparameters
 from distill.training.cost import CostRecord
 from distill.training.directory import (
     BEST_CHECKPOINT,
     CHECKPOINTS,
     LAST_CHECKPOINT,
     LOG_FILE,
-    CheckpointAtEnd,
-    ContinueMetrics,
-    DataWait,
     LogFile,
     find_checkpoint,
     is_rank_zero,
     write_record,
 )
-from distill.training.loggers import Hyperparameters, build_loggers
+from distill.training.loggers import build_loggers
 
 TrainRecipe = FeatureRecipe | MaskRecipe
 
 BEST_METRIC = {"feature": "val/cosine", "mask": "val/box_miou"}
 VALIDATION_METRICS = ("val/cosine", "val/box_miou", "val/point_miou")
-# A checkpoint cannot go on with another value of these.
+# A run cannot be resumed with another value of these.
 FIXED = ("kind", "teacher.name", "student.name", "student.image_size")
 
 logger = logging.getLogger(__name__)
 
 
-def run_training(recipe: TrainRecipe) -> Path:
-    """Train by a recipe; every rank calls it, rank 0 writes.
+def train(recipe: TrainRecipe, *, callbacks: Sequence[lightning.Callback] = ()) -> Path:
+    """Train a student by a recipe, as `distill train` does. Every rank calls it, and rank 0 writes.
 
+    Args:
+        recipe: what `distill.config.loading.load_recipe` returns, or a dataclass that is filled in Python.
+        callbacks: further callbacks of Lightning, after our own.
     Returns:
         The path of the student's weights.
     Raises:
-        DistillError: a mistake in what the recipe names, before the run directory is made; or a run that cannot go on.
+        DistillError: something that the recipe names is wrong, before the run directory is made; or the run cannot
+            go on.
     """
     run = Path(recipe.run)
-    writes = is_rank_zero()  # other ranks may start after rank 0 has written
+    writes = is_rank_zero()  # other ranks may start when rank 0 has written already
     checkpoint = find_checkpoint(run, resume=recipe.resume or not writes)
     if recipe.resume and writes:
         _check_resumable(run, recipe)
@@ -75,7 +78,7 @@ def run_training(recipe: TrainRecipe) -> Path:
     student = build_student(recipe.student, teacher)
     data = build_data(recipe, student, teacher)
     stage = build_stage(recipe, student, teacher)
-    trainer = _build_trainer(recipe)
+    trainer = _build_trainer(recipe, callbacks)
     if writes:
         data.prepare_data()
         data.setup()  # finds what is wrong with the shards
@@ -92,6 +95,11 @@ def run_training(recipe: TrainRecipe) -> Path:
 
 
 def build_data(recipe: TrainRecipe, student: PromptableModel, teacher: Teacher) -> DistillDataModule:
+    """Build the batches of a training and its validation.
+
+    Raises:
+        DistillError: the shards or the cache are missing, damaged, or do not fit the recipe.
+    """
     cache = None
     if _needs_cache(recipe):
         assert recipe.cache.dir is not None
@@ -117,11 +125,16 @@ def _needs_cache(recipe: TrainRecipe) -> bool:
 
 
 def _asks_teacher(recipe: TrainRecipe) -> bool:
-    """Whether training needs the teacher's embeddings."""
+    """Return whether training needs the teacher's embeddings."""
     return isinstance(recipe, FeatureRecipe) or any(attrgetter(option)(recipe) for option in ASKS_TEACHER)
 
 
 def build_stage(recipe: TrainRecipe, student: PromptableModel, teacher: Teacher) -> TrainingStage:
+    """Build the stage that a recipe describes, around a student.
+
+    Raises:
+        DistillError: student and teacher do not fit each other.
+    """
     validator = Validator(recipe.validation, teacher) if recipe.data.val_images is not None else None
     if isinstance(recipe, MaskRecipe):
         return MaskStage(
@@ -139,14 +152,14 @@ def build_stage(recipe: TrainRecipe, student: PromptableModel, teacher: Teacher)
     return FeatureStage(student, online, loss=recipe.loss, optim=recipe.optim, validator=validator)
 
 
-def _build_trainer(recipe: TrainRecipe) -> lightning.Trainer:
-    """Lightning's trainer with the recipe's arguments as they are, our loggers and our callbacks."""
+def _build_trainer(recipe: TrainRecipe, callbacks: Sequence[lightning.Callback]) -> lightning.Trainer:
+    """Build Lightning's trainer with the recipe's arguments as they are, our loggers, and all callbacks."""
     run = Path(recipe.run)
     options = {
         **recipe.trainer,
         "default_root_dir": run,
         "logger": build_loggers(recipe.logger, run),
-        "callbacks": _callbacks(recipe),
+        "callbacks": [*_callbacks(recipe), *callbacks],
         "use_distributed_sampler": False,  # the loading plan gives each rank its share
         "check_val_every_n_epoch": None,  # validation goes by steps, across epochs
     }
@@ -157,9 +170,10 @@ def _build_trainer(recipe: TrainRecipe) -> lightning.Trainer:
 
 
 def make_trainer(options: dict[str, Any]) -> lightning.Trainer:
-    """A trainer; on a CPU this process then keeps the memory that it frees (allocator.keep_freed_memory).
+    """Build a trainer. On a CPU this process then keeps the memory that it frees (`memory.keep_freed_memory`).
 
-    Raises RecipeError on arguments that Lightning refuses.
+    Raises:
+        RecipeError: Lightning refuses the arguments.
     """
     try:
         trainer = lightning.Trainer(**options)
@@ -221,7 +235,7 @@ def _fit(
 
 
 def _check_resumable(run: Path, recipe: TrainRecipe) -> None:
-    """Raises RunError when the run was begun with another model; other changes are the user's to make, and logged."""
+    """Raise RunError if the run was begun with another model. Log other changes, which the user may make."""
     if not (run / RECIPE_FILE).is_file():
         return
     begun = load_recipe(run / RECIPE_FILE, check_paths=False)

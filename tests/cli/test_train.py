@@ -16,13 +16,14 @@ import yaml
 from lightning.pytorch.callbacks import Callback
 
 from distill.cli.main import main
+from distill.config.loading import flatten, load_recipe
 from distill.config.schema import CacheConfig, StudentConfig
 from distill.data.cache.job import build_cache
 from distill.errors import CheckpointError
 from distill.models.checkpoint import load_model, save_model
+from distill.models.initialization import build_student
 from distill.models.sam import ModelSpec, build_from_spec
-from distill.training import run as training
-from distill.training.run import build_student
+from distill.training import train
 
 RECIPE = """\
 kind: {kind}
@@ -132,7 +133,7 @@ def test_a_directory_that_is_not_empty_is_refused_with_both_remedies(place, caps
 
 
 class Stop(Callback):
-    """Kills the run at a step, as a power cut would: no hook for interrupts."""
+    """A callback that kills the run at a step, as a power cut would. No hook for interrupts runs."""
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         if trainer.global_step == 3:
@@ -141,14 +142,12 @@ class Stop(Callback):
 
 @pytest.mark.parametrize("kind", ["feature", "mask"])
 @pytest.mark.parametrize("overrides", [[], ["optim.ema_decay=0.5"], ["data.num_workers=1"]], ids=["", "ema", "workers"])
-def test_resume_gives_the_losses_of_an_uninterrupted_run(place, monkeypatch, capsys, kind, overrides):
+def test_resume_gives_the_losses_of_an_uninterrupted_run(place, kind, overrides):
     command = ["train", f"{kind}.yaml", *overrides, "trainer.max_steps=7"]  # three batches an epoch
     assert main([*command, "run=whole"]) == 0
-    own = training._callbacks
-    monkeypatch.setattr(training, "_callbacks", lambda recipe: [*own(recipe), Stop()])
-    assert main([*command, "run=cut"]) == 1  # after the checkpoint of step 2
-    monkeypatch.setattr(training, "_callbacks", own)
-    capsys.readouterr()
+    recipe = load_recipe(f"{kind}.yaml", [*command[2:], "run=cut"])
+    with pytest.raises(RuntimeError, match="power cut"):  # after the checkpoint of step 2
+        train(recipe, callbacks=[Stop()])
     assert not Path("cut", "student.safetensors").exists()
     assert main([*command, "run=cut", "resume=true"]) == 0
     assert "going on from cut/checkpoints/last.ckpt" in Path("cut", "log.txt").read_text()
@@ -161,6 +160,27 @@ def test_a_finished_run_can_be_made_longer(place):
     assert main(["train", "feature.yaml", "trainer.max_steps=3"]) == 0
     assert main(["train", "feature.yaml", "trainer.max_steps=5", "resume=true"]) == 0
     assert list(losses("feature")) == [0, 1, 2, 3, 4]
+
+
+BEFORE = Path(__file__).parents[1] / "config" / "written_before" / "feature.yaml"
+
+
+def test_a_run_that_was_begun_before_recipes_had_a_common_base_goes_on(place, caplog):
+    assert main(["train", "feature.yaml", "trainer.max_steps=3"]) == 0
+    file = Path("feature/recipe.yaml")
+    values, old = dict(flatten(yaml.safe_load(file.read_text()))), yaml.safe_load(BEFORE.read_text())
+    for key, _ in [item for item in flatten(old) if not item[0].startswith("trainer.")]:
+        *sections, name = key.split(".")
+        section = old
+        for part in sections:
+            section = section[part]
+        section[name] = values[key]
+    old["trainer"] = {key.partition(".")[2]: value for key, value in values.items() if key.startswith("trainer.")}
+    file.write_text(yaml.safe_dump(old, sort_keys=False))
+    assert main(["train", "feature.yaml", "trainer.max_steps=5", "resume=true"]) == 0
+    assert list(losses("feature")) == [0, 1, 2, 3, 4]
+    changed = [record.getMessage() for record in caplog.records if "the run was begun with" in record.getMessage()]
+    assert changed == ["resumed with trainer.max_steps=5; the run was begun with 3"]
 
 
 def test_resuming_a_finished_run_changes_nothing(place, capsys):

@@ -1,0 +1,124 @@
+"""The callbacks of a training: continued metrics, the last checkpoint, the time spent waiting for data, and options."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.tensorboard.summary import hparams
+
+from distill.training.loggers import JsonLinesLogger
+
+LAST_STEP_KEY = "distill_last_step"  # of a checkpoint: the scalars of the step it ends with
+
+
+class ContinueMetrics(lightning.Callback):
+    """A callback that makes the metrics of a resumed run equal to those of an uninterrupted one.
+
+    It drops the metrics that came after the checkpoint. Lightning writes a checkpoint before it logs the step that the
+    checkpoint ends with. So that step's scalars are kept in the checkpoint too, and logged if the run died in between.
+    """
+
+    def __init__(self) -> None:
+        self._last_step: dict[str, float] = {}
+
+    def on_save_checkpoint(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        logged = trainer.logged_metrics.items()
+        checkpoint[LAST_STEP_KEY] = {name: float(value) for name, value in logged if name.startswith("train/")}
+
+    def on_load_checkpoint(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._last_step = checkpoint.get(LAST_STEP_KEY, {})
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        step = trainer.global_step
+        for logger in trainer.loggers:
+            if isinstance(logger, JsonLinesLogger):
+                logger.forget_from(step)
+                is_logged_step = step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+                if self._last_step and is_logged_step and not logger.has(step - 1, self._last_step):
+                    logger.log_metrics(self._last_step, step - 1)
+
+
+class CheckpointAtEnd(lightning.Callback):
+    """A callback that writes the last checkpoint when training ends, so that a longer run can go on from it.
+
+    It stands before weight averaging in the list of callbacks, because that then replaces the model by the average.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.is_written = False  # stays so when a resumed run has nothing left to do
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        trainer.save_checkpoint(self.path)
+        self.is_written = True
+
+
+class DataWait(lightning.Callback):
+    """A callback that logs `train/data_wait`: the share of time that was spent waiting for batches."""
+
+    def __init__(self) -> None:
+        self._mark: float | None = None
+        self._waited = 0.0
+        self._worked = 0.0
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        self._waited += self._lap()
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *args: Any) -> None:
+        self._worked += self._lap()
+        total = self._waited + self._worked
+        if trainer.global_step % trainer.log_every_n_steps == 0 and total:  # type: ignore[attr-defined]
+            pl_module.log("train/data_wait", self._waited / total)
+            self._waited = self._worked = 0.0
+
+    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._mark = None
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._mark = None
+
+    def _lap(self) -> float:
+        """Return the seconds since the last call, or 0 after a pause."""
+        now = time.perf_counter()
+        seconds = 0.0 if self._mark is None else now - self._mark
+        self._mark = now
+        return seconds
+
+
+class Hyperparameters(lightning.Callback):
+    """A callback that tells every logger the recipe's options, so that the services' own pages compare runs.
+
+    TensorBoard's HPARAMS page shows them with the last value of each scalar in `metrics`.
+    """
+
+    def __init__(self, values: Mapping[str, Any], metrics: Sequence[str]) -> None:
+        simple = (bool, int, float, str)
+        self.values = {key: value if isinstance(value, simple) else str(value) for key, value in values.items()}
+        self.metrics = metrics
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        for logger in trainer.loggers:
+            if not isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(self.values)
+            elif trainer.is_global_zero:
+                experiment, session_start, _ = self._summaries()
+                logger.experiment.file_writer.add_summary(experiment)
+                logger.experiment.file_writer.add_summary(session_start)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+                logger.experiment.file_writer.add_summary(self._summaries()[2])
+
+    def _summaries(self) -> Any:
+        """Return TensorBoard's records of the experiment, of the session's start and of its end."""
+        return hparams(dict(self.values), dict.fromkeys(self.metrics, 0.0))  # type: ignore[no-untyped-call]
