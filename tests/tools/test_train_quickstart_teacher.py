@@ -1,71 +1,61 @@
-"""`distill train` of a mask stage that asks the teacher, with tiny models and real tars."""
+"""The tool that trained the packaged teacher still runs, and goes on from the phases that are finished."""
 
 from __future__ import annotations
 
-import json
+import importlib.util
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
-import yaml
+import torch
 
-from distill.cli.main import main
-from distill.config.schema import CacheConfig
-from distill.data.cache.job import build_cache
+from distill.data.synthetic.coco_set import write_coco_set
+from distill.data.synthetic.source_photos import HELD_OUT_PHOTOGRAPHS, load_photographs
 from distill.models.checkpoint import load_model
 
-RECIPE = {
-    "kind": "mask",
-    "student": {"name": "efficientvit_sam_t", "image_size": 64},
-    "teacher": {"source": "online"},
-    "data": {"images": "images", "batch_size": 3, "num_workers": 0, "max_instances": 2},
-    "prompts": {"refine_clicks": 1, "multimask_on_box": False},
-    "targets": {"truth_weight": 0.0, "teacher_weight": 1.0},
-    "loss": {"mask": "bce", "mask_weight": 5.0, "dice_weight": 5.0, "feature_weight": 1.0},
-    "optim": {"lr": 1.0e-3, "prompt_encoder_lr_scale": 0.0},
-    "trainer": {
-        "max_steps": 2,
-        "log_every_n_steps": 1,
-        "accelerator": "cpu",
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "gradient_clip_val": 0.01,
-    },
-}
+TOOL = Path(__file__).parents[2] / "tools" / "train_quickstart_teacher.py"
 
 
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teacher_file: Path) -> Path:
-    """A working directory with the recipe."""
-    monkeypatch.chdir(tmp_path)
-    tree = {**RECIPE, "teacher": {**RECIPE["teacher"], "name": str(teacher_file)}}
-    Path("mask.yaml").write_text(yaml.safe_dump(tree))
-    return tmp_path
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    """Import the tool, which is no part of the package."""
+    spec = importlib.util.spec_from_file_location(TOOL.stem, TOOL)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclasses look for their module there
+    spec.loader.exec_module(module)
+    return module
 
 
-def losses(run: str) -> list[dict[str, float]]:
-    rows = map(json.loads, Path(run, "metrics.jsonl").read_text().splitlines())
-    return [row for row in rows if "train/loss" in row]
+def test_cells_near_a_box(tool):
+    near = tool.near_boxes(torch.tensor([[64.0, 128.0, 128.0, 192.0]]), side=32, prompt_size=512)
+    rows, cols = near[0].any(1).nonzero().flatten(), near[0].any(0).nonzero().flatten()
+    # 16 pixels a cell; the margin is a quarter of 64 pixels, and two cells: cells 4 to 7 grow by three
+    assert cols.tolist() == list(range(1, 11)) and rows.tolist() == list(range(5, 15))
 
 
-def test_from_the_cache_as_online_and_the_prompt_encoder_stays(place, photo_shards, tiny_teacher):
-    index = photo_shards(6)
-    build_cache(tiny_teacher, index, CacheConfig(dir="cache"), max_bad_share=0)
-    assert main(["train", "mask.yaml", "run=online"]) == 0
-    assert main(["train", "mask.yaml", "run=cached", "teacher.source=cache", "cache.dir=cache"]) == 0
-    online, cached = losses("online")[0], losses("cached")[0]
-    assert cached["train/loss"] == pytest.approx(online["train/loss"], rel=1e-2)
-    assert cached["train/feature"] == pytest.approx(online["train/feature"], rel=1e-2)
-    assert {"train/teacher_mask", "train/teacher_dice", "train/logit"} <= set(online)
-    assert not {"train/mask", "train/iou"} & set(online)
-    trained, start = load_model("online").state_dict(), tiny_teacher.model.state_dict()
-    for name, tensor in trained.items():
-        if name.startswith("prompt_encoder."):
-            assert tensor.equal(start[name]), name
-    assert not trained["mask_decoder.iou_token.weight"].equal(start["mask_decoder.iou_token.weight"])
+def test_weights_at_another_grid_are_the_same(tool):
+    model = tool.build_from_spec(tool.teacher_spec(8))
+    other = tool.at_grid(model, 16)
+    assert (other.image_size, other.embedding_size) == (128, 16)
+    assert all(other.state_dict()[name].equal(tensor) for name, tensor in model.state_dict().items())
 
 
-def test_photos_alone_are_enough_with_instances_of_the_teacher(place, photo_shards):
-    photo_shards(6, annotated=False)
-    assert main(["train", "mask.yaml", "run=without"]) == 2  # boxes and points come from masks
-    assert main(["train", "mask.yaml", "run=alone", "prompts.teacher_instances=2"]) == 0
-    assert len(losses("alone")) == 2
+@pytest.mark.slow
+def test_phases_of_one_step_each(tool, tmp_path, monkeypatch):
+    write_coco_set(tmp_path, load_photographs(HELD_OUT_PHOTOGRAPHS), num_photos=2, seed=0)
+    monkeypatch.setattr(tool, "load_imagenet_backbone", lambda encoder: None)  # another package's weights
+    out = tmp_path / "out"
+    command = ["--images", tmp_path / "photos", "--annotations", tmp_path / "annotations.json", "--out", out]
+    steps = [f"--{phase}-steps=1" for phase in ("noise", "coarse", "fine")]
+    options = [*map(str, command), *steps, "--num-workers=0", "--accelerator=cpu", "--save-every=1"]
+    tool.main(options)
+    phases = ["noise", "coarse", "fine"]
+    assert [(out / f"{phase}.safetensors").is_file() for phase in phases] == [True] * 3
+    teacher = load_model(out / "quickstart_teacher.safetensors")
+    assert (teacher.image_size, teacher.embedding_size) == (384, 48)
+    before = (out / "noise.safetensors").stat().st_mtime_ns
+    (out / "fine.safetensors").unlink()
+    tool.main(options)
+    assert (out / "fine.safetensors").is_file() and (out / "noise.safetensors").stat().st_mtime_ns == before
