@@ -1,4 +1,4 @@
-"""`distill bench cache`: bytes, error and speed of codecs, and a step from the cache beside one with a live teacher."""
+"""`distill bench cache`: bytes, error and speed of codecs, and training steps from the cache and with the teacher."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from distill.bench.codecs import bounds, trials
-from distill.bench.padding import MASK_PHOTOS, MaskJudge, measure_padding
+from distill.bench.padding import MASK_PHOTOS, ReferenceMasks, measure_padding
 from distill.config.schema import CacheConfig, DataConfig, FeatureLossConfig, OptimConfig, TeacherConfig
 from distill.data.cache.codecs import CODECS, decode_embedding, encode_embedding
 from distill.data.cache.embeddings import EmbeddingCache
@@ -45,19 +45,19 @@ SECONDS = 1.0  # each speed is measured for about this long
 BATCH_SIZE = 4
 STEPS = 3  # after one that warms up
 JPEG_QUALITY = 95
-# What a codec must reach to be worth a place beside int8: its error, the speed at which decoding is never what training
-# waits for, and a twentieth fewer bytes. Fewer bytes for more error are to be had too, at the cost of masks.
+# A codec is worth adding to int8 if it has no more error, decodes so many maps a second that training never waits for
+# it, and takes at most this share of int8's bytes. Codecs of more error take fewer bytes, but make masks worse.
 LEAST_SPEED, WORTHWHILE = 200, 0.95
 
 
 def bench_cache(
     teacher_config: TeacherConfig, *, student: str, images: str | None = None, num_photos: int
 ) -> dict[str, Any]:
-    """Measure; what `--json` prints.
+    """Measure all, and return what `--json` prints.
 
     Args:
         student: a registered encoder, whose steps are timed.
-        images: image shards; None: photographs that come with Python packages.
+        images: image shards. The default is photographs that come with Python packages.
         num_photos: photos whose embeddings are measured.
     """
     teacher = load_teacher(teacher_config)
@@ -75,8 +75,8 @@ def bench_cache(
 
 
 def measure_codecs(teacher: Teacher, embeddings: list[Tensor]) -> list[dict[str, Any]]:
-    """Bits a value, relative L2 error and mask IoU on the embeddings as they are, and speed on maps of SAM's shape."""
-    judge = MaskJudge(teacher, embeddings[:MASK_PHOTOS])
+    """Measure bits a value, relative L2 error and mask IoU on the embeddings, and speed on maps of SAM's shape."""
+    reference = ReferenceMasks(teacher, embeddings[:MASK_PHOTOS])
     num_values = sum(embedding.numel() for embedding in embeddings)
     whole = sam_map(embeddings)
     rows = []
@@ -85,7 +85,7 @@ def measure_codecs(teacher: Teacher, embeddings: list[Tensor]) -> list[dict[str,
         blob = trial.encode(whole)
         decoded = [trial.decode(item) for item in blobs]
         row = _curve_row(trial.name, sum(map(len, blobs)) / num_values, embeddings, decoded)
-        row["mask_iou"] = judge.iou(decoded)
+        row["mask_iou"] = reference.mean_iou(decoded)
         encode, decode = (lambda trial=trial: trial.encode(whole)), (lambda trial=trial, blob=blob: trial.decode(blob))
         rows.append({**row, "encodes_per_second": _speed(encode), "decodes_per_second": _speed(decode)})
     int8 = next(row for row in rows if row["name"] == "int8")
@@ -99,7 +99,7 @@ def measure_codecs(teacher: Teacher, embeddings: list[Tensor]) -> list[dict[str,
         measured = [bound.measure(embedding) for embedding in embeddings]
         num_bytes, decoded = sum(found for found, _ in measured), [item for _, item in measured]
         row = _curve_row(bound.name, num_bytes / num_values, embeddings, decoded)
-        rows.append({**row, "mask_iou": judge.iou(decoded)})
+        rows.append({**row, "mask_iou": reference.mean_iou(decoded)})
     return rows
 
 
@@ -108,7 +108,7 @@ def _open(path: Path) -> BinaryIO:
 
 
 def measure_tars(embeddings: list[Tensor], directory: Path) -> list[dict[str, Any]]:
-    """Maps a second read from a tar: the entry found by its place, its checksum compared, and decoded."""
+    """Measure how many maps a second are read from a tar: found by offset, compared with a checksum, and decoded."""
     whole = sam_map(embeddings)
     rows = []
     for codec in CODECS:
@@ -132,7 +132,7 @@ def measure_tars(embeddings: list[Tensor], directory: Path) -> list[dict[str, An
 
 
 def measure_steps(teacher: Teacher, student: str, photos: list[np.ndarray], directory: Path) -> list[dict[str, Any]]:
-    """Seconds, of a core's time, of reading a batch and of a feature stage's step on it, by the embeddings' source."""
+    """Measure the CPU seconds of reading a batch and of a feature stage's step on it, by the embeddings' source."""
     images = directory / "images"
     with ShardWriter(images) as writer:
         for number in range(BATCH_SIZE * (STEPS + 1)):
@@ -150,7 +150,7 @@ def measure_steps(teacher: Teacher, student: str, photos: list[np.ndarray], dire
 
 
 def sam_map(embeddings: list[Tensor]) -> Tensor:
-    """A map of SAM's shape from the values of real embeddings (C, E, E): laid side by side, and cut to its shape."""
+    """Return a map of SAM's shape with the values of real embeddings (C, E, E), laid side by side and cut."""
     dim, grid, _ = embeddings[0].shape
     channels, tiles = -(-MAP_SHAPE[0] // dim), -(-MAP_SHAPE[1] // grid)
     parts = iter([*embeddings] * (channels * tiles * tiles))
@@ -160,7 +160,7 @@ def sam_map(embeddings: list[Tensor]) -> Tensor:
 
 
 def tables(found: dict[str, Any]) -> list[Table]:
-    """The measurements for a terminal."""
+    """Return the measurements as tables."""
     from rich.table import Table
 
     curve = Table(
@@ -199,7 +199,7 @@ def _curve_row(name: str, bytes_per_value: float, exact: list[Tensor], decoded: 
 
 
 def _photos(images: str | None, num_photos: int) -> list[np.ndarray]:
-    """Photos, uint8 (H, W, 3), spread over the shards."""
+    """Return photos, uint8 (H, W, 3), spread over the shards."""
     if images is None:
         return load_photographs((*HELD_OUT_PHOTOGRAPHS, *TRAIN_PHOTOGRAPHS)[:num_photos])
     index = ShardIndex.open(images)
@@ -209,7 +209,7 @@ def _photos(images: str | None, num_photos: int) -> list[np.ndarray]:
 
 
 def _middle(photo: np.ndarray) -> np.ndarray:
-    """The square in its middle, so that embeddings have no padding."""
+    """Cut the square from the middle of a photo, so that its embedding has no padding."""
     side = min(photo.shape[:2])
     top, left = (photo.shape[0] - side) // 2, (photo.shape[1] - side) // 2
     return np.ascontiguousarray(photo[top : top + side, left : left + side])
@@ -237,7 +237,7 @@ def _time_steps(teacher: Teacher, student: str, images: Path, cache: EmbeddingCa
         batch = next(batches)
         read.append(time.process_time() - started)
         optimizer.zero_grad()
-        stage.compute_terms(batch)["loss"].backward()
+        stage.compute_terms(batch)["loss"].backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         step.append(time.process_time() - started - read[-1])
     data.teardown()
@@ -245,7 +245,7 @@ def _time_steps(teacher: Teacher, student: str, images: Path, cache: EmbeddingCa
 
 
 def _speed(work: Callable[[], object]) -> float:
-    """Calls a second of a core's time, over about SECONDS: a busy machine tells the same."""
+    """Return the calls per CPU second, measured for about SECONDS. Other work on the machine hardly changes it."""
     work()
     started, num_calls = time.process_time(), 0
     while time.process_time() - started < SECONDS:

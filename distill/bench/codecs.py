@@ -1,7 +1,7 @@
-"""What an embedding could be stored as: our codecs, and what was tried beside them.
+"""Ways to store an embedding: our codecs, and others that were tried.
 
-A trial is judged by bytes for error. Those that end in "bound" are no codecs: their bytes are the entropy of single
-values by channel, below which no coder of single values (Huffman, zstd's, ANS) can come.
+A trial is compared with others by its bytes and its error. A bound is not a codec: its bytes are the entropy of single
+values by channel, and no coder of single values (Huffman, zstd's, ANS) needs fewer.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from distill.data.cache.codecs import (
 
 BITS_PER_BYTE = 8
 FEWER_BITS = (7, 6, 5, 4)
-# Of one step for all channels, as shares of the root mean square: uniform rounding has an error of step / sqrt(12),
-# so these have relative errors of int8's size and of the 1.5 % that are allowed.
+# Steps for all channels, as shares of the root mean square. Uniform rounding has an error of step / sqrt(12): the first
+# one gives about the relative error of int8, and the second one the 1.5 % that is allowed.
 STEP_SHARES = (0.028, 0.05)
 FASTEST, HUFFMAN_ONLY = 1, zlib.Z_HUFFMAN_ONLY
 FAST_ZLIB = partial(zlib.compress, level=FASTEST)
@@ -39,7 +39,7 @@ FAST_ZLIB = partial(zlib.compress, level=FASTEST)
 
 @dataclass(frozen=True)
 class Trial:
-    """A way to store an embedding (C, E, E) of a square photo: to bytes and back."""
+    """A way to store an embedding (C, E, E) of a square photo: functions to bytes and back."""
 
     name: str
     encode: Callable[[Tensor], bytes]
@@ -48,14 +48,14 @@ class Trial:
 
 @dataclass(frozen=True)
 class Bound:
-    """The fewest bytes of some values, and what comes back from them; not a codec."""
+    """A lower bound of bytes. `measure` returns the bytes of an embedding, and the embedding with its coding error."""
 
     name: str
     measure: Callable[[Tensor], tuple[float, Tensor]]
 
 
 def trials() -> list[Trial]:
-    """Our codecs, then entropy coding over them, then coarser values."""
+    """Return our codecs, then entropy coding of their bytes, then coarser values."""
     found = [_codec(name) for name in CODECS]
     for name in ("fp16", "int8"):
         found.append(_compressed(name, "zlib, Huffman", _huffman, lambda data: zlib.decompress(data, -zlib.MAX_WBITS)))
@@ -66,7 +66,7 @@ def trials() -> list[Trial]:
 
 
 def _with_zstd() -> list[Trial]:
-    """With the package zstandard, which only this needs; none without it."""
+    """Return the trials of the package zstandard, which only this bench uses. Return none without the package."""
     if importlib.util.find_spec("zstandard") is None:
         return []
     zstandard = importlib.import_module("zstandard")
@@ -76,7 +76,7 @@ def _with_zstd() -> list[Trial]:
 
 
 def _with_blosc2() -> list[Trial]:
-    """With the package blosc2, which only this needs; none without it."""
+    """Return the trials of the package blosc2, which only this bench uses. Return none without the package."""
     if importlib.util.find_spec("blosc2") is None:
         return []
     blosc2 = importlib.import_module("blosc2")
@@ -90,7 +90,7 @@ def _with_blosc2() -> list[Trial]:
 
 
 def bounds() -> list[Bound]:
-    """What coding of single values could reach at most, for int8, for fewer bits and for one step everywhere."""
+    """Return the bounds of codes of single values: for int8, for fewer bits, and for one step in all channels."""
     found = [Bound("int8, bound", lambda embedding: _banded_bound(embedding, BITS_PER_BYTE, packed=False))]
     for bits in FEWER_BITS:
         found.append(Bound(f"{bits} bits, packed", partial(_banded_bound, bits=bits, packed=True)))
@@ -110,7 +110,10 @@ def _codec(name: str) -> Trial:
 def _compressed(
     codec: str, coder: str, compress: Callable[[bytes], bytes], decompress: Callable[[bytes], bytes]
 ) -> Trial:
-    """An entry of one of our codecs, compressed; the bytes of two-byte values lie apart, all high ones together."""
+    """Return a trial that compresses the entries of one of our codecs.
+
+    The bytes of two-byte values are separated: all low bytes come first, then all high bytes.
+    """
     plain = _codec(codec)
     width = 2 if codec == "fp16" else 1
 
@@ -140,7 +143,10 @@ def _one_step(
     compress: Callable[[bytes], bytes] = FAST_ZLIB,
     decompress: Callable[[bytes], bytes] = zlib.decompress,
 ) -> Trial:
-    """Whole multiples of one step: wide channels take more bits than narrow ones, and a coder makes use of it."""
+    """Return a trial that stores integer multiples of one step.
+
+    Channels with a wide range take more bits than others, and the coder exploits that.
+    """
 
     def encode(embedding: Tensor) -> bytes:
         step = _step(embedding, share)
@@ -149,7 +155,8 @@ def _one_step(
         return np.array([step, *embedding.shape], "<f4").tobytes() + compress(planes)
 
     def decode(data: bytes) -> Tensor:
-        step, *shape = np.frombuffer(data[:16], "<f4").tolist()
+        header: list[float] = np.frombuffer(data[:16], "<f4").tolist()
+        step, *shape = header
         planes = np.frombuffer(decompress(data[16:]), np.uint8).reshape(2, -1)
         values = np.ascontiguousarray(planes.T).view(np.int16).reshape([int(side) for side in shape])
         return torch.from_numpy(values).float() * step
@@ -162,7 +169,11 @@ def _step(embedding: Tensor, share: float) -> float:
 
 
 def _banded_bound(embedding: Tensor, bits: int, *, packed: bool) -> tuple[float, Tensor]:
-    """Values of `bits` bits with int8's bands: their bytes when packed, or the entropy of each channel."""
+    """Quantize to `bits` bits with int8's bands, and return the bytes and the decoded embedding.
+
+    Args:
+        packed: count `bits` bits a value, not the entropy of each channel.
+    """
     flat = embedding.flatten(1)  # (C, N)
     band = band_of(flat.shape[1])
     tensors = quantize(flat, band, (1 << bits) - 1)
@@ -170,9 +181,8 @@ def _banded_bound(embedding: Tensor, bits: int, *, packed: bool) -> tuple[float,
     decoded = values.float()
     dequantize(decoded, tensors["scale"], tensors["offset"], band)
     num_bytes = values.numel() * bits / BITS_PER_BYTE if packed else _entropy_bytes(values)
-    return num_bytes + 8 * tensors["scale"].numel(), decoded.view_as(
-        embedding
-    )  # a scale and an offset, four bytes each
+    num_bytes += 8 * tensors["scale"].numel()  # a scale and an offset, four bytes each
+    return num_bytes, decoded.view_as(embedding)
 
 
 def _one_step_bound(embedding: Tensor, share: float) -> tuple[float, Tensor]:
@@ -182,7 +192,7 @@ def _one_step_bound(embedding: Tensor, share: float) -> tuple[float, Tensor]:
 
 
 def _entropy_bytes(values: Tensor) -> float:
-    """Bytes of an ideal code of single values, with a table for each channel that costs nothing."""
+    """Return the bytes of an ideal code of single values, without the bytes of its table for each channel."""
     bits = 0.0
     for channel in values:
         counts = torch.unique(channel, return_counts=True)[1].double()

@@ -1,4 +1,4 @@
-"""What masks lose by what is stored: of the values, and of the padding, in several forms beside ours."""
+"""The loss of mask quality from storing embeddings: by their values, and by several forms of their padding."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from distill.models.teacher import Teacher
 
 MASK_PHOTOS = 4
 POINTS_PER_SIDE = 4  # prompts a photo: clicks on a grid
-SHORT, LONG = 2, 3  # sides of photos whose embeddings have padding: SA-1B's are 3:2 at the most
+SHORT, LONG = 2, 3  # photos of 3:2 have padding in their embeddings, as the longest of SA-1B have
 
 
-class MaskJudge:
-    """Masks that a teacher decodes from stored embeddings, against those from its own.
+class ReferenceMasks:
+    """The masks that a teacher decodes from its own embeddings, with which masks from stored ones are compared.
 
     Args:
-        embeddings: (C, E, E) each. original_hw: of each photo; None: squares.
+        embeddings: the teacher's own, (C, E, E) each.
+        original_hw: height and width of each photo. The default is squares.
     """
 
     def __init__(self, teacher: Teacher, embeddings: list[Tensor], original_hw: list[HW] | None = None) -> None:
@@ -34,12 +35,12 @@ class MaskJudge:
         self.expected = [self._masks(*pair) for pair in zip(embeddings, self.original_hw, strict=True)]
 
     def ious(self, decoded: list[Tensor]) -> list[float]:
-        """Mean IoU on each photo; of more embeddings than photos the first ones count."""
+        """Return the mean IoU on each photo. `decoded` may hold more embeddings; the first ones are used."""
         masks = [self._masks(item, hw) for item, hw in zip(decoded, self.original_hw, strict=False)]
         return [float(mask_iou(*pair, both_empty=1.0).mean()) for pair in zip(masks, self.expected, strict=True)]
 
-    def iou(self, decoded: list[Tensor]) -> float:
-        """Mean over all prompts, which are as many on every photo."""
+    def mean_iou(self, decoded: list[Tensor]) -> float:
+        """Return the mean IoU over all prompts. Every photo has the same number."""
         return float(np.mean(self.ious(decoded)))
 
     def _masks(self, embedding: Tensor, original_hw: HW) -> Tensor:
@@ -49,14 +50,17 @@ class MaskJudge:
 
 @dataclass(frozen=True)
 class Form:
-    """Padding (C, R, E), lines along the photo's edge, as it comes back, and how many values a channel that takes."""
+    """A form of padding (C, R, E), which is lines along the photo's edge.
+
+    `restore` returns the padding as it is restored, and how many values a channel are stored for it.
+    """
 
     name: str
     restore: Callable[[Tensor], tuple[Tensor, int]]
 
 
 def forms() -> list[Form]:
-    """From nothing to all."""
+    """Return the forms, from storing nothing to storing everything."""
     return [
         Form("nothing", lambda lines: (torch.zeros_like(lines), 0)),
         Form("one mean vector", lambda lines: (lines.mean((1, 2), keepdim=True).expand_as(lines), 1)),
@@ -68,14 +72,15 @@ def forms() -> list[Form]:
 
 
 def measure_padding(teacher: Teacher, photos: list[np.ndarray]) -> list[dict[str, Any]]:
-    """Mask IoU of photos cut to 3:2, their own block exact, by what is stored of the padding.
+    """Measure the mask IoU by the form of the padding, on photos cut to 3:2 whose own block is exact.
 
-    Returns rows: name, share (of the bytes of the block), mask_iou, worst (of a photo).
+    Returns:
+        a row for each form: name, share (of the bytes of the block), mask_iou, and worst (mask IoU of a photo).
     """
     photos = [_cut(photo) for photo in photos]
     hws = [photo.shape[:2] for photo in photos]
     embeddings = [teacher.embed(letterbox(photo, teacher.image_size)[None])[0] for photo in photos]  # (C, E, E)
-    judge = MaskJudge(teacher, embeddings, hws)
+    reference = ReferenceMasks(teacher, embeddings, hws)
     rows = []
     for form in forms():
         decoded, shares = [], []
@@ -85,14 +90,14 @@ def measure_padding(teacher: Teacher, photos: list[np.ndarray]) -> list[dict[str
             restored[:, num_rows:], num_values = form.restore(embedding[:, num_rows:])
             decoded.append(restored)
             shares.append(num_values / (num_rows * num_cols))
-        ious = judge.ious(decoded)
+        ious = reference.ious(decoded)
         found = {"share": float(np.mean(shares)), "mask_iou": float(np.mean(ious)), "worst": min(ious)}
         rows.append({"name": form.name, **found})
     return rows
 
 
 def _cut(photo: np.ndarray) -> np.ndarray:
-    """The largest landscape of 3:2 in the middle of a photo."""
+    """Cut the largest landscape of 3:2 from the middle of a photo."""
     width = min(photo.shape[1], photo.shape[0] * LONG // SHORT)
     height = width * SHORT // LONG
     top, left = (photo.shape[0] - height) // 2, (photo.shape[1] - width) // 2

@@ -13,28 +13,30 @@ EPILOG = """\
 examples:
   distill shards build coco --images train2017 --annotations instances_train2017.json --out shards/train
   distill shards build folder --images photos --out shards/photos
-  distill shards index sa1b              # tars from elsewhere, SA-1B's own for one
+  distill shards index sa1b              # tars from elsewhere, such as those of SA-1B
 """
 COCO_EPILOG = """\
 examples:
   distill shards build coco --images train2017 --annotations instances_train2017.json --out shards/train
   distill shards build coco --images val2017 --annotations instances_val2017.json --out shards/val --max-side 1024
 
-Each sample is KEY.jpg (the photo's own bytes where they will do) and KEY.json (masks as RLE, boxes, one point each).
+Each sample is KEY.jpg (the photo's own bytes if it is upright and not too large) and KEY.json (masks as RLE, boxes,
+one point for each mask).
 """
 FOLDER_EPILOG = """\
 example:
   distill shards build folder --images photos --out shards/photos --max-side 1024
 
-For the feature stage, which needs no masks. Folders below DIR are read too; jpg, png and webp.
+These shards are for the feature stage, which needs no masks. All jpg, png and webp files in DIR and in the folders
+below it are read.
 """
 INDEX_EPILOG = """\
 example:
   distill shards index /data/sa1b
   distill shards index s3://bucket/sa1b  # an address that fsspec reads: s3://, hf://, https://, ...
 
-Training and caching read tars without index.json too, but every process then reads all headers at its start. Of
-remote tars only the headers are fetched; where index.json cannot be written there, it is kept in the user's cache
+Training and caching read tars without index.json too, but then every process reads all headers when it starts. Only
+the headers of remote tars are fetched. If index.json cannot be written beside them, it is kept in the user's cache
 directory.
 """
 
@@ -50,12 +52,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     coco.add_argument("--annotations", required=True, metavar="FILE", help="the COCO-format instances JSON")
     _add_output(coco)
     coco.set_defaults(run=build_coco)
-    folder = add_command(sources, "folder", "photos alone", FOLDER_EPILOG)
+    folder = add_command(sources, "folder", "photos without annotations", FOLDER_EPILOG)
     folder.add_argument("--images", required=True, metavar="DIR", help="the photos, in folders of any depth")
     _add_output(folder)
     folder.set_defaults(run=build_folder)
     index = add_command(
-        actions, "index", "read the headers of tars and keep what lies where in index.json", INDEX_EPILOG
+        actions,
+        "index",
+        "read the headers of tars and write index.json, which says where each sample lies",
+        INDEX_EPILOG,
     )
     index.add_argument(
         "directory", metavar="DIR", help="a directory or address of uncompressed tars: KEY.jpg and KEY.json"

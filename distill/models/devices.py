@@ -35,6 +35,6 @@ def usable_device(name: str | torch.device | None) -> torch.device:
 def one_device() -> torch.device:
     """Return the device that Lightning gives to a single process on this machine, even inside a cluster job."""
     from lightning.fabric import Fabric
-    from lightning.fabric.plugins.environments import LightningEnvironment  # type: ignore[attr-defined]
+    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
     return Fabric(accelerator="auto", devices=1, plugins=LightningEnvironment()).device

@@ -28,8 +28,10 @@ def launch_fabric(devices: int | None = None) -> Fabric:
 
     import torch
     from lightning.fabric import Fabric
-    from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
-    from lightning.fabric.strategies import DDPStrategy
+    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+    from lightning.fabric.strategies.ddp import DDPStrategy
 
     num_nodes = 1
     plugins = None
@@ -54,7 +56,8 @@ def is_helper(fabric: Fabric) -> bool:
 
     The first process does the work of such a process if it fails.
     """
-    from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
     if TorchElasticEnvironment.detect() or (SLURMEnvironment.detect() and not is_array_task_alone()):
         return False

@@ -1,4 +1,4 @@
-"""`distill bench cache`: codecs, what was tried beside them, and steps from the cache."""
+"""`distill bench cache`: codecs, the alternatives to them, and steps from the cache."""
 
 from __future__ import annotations
 

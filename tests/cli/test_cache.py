@@ -1,4 +1,4 @@
-"""`distill cache`: the command as a person runs it."""
+"""`distill cache`: the command as a user runs it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COMMAND = [sys.executable, "-m", "distill.cli.main", "cache", "build"]
 
 @pytest.fixture
 def recipe(teacher_file: Path, photo_shards, tmp_path: Path) -> list[str]:
-    """The arguments of a job over four shards."""
+    """Return the arguments of a job over four shards."""
     photo_shards(8, 2)
     return ["quickstart/cache", f"teacher.name={teacher_file}", f"data.images={tmp_path / 'images'}"]
 
@@ -168,7 +168,7 @@ def test_corrupt_photos_are_counted_in_the_summary(teacher_file, photo_shards, t
 
 @pytest.mark.slow
 def test_two_processes_write_the_same_bytes(recipe, tmp_path):
-    """Started by Lightning Fabric, over gloo; rank 1 meets the error of rank 0 and does not hang."""
+    """Start them by Lightning Fabric, over gloo. Rank 1 meets the error of rank 0 and does not hang."""
     assert cli.main(["cache", "build", *recipe, f"cache.dir={tmp_path / 'one'}"]) == 0
     two = [*COMMAND, *recipe, f"cache.dir={tmp_path / 'two'}", "--devices", "2"]
     subprocess.run(two, check=True, capture_output=True, timeout=120)
@@ -179,7 +179,7 @@ def test_two_processes_write_the_same_bytes(recipe, tmp_path):
 
 @pytest.mark.slow
 def test_killed_and_restarted(teacher_file, photo_shards, tmp_path):
-    """SIGKILL in the middle, then the same command: the bytes of an undisturbed run."""
+    """Kill the job in the middle, and run the same command: it gives the bytes of an undisturbed run."""
     photo_shards(200, 5)
     recipe = ["quickstart/cache", f"teacher.name={teacher_file}", f"data.images={tmp_path / 'images'}"]
     assert cli.main(["cache", "build", *recipe, f"cache.dir={tmp_path / 'undisturbed'}"]) == 0

@@ -178,7 +178,7 @@ def quantize(values: Tensor, band: int, levels: int = INT8_LEVELS) -> dict[str, 
     Returns:
         "values" int8 (C, N), "scale" and "offset" float32 (C, bands): x is about values * scale + offset.
     """
-    bands = values.split(band, 1)
+    bands = torch.split(values, band, 1)
     low = torch.stack([part.amin(1) for part in bands], 1)  # (C, bands)
     high = torch.stack([part.amax(1) for part in bands], 1)
     scale = (high - low) / levels
@@ -191,5 +191,5 @@ def quantize(values: Tensor, band: int, levels: int = INT8_LEVELS) -> dict[str, 
 
 def dequantize(values: Tensor, scale: Tensor, offset: Tensor, band: int) -> None:
     """Turn quantized values (C, N), as floats, back into the original values, in place. Scale, offset: (C, bands)."""
-    for i, part in enumerate(values.split(band, 1)):
+    for i, part in enumerate(torch.split(values, band, 1)):
         part.mul_(scale[:, i, None]).add_(offset[:, i, None])

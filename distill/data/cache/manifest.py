@@ -12,7 +12,7 @@ import hashlib
 import json
 from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from distill.config.names import IDENTITY
 from distill.config.schema import CacheConfig
@@ -48,8 +48,8 @@ class Fingerprint:
     embedding_dim: int  # C
     embedding_size: int  # E
     preprocessing: str
-    precision: str
-    codec: str
+    precision: Literal["fp32", "bf16", "fp16"]
+    codec: Literal["fp16", "bf16", "int8"]
     views: tuple[str, ...]
     images: str  # hash of the image index: shard names and keys
 

@@ -12,7 +12,7 @@ from distill.data.cache.cost_report import job_lines, plan_line, totals_line
 from distill.data.cache.estimate import make_plan
 from distill.data.cache.job import CacheJob
 from distill.data.cache.leases import STALE_SECONDS
-from distill.data.cache.manifest import Manifest, Totals
+from distill.data.cache.manifest import Fidelity, Manifest, Totals
 from distill.data.cache.progress import job_progress
 from distill.data.cache.teacher_pool import TeacherPool
 from distill.errors import DistillError
@@ -81,7 +81,7 @@ def _run(job: CacheJob, fabric: Fabric, report: Report) -> Totals | None:
 def _announce(job: CacheJob, manifest: Manifest, world_size: int, report: Report) -> None:
     num_finished = len(job.finished())
     if num_finished < len(job.shards):
-        fidelities = {manifest.fingerprint.codec: manifest.fidelity}
+        fidelities: dict[str, Fidelity] = {manifest.fingerprint.codec: manifest.fidelity}
         with TeacherPool(job.teacher, job.index, job.config) as pool:
             report(plan_line(make_plan(pool, job.directory, fidelities=fidelities, num_devices=world_size)))
     for line in job_lines(manifest, num_photos=len(job.index), num_finished=num_finished, num_devices=world_size):

@@ -100,7 +100,8 @@ class OpenFiles:
             # After a fork a child's descriptors share their position with the parent's, so they are not used
             self._local.process = os.getpid()
             self._local.files = OrderedDict()
-        return self._local.files
+        files: OrderedDict[Path, BinaryIO] = self._local.files
+        return files
 
     def __reduce__(self) -> tuple[type[OpenFiles], tuple[()]]:
         return OpenFiles, ()

@@ -1,4 +1,4 @@
-"""Sealed JSON: every bit counts, and nothing is half there."""
+"""Checksummed JSON: every changed bit is found, and a file is never written in part."""
 
 from __future__ import annotations
 

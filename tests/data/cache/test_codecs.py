@@ -19,7 +19,7 @@ SQUARE, WIDE = (1000, 1000), (1000, 1500)
 
 
 def embeddings() -> dict[str, torch.Tensor]:
-    """Maps of SAM's shape: normal values, channels of several means and widths, heavy tails."""
+    """Return maps of SAM's shape: normal values, channels of several means and widths, heavy tails."""
     generator = torch.Generator().manual_seed(0)
     normal = torch.randn(256, 64, 64, generator=generator)
     channels = normal * torch.rand(256, 1, 1, generator=generator) + torch.randn(256, 1, 1, generator=generator)
@@ -42,7 +42,7 @@ def test_round_trip(codec: str, hw: tuple[int, int]):
 
 @pytest.mark.parametrize(("width", "grid"), [(256, 64), (128, 48), (128, 40), (128, 32)])
 def test_int8_bytes(width: int, grid: int):
-    """Of the tar: an entry, its header, and what fills its last block."""
+    """Count the bytes in the tar: an entry, its header, and the padding of its last block."""
     embedding = torch.randn(width, grid, grid)
     full = len(encode_embedding(embedding, SQUARE, "fp16"))
     assert len(encode_embedding(embedding, SQUARE, "int8")) <= 0.52 * full
@@ -53,7 +53,7 @@ def test_int8_bytes(width: int, grid: int):
 
 
 def test_int8_of_flat_channels():
-    """A channel of one value, zero included, comes back exactly."""
+    """Restore a channel of one value exactly, including zero."""
     embedding = torch.tensor([0.0, 3.25, -1e4])[:, None, None].expand(3, 8, 8)
     assert torch.equal(decode_embedding(encode_embedding(embedding, SQUARE, "int8")), embedding)
 
@@ -71,7 +71,7 @@ def test_the_entry_describes_itself(codec: str):
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_same_values_same_bytes(codec: str):
-    """Whatever the memory layout, and each time: safetensors shuffles metadata keys."""
+    """Encode again and in other memory layouts: safetensors shuffles metadata keys."""
     embedding = torch.randn(32, 8, 8)
     channels_last = embedding.permute(1, 2, 0).contiguous().permute(2, 0, 1)
     blobs = {encode_embedding(item, (48, 64), codec, key="a") for item in [embedding, channels_last] * 5}
@@ -81,7 +81,7 @@ def test_same_values_same_bytes(codec: str):
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("hw", [(1000, 1500), (1500, 1000)])
 def test_the_padding_comes_back_by_its_means(codec: str, hw: tuple[int, int]):
-    """Values that are the sum of one for the line and one that changes slowly along it lose no more than the codec."""
+    """Restore values that are the sum of one for the line and one that varies slowly along it, but for the codec."""
     rows, cols = valid_grid_hw(hw, 64)
     y, x = torch.arange(64.0)[:, None], torch.arange(64.0)
     embedding = torch.randn(8, 1, 1) + torch.exp(-y / 9) + torch.exp(-x / 9)  # (8, 64, 64)

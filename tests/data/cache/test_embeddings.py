@@ -1,4 +1,4 @@
-"""Embedding shards: written whole or not at all, and read only when they are what was asked for."""
+"""Embedding shards are written completely or not at all, and are read only if they are the expected ones."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def write_shard(directory: Path, shard: ImageShard, keys: list[str], bad: tuple[
 
 @pytest.fixture
 def cache_dir(tmp_path: Path) -> Path:
-    """Two shards of three and two samples; sample k2 has no embedding."""
+    """Write two shards of three and two samples. Sample k2 has no embedding."""
     directory = tmp_path / "cache"
     directory.mkdir()
     Manifest(FINGERPRINT, FIDELITY, SHARDS).write(directory)
@@ -123,7 +123,7 @@ def test_nothing_is_there_before_commit(tmp_path: Path):
 
 
 def test_a_killed_job_leaves_nothing_that_stays(cache_dir: Path):
-    """A tar without its sidecar is no shard; leftovers go when the shard is written again."""
+    """Refuse a tar without its sidecar, and remove temporary files when the shard is written again."""
     (cache_dir / "sa_000001.json").unlink()
     (cache_dir / "sa_000001.tar.0123abcd.tmp").write_bytes(b"half")
     (cache_dir / "sa_000001.json.0123abcd.tmp").write_bytes(b"half")
@@ -202,7 +202,7 @@ def test_damage_is_found_while_reading(cache_dir: Path):
         cache.read("k1")
     tar.unlink()
     with pytest.raises(CacheError, match=r"cannot be read \(No such file.*'distill cache verify"):
-        pickle.loads(pickle.dumps(cache)).read("k1")  # which opens files anew
+        pickle.loads(pickle.dumps(cache)).read("k1")  # the copy opens its own files
     assert cache.has("k3") and torch.equal(cache.read("k3"), embedding_of("k3"))
 
 
@@ -223,7 +223,7 @@ def test_read_in_a_worker(cache_dir: Path, method: str):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_FSIZE as a disk that fills up")
 def test_a_full_disk(tmp_path: Path):
-    """The write fails in the middle of the shard: a clear error, and nothing left."""
+    """Let a write fail in the middle of the shard: the error is clear, and nothing is left."""
     blob = encode_embedding(torch.randn(4, 8, 8), (64, 64), "fp16")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))

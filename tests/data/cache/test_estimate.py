@@ -1,4 +1,4 @@
-"""The plan of a job: sums that are right, and nothing left behind."""
+"""The plan of a job: its sums are right, and it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def measured(codec: str, relative_l2: float, *, mask_iou: float = 0.995, num_byt
 @pytest.mark.parametrize(
     ("build", "online", "read", "expected"),
     [
-        (1.0, 1.0, 0.0, 2),  # as dear as one epoch online: the second one pays
+        (1.0, 1.0, 0.0, 2),  # building costs as much as one epoch online, so it pays from the second epoch on
         (1.1, 1.0, 0.5, 3),
         (0.9, 1.0, 0.0, 1),
         (2.0, 1.0, 0.0, 3),

@@ -1,4 +1,4 @@
-"""What the codecs cost with the packaged teacher, on photos that are no squares: what is promised of int8."""
+"""The fidelity of codecs with the packaged teacher, on photos that are not square: int8 keeps its promise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The caching job: the same bytes however it is run, and what stops it."""
+"""The caching job gives the same bytes however it is run, and stops at the right errors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from distill.geometry import letterbox, valid_grid_hw
 
 
 def lease_of_the_dead(path: Path) -> None:
-    """A lease whose process was killed."""
+    """Write a lease whose process was killed."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     content = {"machine": _machine(), "pid": process.pid, "started": _start_of(process.pid), "beat": 7, "num_done": 2}
     process.kill()
@@ -64,7 +64,7 @@ def test_holds_the_teachers_embeddings(tiny_teacher, photo_shards, config, codec
 
 
 def test_same_bytes_on_any_number_of_threads_and_batch_sizes(tiny_teacher, photo_shards, tmp_path):
-    """And whichever rank writes a shard: a lone process does those of the absent ranks too."""
+    """Let a lone process write the shards of absent ranks too, with the same bytes."""
     index = photo_shards(8)
     threads = torch.get_num_threads()
     layouts = ((1, 1, 1), (2, 3, 1), (3, 2, 2), (5, 4, 2))  # world size, batch size, threads
@@ -83,7 +83,7 @@ def test_same_bytes_on_any_number_of_threads_and_batch_sizes(tiny_teacher, photo
 
 
 def test_a_restart_keeps_what_is_finished(tiny_teacher, photo_shards, config):
-    """What a kill left half done is done again, to the same bytes; what it left behind is swept up."""
+    """Write again what a kill left unfinished, with the same bytes, and remove its temporary files."""
     index, directory = photo_shards(8), Path(config.dir)
     build_cache(tiny_teacher, index, config)
     expected = contents(directory)
@@ -125,7 +125,7 @@ def test_progress_counts_all_processes(tiny_teacher, photo_shards, config):
 
 
 def test_a_lost_claim_gives_the_shard_up(tiny_teacher, photo_shards, config, caplog):
-    """A process that slept for so long that another took its shard over."""
+    """Let a process sleep for so long that another one takes over its shard."""
     job = CacheJob(tiny_teacher, photo_shards(2), config)
     job.prepare()
     with job.leases.hold("sa_000000.tar") as lease:
@@ -182,7 +182,7 @@ def test_a_few_corrupt_photos_are_left_out_and_named(tiny_teacher, photo_shards,
 
 def test_too_many_corrupt_photos_stop_the_job(tiny_teacher, photo_shards, config):
     index, directory = photo_shards(9, bad={3, 4}), Path(config.dir)
-    for _ in range(2):  # a restart stops there too
+    for _ in range(2):  # a second run stops there too
         with pytest.raises(DataError, match=r"2 of 9 photos cannot be decoded \(photo3, photo4\).*max_bad_share=0.2 "):
             build_cache(tiny_teacher, index, config, max_bad_share=0.2)
         assert {path.name for path in directory.iterdir()} == {"manifest.json", "sa_000000.tar", "sa_000000.json"}
@@ -197,7 +197,7 @@ def test_no_photo_at_all(tiny_teacher, photo_shards, config):
 
 
 def test_not_a_number(tiny_teacher, photo_shards, config):
-    """A teacher that gives NaN stops the job before anything is stored."""
+    """Stop the job before anything is stored if the teacher gives NaN."""
     index = photo_shards(3)
     weight = next(tiny_teacher.model.image_encoder.parameters())
     kept = weight.detach().clone()

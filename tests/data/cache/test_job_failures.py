@@ -1,4 +1,4 @@
-"""What goes wrong in a caching job: a clear error, nothing half there, and the same command goes on afterwards."""
+"""Failures of a caching job: the error is clear, no shard is partial, and the same command goes on afterwards."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_read_only_directory(tiny_teacher, photo_shards, name):
 
 
 def test_a_newer_format(tiny_teacher, photo_shards, config):
-    """Nothing touches it: neither a job, nor verification, nor repair."""
+    """Leave such a cache alone, in a job, in verification and in repair."""
     index, directory = photo_shards(3), Path(config.dir)
     build_cache(tiny_teacher, index, config)
     path = directory / "manifest.json"
@@ -79,8 +79,8 @@ def test_a_newer_format(tiny_teacher, photo_shards, config):
 
 
 def test_not_a_number_in_one_embedding(tiny_teacher, photo_shards, config, tmp_path):
-    """It is named; shards before it are kept, and nothing of its own is there."""
-    index, directory = photo_shards(16), Path(config.dir)  # fidelity is measured on every second one
+    """Name the photo, keep the shards before it, and leave no part of its own shard."""
+    index, directory = photo_shards(16), Path(config.dir)  # fidelity is measured on every second photo
     build_cache(tiny_teacher, index, CacheConfig(dir=str(tmp_path / "undisturbed")))
     with pytest.raises(CacheError, match=r"sample 'photo5': the teacher's embedding has 1 values that are NaN"):
         build_cache(nan_on(tiny_teacher, index, "photo5"), index, config)
@@ -90,7 +90,7 @@ def test_not_a_number_in_one_embedding(tiny_teacher, photo_shards, config, tmp_p
 
 
 def nan_on(teacher: Teacher, index: ShardIndex, key: str) -> Teacher:
-    """The same teacher, but for one value of one photo's embedding."""
+    """Return the same teacher, except for one value of one photo's embedding."""
     member = next(member for shard in index.shards for member in index.members(shard.name) if member.key == key)
     pixels = letterbox(decode_image(index.read_image_bytes(member), key), teacher.image_size)  # (3, S, S)
     model = copy.deepcopy(teacher.model)
@@ -105,7 +105,7 @@ def nan_on(teacher: Teacher, index: ShardIndex, key: str) -> Teacher:
 
 
 def test_one_per_cent_of_photos_corrupt(tiny_teacher, photo_shards, config):
-    """The default share: the job goes on, and the photo is counted and named."""
+    """Go on within the default share, and count and name the photo."""
     index, directory = photo_shards(100, 10, bad={37}), Path(config.dir)
     manifest = build_cache(tiny_teacher, index, config)
     assert (manifest.totals.samples, manifest.totals.bad) == (99, 1)
@@ -114,7 +114,7 @@ def test_one_per_cent_of_photos_corrupt(tiny_teacher, photo_shards, config):
 
 
 def test_twenty_per_cent_of_photos_corrupt(tiny_teacher, photo_shards, config):
-    """The job stops as soon as it is sure, not at its end."""
+    """Stop as soon as too many photos are bad, not at the end of the job."""
     index, directory = photo_shards(50, 10, bad=set(range(2, 50, 5))), Path(config.dir)
     with pytest.raises(DataError, match=r"1 of 50 photos cannot be decoded \(photo2\), more than data.max_bad_share"):
         build_cache(tiny_teacher, index, config)

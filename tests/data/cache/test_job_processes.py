@@ -1,4 +1,4 @@
-"""Several processes at one cache, and processes that are killed: always the bytes of one undisturbed process."""
+"""Several processes at one cache, and processes that are killed, write the bytes of one undisturbed process."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from distill.errors import CacheError
 from distill.models.teacher import Teacher
 
 NUM_KILLS = 16
-STALE_SECONDS = 3.0  # for a process that is killed in the microsecond before it signs its lease
+STALE_SECONDS = 3.0  # for a process that is killed right before it writes into its lease
 
-# Children of a fork begin with the parent's teacher: a kill meets work, and no import.
+# Forked children have the parent's teacher, so that a kill hits their work and not their imports.
 CONTEXT = multiprocessing.get_context("fork")
 
 
@@ -57,7 +57,7 @@ def index(photo_shards) -> ShardIndex:
 
 @pytest.fixture
 def expected(tiny_teacher, index, tmp_path: Path) -> dict[str, bytes]:
-    """What one undisturbed process writes."""
+    """Return what one undisturbed process writes."""
     build_cache(tiny_teacher, index, CacheConfig(dir=str(tmp_path / "undisturbed")))
     return contents(tmp_path / "undisturbed")
 
@@ -70,7 +70,7 @@ def test_processes_write_one_cache(tiny_teacher, index, expected, tmp_path, worl
 
 
 def test_two_jobs_share_a_directory(tiny_teacher, index, expected, tmp_path):
-    """Neither knows of the other: both are rank 0 of 1, and both end when all is there."""
+    """Run two jobs that do not know of each other: both are rank 0 of 1, and both end when all shards are there."""
     config = CacheConfig(dir=str(tmp_path / "cache"))
     processes = [*start(tiny_teacher, index, config, 1), *start(tiny_teacher, index, config, 1)]
     assert end(processes) == [0, 0]
@@ -78,7 +78,7 @@ def test_two_jobs_share_a_directory(tiny_teacher, index, expected, tmp_path):
 
 
 def test_killed_at_random_moments(tiny_teacher, index, expected, tmp_path):
-    """SIGKILL, to some or all of one to three processes; then the same again with another number of them."""
+    """Kill some or all of one to three processes by SIGKILL, and start another number of them again."""
     rng = random.Random(0)
     num_kills = num_finished = num_partial = 0
     directory = tmp_path / "cache0"
@@ -101,7 +101,7 @@ def test_killed_at_random_moments(tiny_teacher, index, expected, tmp_path):
 
 
 def test_two_recipes_at_once(tiny_teacher, index, tmp_path):
-    """One of them makes the cache, the other is refused."""
+    """Start two jobs of different recipes: one builds the cache, and the other is refused."""
     configs = [CacheConfig(dir=str(tmp_path / "cache"), codec=codec) for codec in ("fp16", "int8")]
     results = CONTEXT.SimpleQueue()
 

@@ -1,4 +1,4 @@
-"""Leases: one holder at a time, whoever dies."""
+"""Leases have one holder at a time, whichever process dies."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_one_holder(tmp_path: Path):
 
 
 def test_one_of_many_threads(tmp_path: Path):
-    """All find the same abandoned lease at once; one takes it over."""
+    """Let all threads find the same abandoned lease at once: one takes it over."""
     write_lease(tmp_path, machine=_machine(), pid=os.getpid(), started="another process of this id")
     start, taken = threading.Barrier(16), []
 
@@ -87,7 +87,7 @@ def test_a_killed_process_of_this_machine_is_known_at_once(tmp_path: Path):
 
 
 def test_silence_elsewhere_is_death(tmp_path: Path):
-    """By the clock of the one who looks; a sign of life starts it again."""
+    """Count by the clock of the worker that looks, and start again at each sign of life."""
     leases = Leases(tmp_path, stale_seconds=0.3)
     write_lease(tmp_path)
     assert leases.acquire("a.tar") is None
@@ -125,7 +125,7 @@ def test_a_holder_that_was_taken_for_dead(tmp_path: Path, caplog: pytest.LogCapt
     with Leases(tmp_path, stale_seconds=0.5).hold("a.tar") as lease:
         later = write_lease(tmp_path, generation=1)
         assert not lease.is_held()
-        lease.path.unlink()  # as the later holder does at its end
+        lease.path.unlink()  # as the later holder does when it releases its lease
         time.sleep(0.1)
     assert "no sign of life" in caplog.text
     assert list(tmp_path.iterdir()) == [later]

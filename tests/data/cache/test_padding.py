@@ -1,4 +1,4 @@
-"""The padding in few numbers: what is exact, what is near, and what there is none of."""
+"""The summary of padding: what it restores exactly, what nearly, and photos that have no padding."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_means_of_lines_come_back(grid: int, is_wide: bool):
 
 
 def test_it_is_nearer_than_one_mean():
-    """On padding that fades away from the photo, and differs along its edge."""
+    """Use padding that fades with the distance from the photo, and differs along its edge."""
     y, x = torch.arange(32.0)[:, None], torch.arange(32.0)
     embedding = (torch.exp(-(y - 21) / 4) + torch.sin(x / 8))[None]
     restored = embedding.clone()

@@ -1,4 +1,4 @@
-"""Embedding caches read where they lie: fsspec's memory file system, and a server on the loopback interface."""
+"""Embedding caches on remote storage: fsspec's memory file system, and a server on the loopback interface."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("cache_home")
 
 @pytest.fixture
 def local(tiny_teacher, photo_shards, tmp_path: Path) -> Path:
-    """A cache of two shards of three and two photos."""
+    """Build a cache of two shards of three and two photos."""
     build_cache(tiny_teacher, photo_shards(5), CacheConfig(dir=str(tmp_path / "cache")))
     return tmp_path / "cache"
 

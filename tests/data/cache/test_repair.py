@@ -1,4 +1,4 @@
-"""Repair writes just what is damaged, and touches nothing that is not ours."""
+"""Repair writes only what is damaged, and leaves foreign files alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def job(tiny_teacher, photo_shards, tmp_path: Path) -> CacheJob:
-    """The job of a finished cache of three shards."""
+    """Return the job of a finished cache of three shards."""
     config = CacheConfig(dir=str(tmp_path / "cache"))
     index = photo_shards(8)
     build_cache(tiny_teacher, index, config)

@@ -1,4 +1,4 @@
-"""A spot check tells a cache of this teacher from what only looks like one."""
+"""A spot check finds embeddings that are not this teacher's, even if the cache is intact."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def test_a_true_cache(tiny_teacher, photo_shards, config, codec):
     found = check(tiny_teacher, index, config, 5)
     assert len({sample.key for sample in found.samples}) == 5 and not found.outliers
     assert all(sample.cosine > 0.9995 and sample.relative_l2 < 0.02 for sample in found.samples)
-    assert len(check(tiny_teacher, index, config, 100).samples) == 7  # all that have an embedding
+    assert len(check(tiny_teacher, index, config, 100).samples) == 7  # all samples that have an embedding
 
 
 def test_swapped_embeddings_are_outliers(tiny_teacher, photo_shards, config):
-    """All checksums are right: only the teacher can tell."""
+    """Replace embeddings and keep all checksums right, so that only the teacher can find it."""
     index = photo_shards(6)
     manifest = build_cache(tiny_teacher, index, config)
     cache = EmbeddingCache.open(config.dir)

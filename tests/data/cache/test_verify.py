@@ -1,4 +1,4 @@
-"""Verification finds whatever is not as it was written."""
+"""Verification finds everything that is not as it was written."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_sound_cache(cache_dir: Path):
 
 
 def test_any_flipped_bit(cache_dir: Path):
-    """200 of them, in every kind of file."""
+    """Flip 200 single bits, in every kind of file."""
     rng = random.Random(0)
     files = sorted(cache_dir.iterdir())
     for i in range(200):
@@ -51,7 +51,7 @@ def test_any_flipped_bit(cache_dir: Path):
 
 
 def test_a_cut_tail(cache_dir: Path):
-    """At every boundary between two members too, where tar readers see the end of the file."""
+    """Cut the tar at every boundary between two members too, where tar readers see the end of the file."""
     tar = cache_dir / "sa_000000.tar"
     data = tar.read_bytes()
     with tarfile.open(tar) as members:

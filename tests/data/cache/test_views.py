@@ -1,4 +1,4 @@
-"""Flipped photos: embeddings of their own in a cache, and samples whose parts are flipped together."""
+"""Flipped photos have their own embeddings in a cache, and all parts of a sample are flipped together."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_each_view_has_its_own_embedding(tiny_teacher, photo_shards, config):
         for view, pixels in (("identity", photo), ("hflip", photo[:, ::-1])):
             exact = tiny_teacher.embed(letterbox(pixels, S)[None])[0]
             stored = cache.read(f"photo{position}", view=view)
-            valid = stored[:, :6, :6]  # of every shape
+            valid = stored[:, :6, :6]  # of photos of every shape
             assert (valid - exact[:, :6, :6]).norm() < 1e-3 * valid.norm()
     entries = next(iter(webdataset.WebDataset(str(Path(config.dir) / "sa_000000.tar"), shardshuffle=False)))
     assert entries["__key__"] == "photo0" and {"safetensors", "hflip.safetensors"} <= set(entries)
@@ -66,7 +66,9 @@ def test_other_views_are_another_cache(tiny_teacher, photo_shards, config):
         CacheError, match=r"views \(cache.views\): \('identity', 'hflip'\) in the cache, \('identity',\)"
     ):
         CacheJob(tiny_teacher, index, one).prepare()
-    cache = EmbeddingCache.open(config.dir, fingerprint_of(tiny_teacher, index, one))  # who reads may ask for less
+    cache = EmbeddingCache.open(
+        config.dir, fingerprint_of(tiny_teacher, index, one)
+    )  # a reader may ask for fewer views
     assert cache.has("photo0")
     single = replace(one, dir=f"{config.dir}_of_one")
     build_cache(tiny_teacher, index, single)
@@ -79,7 +81,7 @@ def test_other_views_are_another_cache(tiny_teacher, photo_shards, config):
 
 
 def test_samples_are_flipped_as_a_whole(tiny_teacher, photo_shards, config):
-    """By chance, the same at each reading; photo, masks, boxes and embedding together."""
+    """Flip photo, masks, boxes and embedding together, by chance, and the same at each reading."""
     index = photo_shards(3)
     build_cache(tiny_teacher, index, config)
     cache = EmbeddingCache.open(config.dir)
@@ -156,7 +158,7 @@ def test_views_that_no_cache_holds(views: list[str], words: str):
     ],
 )
 def test_flips_need_their_own_embeddings(options: list[str], is_refused: bool):
-    """From a cache that holds them, or from the teacher itself; the recipe check says so."""
+    """Take flipped photos from a cache that holds them, or from the teacher, as the check of the recipe says."""
     always = ["data.images=x", "cache.dir=y", "run=z"]
     if is_refused:
         with pytest.raises(

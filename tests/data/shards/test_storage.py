@@ -1,4 +1,4 @@
-"""Shards that are read where they lie: fsspec's memory file system, and a server on the loopback interface."""
+"""Shards on remote storage: fsspec's memory file system, and a server on the loopback interface."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from distill.errors import DataError
 
 @pytest.fixture(autouse=True)
 def in_a_home_of_its_own(cache_home: Path) -> None:
-    """Every test here keeps its indices to itself."""
+    """Let each test here keep its own indices."""
 
 
 def shuffled_tar(path: Path, jpeg, num_samples: int, *, photo_hw: tuple[int, int] = (30, 40)) -> None:
-    """A tar as SA-1B's are: members in any order, a folder before them, no index beside."""
+    """Write a tar like those of SA-1B: members in any order, a folder before them, and no index."""
     members = []
     for i in range(num_samples):
         annotation = {"image": {"height": photo_hw[0], "width": photo_hw[1]}, "annotations": []}
@@ -71,7 +71,7 @@ def test_the_index_is_kept_here_and_saved_there(
     kept[0].unlink()
     assert ShardIndex.open(memory).shards == first.shards and not kept[0].exists()
     fsspec.filesystem("memory").pipe_file(f"{memory}/other.tar", (directory / "sa_000000.tar").read_bytes())
-    with pytest.raises(DataError, match="occurs twice"):  # neither index is believed
+    with pytest.raises(DataError, match="occurs twice"):  # neither saved index matches
         ShardIndex.open(memory)
 
 

@@ -1,4 +1,4 @@
-"""Who starts the processes of a caching job: torchrun on two nodes, SLURM's job arrays, or the command itself."""
+"""A caching job whose processes are started by torchrun on two nodes, a SLURM job array, or the command itself."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import pytest
 
 from distill.cli import main as cli
 from distill.data.cache.progress import progress_line
-from distill.models.launch import is_array_task_alone, job_rank
 from distill.text import duration
 
 COMMAND = ["distill.cli.main", "cache", "build"]
@@ -28,20 +27,9 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def recipe(teacher_file: Path, photo_shards, tmp_path: Path) -> list[str]:
-    """The arguments of a job over ten shards."""
+    """Return the arguments of a job over ten shards."""
     photo_shards(40, 4)
     return ["quickstart/cache", f"teacher.name={teacher_file}", f"data.images={tmp_path / 'images'}"]
-
-
-def test_ranks_over_a_job_array(monkeypatch: pytest.MonkeyPatch):
-    assert job_rank(1, 4) == (1, 4) and not is_array_task_alone()
-    for name, value in (ARRAY | {"SLURM_ARRAY_TASK_COUNT": "5"}).items():
-        monkeypatch.setenv(name, value)
-    assert job_rank(1, 4) == (9, 20) and job_rank(0, 1) == (2, 5) and is_array_task_alone()
-    monkeypatch.setenv("SLURM_STEP_ID", "0")
-    assert not is_array_task_alone()
-    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "77")  # --array=2,4,77: a rank all the same
-    assert job_rank(0, 1)[0] < 5
 
 
 def test_progress_lines():
@@ -53,7 +41,7 @@ def test_progress_lines():
 
 
 def test_a_task_of_a_job_array(recipe, tmp_path, monkeypatch: pytest.MonkeyPatch, capsys):
-    """Its batch script has no srun; what SLURM says of tasks is not taken for ranks that would be waited for."""
+    """Run a task whose batch script has no srun: it must not wait for the tasks that SLURM's variables name."""
     for name, value in (ARRAY | {"SLURM_ARRAY_TASK_COUNT": "5", "SLURM_NTASKS": "8", "SLURM_NNODES": "2"}).items():
         monkeypatch.setenv(name, value)
     assert cli.main(["cache", "build", *recipe, f"cache.dir={tmp_path / 'cache'}"]) == 0
@@ -63,7 +51,7 @@ def test_a_task_of_a_job_array(recipe, tmp_path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.slow
 def test_two_nodes_build_one_cache(recipe, tmp_path):
-    """Two torchruns that meet over the loopback, each a node with one process."""
+    """Start two torchruns that meet over the loopback, each a node with one process."""
     assert cli.main(["cache", "build", *recipe, f"cache.dir={tmp_path / 'alone'}"]) == 0
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -87,7 +75,7 @@ def test_two_nodes_build_one_cache(recipe, tmp_path):
 
 @pytest.mark.slow
 def test_processes_end_with_the_one_that_started_them(recipe, tmp_path):
-    """The first process is killed; the other goes soon after, and the same command ends the job."""
+    """Kill the first process: the other one ends soon after, and the same command completes the job."""
     cache = tmp_path / "cache"
     command = [sys.executable, "-m", *COMMAND, *recipe, f"cache.dir={cache}"]
     job = subprocess.Popen([*command, "--devices", "2"], stdout=subprocess.DEVNULL, start_new_session=True)
