@@ -196,6 +196,12 @@ def example(text: str) -> dict[str, Any]:
     return found
 
 
+def test_the_plugin_of_the_readme_is_the_tested_one():
+    shown = [*blocks(ROOT / "README.md", "toml"), *blocks(ROOT / "README.md", "python")]
+    for file in ("pyproject.toml", "my_students.py"):
+        assert (ROOT / "tests" / "plugin_example" / file).read_text() in shown
+
+
 def test_the_student_of_the_guide_works():
     build = example("class MyNet")["build"]
     encoder = build("my_net", image_size=64, embedding_dim=16, embedding_size=4)
