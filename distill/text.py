@@ -64,8 +64,14 @@ def print_command(*words: object) -> None:
 
 
 @contextlib.contextmanager
-def progress_bar(what: str, total: int, *, shown: bool = True) -> Iterator[Callable[[int], None]]:
+def progress_bar(
+    what: str, total: int, *, done: int = 0, shown: bool = True, speed_seconds: float = 30.0
+) -> Iterator[Callable[[int], None]]:
     """Show a bar on stderr with the time that is left.
+
+    Args:
+        done: the number of items that were done before.
+        speed_seconds: the speed is a mean over this time.
 
     Yields:
         a function to be called with the number of items that were done since its last call.
@@ -74,6 +80,7 @@ def progress_bar(what: str, total: int, *, shown: bool = True) -> Iterator[Calla
     from rich.progress import MofNCompleteColumn, Progress
 
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())  # description, bar, share, time that is left
-    with Progress(*columns, console=Console(stderr=True), disable=not shown) as progress:
-        task = progress.add_task(what, total=total)
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not shown, speed_estimate_period=speed_seconds) as progress:
+        task = progress.add_task(what, total=total, completed=done)
         yield lambda count: progress.advance(task, count)

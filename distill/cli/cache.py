@@ -125,7 +125,7 @@ def plan(arguments: argparse.Namespace) -> int:
 
 
 def build(arguments: argparse.Namespace) -> int:
-    """Write the shards that are not there."""
+    """Write the shards that are missing."""
     recipe = _load_recipe(arguments.recipe, arguments.overrides)
 
     from distill.data.cache.run import run_cache_job

@@ -278,7 +278,7 @@ def _read_checksummed(storage: ShardStorage, name: str) -> dict[str, Any] | None
     written = content.get("format")
     if written != FORMAT_VERSION:
         older = isinstance(written, int) and written < FORMAT_VERSION
-        mend = "an older distill wrote it: build the cache anew, in another cache.dir" if older else "update distill"
+        mend = "an older distill wrote it: build the cache again, in another cache.dir" if older else "update distill"
         raise CacheError(
             f"{storage.path(name)}: format {written}, and this distill reads format {FORMAT_VERSION}: {mend}"
         )

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 
 from distill.data.cache.job import CacheJob
-from distill.text import duration
+from distill.text import duration, progress_bar
 
 REFRESH_SECONDS = 2.0
 LOG_SECONDS = 60.0  # between two lines where there is no terminal
@@ -22,39 +22,33 @@ def job_progress(job: CacheJob) -> Iterator[None]:
     A terminal shows a bar; a log gets a line every minute.
     """
     from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress
 
     console = Console(stderr=True)
-    bar = Progress(
-        *Progress.get_default_columns(),  # description, bar, share, time that is left
-        MofNCompleteColumn(),
-        console=console,
-        disable=not console.is_terminal,
-        speed_estimate_period=SPEED_WINDOW_SECONDS,
-    )
     stopped = threading.Event()
     total = len(job.index)
 
     def show() -> None:
         started = last_line = time.monotonic()
-        done_at_start = job.num_done()
-        task = bar.add_task("photos", total=total, completed=done_at_start)
-        while not stopped.wait(REFRESH_SECONDS):
-            done, now = job.num_done(), time.monotonic()
-            bar.update(task, completed=done)
-            if bar.disable and now - last_line >= LOG_SECONDS:
-                last_line = now
-                console.print(progress_line(done, total, (done - done_at_start) / (now - started)))
-        bar.update(task, completed=job.num_done())
+        shown = done_at_start = job.num_done()
+        with progress_bar(
+            "photos", total, done=done_at_start, shown=console.is_terminal, speed_seconds=SPEED_WINDOW_SECONDS
+        ) as advance:
+            while not stopped.wait(REFRESH_SECONDS):
+                done, now = job.num_done(), time.monotonic()
+                advance(done - shown)
+                shown = done
+                if not console.is_terminal and now - last_line >= LOG_SECONDS:
+                    last_line = now
+                    console.print(progress_line(done, total, (done - done_at_start) / (now - started)))
+            advance(job.num_done() - shown)
 
     thread = threading.Thread(target=show, name="progress", daemon=True)
-    with bar:
-        thread.start()
-        try:
-            yield
-        finally:
-            stopped.set()
-            thread.join()
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
 
 
 def progress_line(done: int, total: int, photos_per_second: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import socket
@@ -13,7 +14,12 @@ from pathlib import Path
 import pytest
 
 from distill.cli import main as cli
+from distill.config.loading import load_recipe
+from distill.data.cache.estimate import plan_cache_job
 from distill.data.cache.progress import progress_line
+from distill.data.cache.run import run_cache_job
+from distill.data.cache.spot_check import spot_check_cache
+from distill.data.cache.stats import read_cache_stats
 from distill.text import duration
 
 COMMAND = ["distill.cli.main", "cache", "build"]
@@ -30,6 +36,27 @@ def recipe(teacher_file: Path, photo_shards, tmp_path: Path) -> list[str]:
     """Return the arguments of a job over ten shards."""
     photo_shards(40, 4)
     return ["quickstart/cache", f"teacher.name={teacher_file}", f"data.images={tmp_path / 'images'}"]
+
+
+def test_every_step_is_a_python_call(recipe, tmp_path):
+    config = load_recipe(recipe[0], [*recipe[1:], f"cache.dir={tmp_path / 'cache'}"], kinds=("cache",))
+    plan = plan_cache_job(config, num_devices=2)
+    assert (plan.num_images, plan.num_devices, plan.codec) == (40, 2, "fp16") and not (tmp_path / "cache").exists()
+
+    lines: list[str] = []
+    totals = run_cache_job(config, devices=1, report=lines.append)
+    assert totals is not None and (totals.samples, totals.bad) == (40, 0)
+    assert lines[0].startswith("plan: 40 photos as fp16") and "40 embeddings" in lines[-1]
+    before = contents(tmp_path / "cache")
+    assert run_cache_job(config, devices=1, report=lines.append) == totals
+    assert "10 of 10 shards are finished and kept" in lines and contents(tmp_path / "cache") == before
+
+    stats = read_cache_stats(tmp_path / "cache")
+    assert (stats.num_finished, stats.num_samples, stats.num_expected, stats.bad) == (10, 40, 40, ())
+    assert stats.num_bytes == totals.bytes and stats.manifest.totals == totals
+    other = dataclasses.replace(config, cache=dataclasses.replace(config.cache, codec="int8", precision="bf16"))
+    found = spot_check_cache(tmp_path / "cache", other, 5)  # codec and precision are the cache's own
+    assert len(found.samples) == 5 and not found.outliers
 
 
 def test_progress_lines():
