@@ -5,18 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from distill.cli.arguments import Subparsers, add_command
+from distill.comparison.directory import CSV_FILE, MARKDOWN_FILE, PAGE_FILE, check_directory
 from distill.errors import RunError
-from distill.files import write_text
-from distill.models.devices import usable_device
 
-if TYPE_CHECKING:
-    from distill.comparison.join import Comparison
-
-PAGE_FILE, CSV_FILE, MARKDOWN_FILE = "index.html", "table.csv", "table.md"
-OWN_FILES = (PAGE_FILE, CSV_FILE, MARKDOWN_FILE, "bench.json", "evaluations")
 PROTOCOLS = ("eval/coco_box", "eval/coco_point")
 
 EPILOG = """\
@@ -68,32 +61,30 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def compare(arguments: argparse.Namespace) -> int:
-    """Read the models, measure what is missing, and write the comparison."""
+    """Compare the models, write the page and the tables, and print the main table."""
     check_arguments(arguments)
 
-    from distill.cards.writing import refresh_card
-    from distill.comparison.join import add_benches, build_comparison, read_bench
-    from distill.comparison.measure import EvaluationData, evaluate_missing, measure_speed
-    from distill.comparison.models import read_models
+    from distill.comparison.measure import EvaluationData
+    from distill.comparison.run import compare_models, write_comparison
+    from distill.comparison.tables import print_table
 
-    out: Path = arguments.out
-    usable_device(arguments.device)
-    models, notes = read_models(arguments.sources, arguments.evaluations)
-    bench = read_bench(arguments.bench) if arguments.bench else None
-    build_comparison(models, reference=arguments.reference)  # refuses before anything is evaluated
-    out.mkdir(parents=True, exist_ok=True)
-    if arguments.annotations:
-        data = EvaluationData(arguments.images, arguments.annotations, arguments.max_images)
-        evaluate_missing(models, arguments.protocols, data, out, arguments.device)
-    comparison = build_comparison(models, reference=arguments.reference, notes=notes)
-    if bench is None and not arguments.no_bench:
-        bench = measure_speed(models, out, arguments.device)
-    if bench is not None:
-        add_benches(comparison, bench, str(arguments.bench or out))
-    for model in comparison.models:
-        if model.source is not None:
-            refresh_card(model.source, list(model.evaluations.values()), bench)
-    write(comparison, out, images=arguments.images, annotations=arguments.annotations, num_rows=arguments.gallery)
+    images, annotations, out = arguments.images, arguments.annotations, arguments.out
+    comparison = compare_models(
+        arguments.sources,
+        out,
+        folders=arguments.evaluations,
+        data=EvaluationData(images, annotations, arguments.max_images) if annotations else None,
+        protocols=arguments.protocols,
+        bench_file=arguments.bench,
+        with_bench=not arguments.no_bench,
+        reference=arguments.reference,
+        device=arguments.device,
+    )
+    write_comparison(comparison, out, images=images, annotations=annotations, num_rows=arguments.gallery)
+    print_table(comparison)
+    for note in comparison.notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(f"{out / PAGE_FILE}: the page; {CSV_FILE} and {MARKDOWN_FILE} beside it")
     return 0
 
 
@@ -105,22 +96,4 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         raise RunError("--bench and --no-bench exclude each other: leave one out")
     if not arguments.sources and not arguments.evaluations:
         raise RunError("nothing to compare: give runs, evaluations or models, or --evaluations DIR")
-    out = arguments.out
-    if out.exists() and not out.is_dir():
-        raise RunError(f"--out {out}: this is a file; give a directory")
-    if out.is_dir() and (strange := sorted(path.name for path in out.iterdir() if path.name not in OWN_FILES)):
-        raise RunError(f"--out {out}: holds something else ({strange[0]}); give another directory")
-
-
-def write(comparison: Comparison, out: Path, *, images: Path | None, annotations: Path | None, num_rows: int) -> None:
-    """Write the page and the tables, and print the main table."""
-    from distill.comparison.page import render_page
-    from distill.comparison.tables import print_table, to_csv, to_markdown
-
-    page = render_page(comparison, images=images, annotations=annotations, num_rows=num_rows)
-    for name, text in ((PAGE_FILE, page), (CSV_FILE, to_csv(comparison)), (MARKDOWN_FILE, to_markdown(comparison))):
-        write_text(out / name, text, raises=RunError)
-    print_table(comparison)
-    for note in comparison.notes:
-        print(f"note: {note}", file=sys.stderr)
-    print(f"{out / PAGE_FILE}: the page; {CSV_FILE} and {MARKDOWN_FILE} beside it")
+    check_directory(arguments.out)

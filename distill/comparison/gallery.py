@@ -44,7 +44,9 @@ def gallery_rows(
         photo = photos[key[0]]
         instance = next((instance for instance in photo.instances if instance.id == key[1]), None)
         if instance is None:
-            raise RunError(f"{photo.path}: the annotations hold no instance {key[1]} of it; give those judged")
+            raise RunError(
+                f"{photo.path}: the annotations hold no instance {key[1]} of it; give those that were evaluated"
+            )
         yield GalleryRow(
             photo=photo.load(),
             prompt=prompts[key],
@@ -99,7 +101,7 @@ def _photos(
     found = {photo.key: photo for photo in coco_set if photo.key in wanted}
     if absent := sorted(wanted - set(found)):
         raise RunError(
-            f"{coco_set.annotations_file}: names no photo {absent[0]}; give the annotations that were judged"
+            f"{coco_set.annotations_file}: names no photo {absent[0]}; give the annotations that were evaluated"
         )
     return found
 

@@ -158,7 +158,7 @@ def _check_same_photos(evaluations: Sequence[tuple[ComparedModel, FinishedEvalua
             found = ", ".join(f"{k} {first.metrics.get(k)} and {evaluation.metrics.get(k)}" for k in differing)
         else:
             found = "the same photos, but other instances"
-        raise RunError(f"{first.protocol.title}: {pair} judged {found}; {mend}")
+        raise RunError(f"{first.protocol.title}: {pair} evaluated {found}; {mend}")
 
 
 def _caveats(comparison: Comparison) -> list[str]:

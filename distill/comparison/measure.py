@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distill.comparison.directory import BENCH_FILE, EVALUATIONS
 from distill.comparison.join import read_bench
 from distill.comparison.models import ComparedModel
 from distill.config.loading import load_recipe
@@ -21,7 +22,6 @@ from distill.models.devices import usable_device
 from distill.text import print_command
 from distill.training.directory import environment
 
-BENCH_FILE, EVALUATIONS = "bench.json", "evaluations"  # in the comparison's directory
 BENCH_SECONDS = 2.0  # of timed passes of each model
 
 

@@ -82,7 +82,9 @@ def read_models(sources: Sequence[str], folders: Sequence[Path] = ()) -> tuple[l
             elif (model := find_model(models, evaluation)) is not None:
                 model.add(evaluation)
             elif any(model.source == evaluation.metrics["model"] for model in models):
-                notes.append(f"{evaluation.directory} judged other weights of {evaluation.metrics['model']}: left out")
+                notes.append(
+                    f"{evaluation.directory} evaluated other weights of {evaluation.metrics['model']}: left out"
+                )
     _make_labels_unique(models)
     return models, notes
 

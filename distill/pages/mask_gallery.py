@@ -83,7 +83,7 @@ def render_row(row: GalleryRow) -> Markup:
         crop=_data_uri(_square(row.photo, window), "JPEG"),
         photo=_data_uri(_prompt_panel(row), "JPEG"),
         truth=_overlay(row.truth, row.truth, window),
-        answers=[
+        masks=[
             (model, _overlay(mask, row.truth, window), f"{row.ious[model]:.2f}") for model, mask in row.masks.items()
         ],
     )

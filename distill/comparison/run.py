@@ -1,0 +1,76 @@
+"""A comparison from its sources to its files: the calls behind `distill compare`, for Python code as well."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from distill.cards.writing import refresh_card
+from distill.comparison.directory import CSV_FILE, MARKDOWN_FILE, PAGE_FILE, check_directory
+from distill.comparison.join import Comparison, add_benches, build_comparison, read_bench
+from distill.comparison.measure import EvaluationData, evaluate_missing, measure_speed
+from distill.comparison.models import read_models
+from distill.comparison.page import GALLERY_ROWS, render_page
+from distill.comparison.tables import to_csv, to_markdown
+from distill.errors import RunError
+from distill.files import write_text
+from distill.models.devices import usable_device
+
+
+def compare_models(
+    sources: Sequence[str],
+    out: Path,
+    *,
+    folders: Sequence[Path] = (),
+    data: EvaluationData | None = None,
+    protocols: Sequence[str] = (),
+    bench_file: Path | None = None,
+    with_bench: bool = True,
+    reference: str | None = None,
+    device: str | None = None,
+) -> Comparison:
+    """Read models, measure what is missing, and compare them. The cards of the models get what was measured.
+
+    Args:
+        sources: runs, evaluations and models, each as PATH or LABEL=PATH.
+        out: the directory of the comparison, which keeps evaluations and the bench.
+        folders: directories that hold evaluations.
+        data: what models are evaluated on that have no evaluation by one of `protocols`; None: nothing is evaluated.
+        protocols: recipes, such as eval/coco_box.
+        bench_file: a document of `distill bench models`; None: the models are measured here, if `with_bench`.
+        reference: the label of the model that paired differences are taken to; None: the first model.
+        device: of evaluations and the bench; None: a GPU if there is one.
+    Raises:
+        DistillError: a source, data or a device that cannot be used, or models that cannot stand in one table.
+    """
+    check_directory(out)
+    usable_device(device)
+    models, notes = read_models(sources, folders)
+    bench = read_bench(bench_file) if bench_file else None
+    build_comparison(models, reference=reference)  # refuses before anything is measured
+    out.mkdir(parents=True, exist_ok=True)
+    if data is not None:
+        evaluate_missing(models, protocols, data, out, device)
+    comparison = build_comparison(models, reference=reference, notes=notes)
+    if bench is None and with_bench:
+        bench = measure_speed(models, out, device)
+    if bench is not None:
+        add_benches(comparison, bench, str(bench_file or out))
+    for model in models:
+        if model.source is not None:
+            refresh_card(model.source, list(model.evaluations.values()), bench)
+    return comparison
+
+
+def write_comparison(
+    comparison: Comparison,
+    out: Path,
+    *,
+    images: Path | None = None,
+    annotations: Path | None = None,
+    num_rows: int = GALLERY_ROWS,
+) -> None:
+    """Write the page and the tables of a comparison. The other arguments are those of `render_page`."""
+    page = render_page(comparison, images=images, annotations=annotations, num_rows=num_rows)
+    for name, text in ((PAGE_FILE, page), (CSV_FILE, to_csv(comparison)), (MARKDOWN_FILE, to_markdown(comparison))):
+        write_text(out / name, text, raises=RunError)
