@@ -18,7 +18,7 @@ from distill.models.teacher import Teacher
 
 MASK_PHOTOS = 4
 POINTS_PER_SIDE = 4  # prompts a photo: clicks on a grid
-SHORT, LONG = 2, 3  # photos of 3:2 have padding in their embeddings, as the longest of SA-1B have
+SHORT, LONG = 2, 3  # sides of the photos, so that embeddings have padding; SA-1B's are 3:2 at most
 
 
 class ReferenceMasks:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-WAIT_DAYS = 30  # processes wait for each other when they start; gloo's default of some minutes is too short
-GRACE_SECONDS = 5.0  # a process may finish for so long after its parent has ended
+WAIT_DAYS = 30  # processes wait for each other only at the start; gloo's default timeout is minutes
+GRACE_SECONDS = 5.0  # time for a process to finish after its parent has ended
 
 
 def launch_fabric(devices: int | None = None) -> Fabric:

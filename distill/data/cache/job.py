@@ -42,7 +42,7 @@ from distill.files import TEMPORARY_SUFFIX
 from distill.models.teacher import Teacher, load_teacher
 from distill.text import first_few
 
-MAX_PAUSE_SECONDS = 15.0  # a large job has many shards, so looking for those of other processes takes a while
+MAX_PAUSE_SECONDS = 15.0  # between two looks at the shards of other processes: a large job has many
 log = logging.getLogger(__name__)
 
 

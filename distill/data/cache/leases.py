@@ -30,7 +30,7 @@ from distill.data.cache.checksummed_json import disk_errors
 
 LEASE_MARK = ".claim"  # workers of all versions look for files of this name
 STALE_SECONDS = 120.0  # NFS clients may cache what they know of a file for a minute
-NUM_BEATS = 24  # signs of life in that time
+NUM_BEATS = 24  # signs of life of a holder in that time
 POLL_SECONDS = 0.5
 LEASE_BYTES = 256  # all texts have one size, so that a new one covers the old one
 STATE_FIELD, START_FIELD = 0, 19  # of /proc/PID/stat, counted behind the process's name

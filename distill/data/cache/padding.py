@@ -24,7 +24,7 @@ from torch import Tensor
 
 from distill.geometry import HW
 
-POOLED_CELLS = 8  # along the edge; one mean over all lines stands for them
+POOLED_CELLS = 8  # cells along the edge that share one mean, which is taken over all lines
 
 
 def summarize_padding(embedding: Tensor, valid_hw: HW) -> Tensor:

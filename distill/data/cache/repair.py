@@ -7,10 +7,10 @@ from collections.abc import Callable
 from distill.data.cache.checksummed_json import DamagedFileError, disk_errors
 from distill.data.cache.job import CacheJob
 from distill.data.cache.manifest import MANIFEST, Manifest, sidecar_path
-from distill.data.cache.verify import Problem, verify_cache
+from distill.data.cache.verify import CacheProblem, verify_cache
 
 
-def find_damage(job: CacheJob, advance: Callable[[int], None] = lambda count: None) -> list[Problem]:
+def find_damage(job: CacheJob, advance: Callable[[int], None] = lambda count: None) -> list[CacheProblem]:
     """Verify the cache of a job. A manifest that is damaged is measured and written again.
 
     Args:
@@ -26,12 +26,12 @@ def find_damage(job: CacheJob, advance: Callable[[int], None] = lambda count: No
         with disk_errors(job.directory):
             (job.directory / MANIFEST).unlink()
         manifest = job.prepare()
-        problems.append(Problem(MANIFEST, "damaged: its content does not match its checksum", "totals"))
+        problems.append(CacheProblem(MANIFEST, "damaged: its content does not match its checksum", "totals"))
     manifest.check(job.fingerprint, job.directory)
     return problems + verify_cache(job.directory, advance)
 
 
-def repair_cache(job: CacheJob, problems: list[Problem], *, remove_foreign: bool = False) -> list[Problem]:
+def repair_cache(job: CacheJob, problems: list[CacheProblem], *, remove_foreign: bool = False) -> list[CacheProblem]:
     """Mend what `find_damage` found.
 
     Args:

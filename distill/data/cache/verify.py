@@ -19,7 +19,7 @@ READ_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
-class Problem:
+class CacheProblem:
     """What is wrong with one file of a cache.
 
     Attributes:
@@ -40,7 +40,7 @@ class Problem:
     shard: str | None = None
 
 
-def verify_cache(directory: str | Path, advance: Callable[[int], None] = lambda count: None) -> list[Problem]:
+def verify_cache(directory: str | Path, advance: Callable[[int], None] = lambda count: None) -> list[CacheProblem]:
     """Hash every shard and return what is damaged, missing or foreign.
 
     Args:
@@ -63,15 +63,15 @@ def verify_cache(directory: str | Path, advance: Callable[[int], None] = lambda 
         raise CacheError(str(error)) from error
     problems += _other_files(present, manifest)
     if not problems and manifest.totals is None:
-        problems.append(Problem(MANIFEST, "has no totals: the job was stopped before its end", "totals"))
+        problems.append(CacheProblem(MANIFEST, "has no totals: the job was stopped before its end", "totals"))
     return problems
 
 
-def _shard_problem(storage: ShardStorage, shard: ImageShard, cache: str, present: set[str]) -> Problem | None:
+def _shard_problem(storage: ShardStorage, shard: ImageShard, cache: str, present: set[str]) -> CacheProblem | None:
     tar, json = shard.name, sidecar_name(shard.name)
 
-    def problem(file: str, what: str) -> Problem:
-        return Problem(file, what, shard=shard.name)
+    def problem(file: str, what: str) -> CacheProblem:
+        return CacheProblem(file, what, shard=shard.name)
 
     if tar not in present:
         return problem(tar, "missing")
@@ -82,7 +82,7 @@ def _shard_problem(storage: ShardStorage, shard: ImageShard, cache: str, present
     if sidecar is None:
         return problem(tar, f"unfinished: it has no {json}")
     if sidecar.cache != cache or sidecar.keys_hash != shard.keys_hash:
-        return Problem(tar, "foreign: of another cache, or of another image shard", "foreign_shard", shard.name)
+        return CacheProblem(tar, "foreign: of another cache, or of another image shard", "foreign_shard", shard.name)
     if sidecar.samples + len(sidecar.bad) != shard.num_samples:
         return problem(tar, f"holds {sidecar.samples} of {shard.num_samples} samples")
     size = storage.size(tar)
@@ -93,15 +93,15 @@ def _shard_problem(storage: ShardStorage, shard: ImageShard, cache: str, present
     return None
 
 
-def _other_files(present: set[str], manifest: Manifest) -> list[Problem]:
+def _other_files(present: set[str], manifest: Manifest) -> list[CacheProblem]:
     names = {shard.name for shard in manifest.shards}
     known = {MANIFEST, *names, *map(sidecar_name, names)}
     problems = []
     for name in sorted(present - known):
         if name.endswith(TEMPORARY_SUFFIX) or leased_name(name) in known:
-            problems.append(Problem(name, "left over from a killed job, or in use by a running one", "leftover"))
+            problems.append(CacheProblem(name, "left over from a killed job, or in use by a running one", "leftover"))
         else:
-            problems.append(Problem(name, "foreign: not part of this cache", "foreign"))
+            problems.append(CacheProblem(name, "foreign: not part of this cache", "foreign"))
     return problems
 
 

@@ -7,6 +7,7 @@ import binascii
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -253,11 +254,12 @@ def _from_headers(storage: ShardStorage, sizes: dict[str, int]) -> ShardIndex:
 
 
 def _check_keys(storage: ShardStorage, columns: dict[str, _Columns]) -> None:
+    """Raise DataError when a key occurs twice."""
     keys = [key for found in columns.values() for key in found.keys]
     if len(set(keys)) == len(keys):
         return
-    seen: set[bytes] = set()
-    twice = next(key for key in keys if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+    counts = Counter(keys)
+    twice = next(key for key in keys if counts[key] > 1)
     shards = [name for name, found in columns.items() if twice in found.keys]
     raise DataError(
         f"{storage.directory}: key '{twice.decode()}' occurs twice ({', '.join(shards)}); "

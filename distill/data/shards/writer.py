@@ -13,7 +13,7 @@ from distill.data.shards.defaults import SAMPLES_PER_SHARD
 from distill.data.shards.index import ShardIndex
 from distill.data.shards.tar import append_member
 from distill.errors import DataError
-from distill.files import commit_file, write_errors
+from distill.files import commit_file, temporary_path, write_errors
 
 
 class ShardWriter:
@@ -39,6 +39,7 @@ class ShardWriter:
         self._written: list[Path] = []
         self._tar: tarfile.TarFile | None = None
         self._file: BinaryIO | None = None
+        self._temporary = temporary_path(self._shard_path)
         with write_errors(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
             if any(self.directory.iterdir()):
@@ -84,7 +85,7 @@ class ShardWriter:
             with contextlib.suppress(OSError):  # closing tries again to write what a full disk refused
                 self._file.close()
         self._tar = self._file = None
-        for path in (self._temporary_path, *self._written):
+        for path in (self._temporary, *self._written):
             path.unlink(missing_ok=True)
 
     def __enter__(self) -> ShardWriter:
@@ -106,18 +107,15 @@ class ShardWriter:
     def _shard_path(self) -> Path:
         return self.directory / f"sa_{len(self._written):06d}.tar"
 
-    @property
-    def _temporary_path(self) -> Path:
-        return self.directory / f".{self._shard_path.name}.tmp"
-
     def _open_shard(self) -> tarfile.TarFile:
-        self._file = self._temporary_path.open("wb")
+        self._temporary = temporary_path(self._shard_path)
+        self._file = self._temporary.open("xb")
         self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.GNU_FORMAT)  # noqa: SIM115 - open until the shard is complete
         return self._tar
 
     def _commit_shard(self) -> None:
         assert self._tar is not None and self._file is not None
         self._tar.close()
-        commit_file(self._file, self._temporary_path, self._shard_path)
+        commit_file(self._file, self._temporary, self._shard_path)
         self._written.append(self._shard_path)
         self._tar = self._file = None
