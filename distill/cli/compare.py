@@ -22,13 +22,13 @@ examples:
   distill compare runs/l0_mask runs/resnet18 --evaluations evaluations --bench bench.json --reference resnet18 \\
       --out comparison                                # nothing is run: what is found is joined
 
-A SOURCE is a run directory, an evaluation's directory, a student.safetensors, `quickstart`, or NAME=FILE.pth. What
-belongs together is told by the hash of the weights. Writes OUT/index.html (one file, opens from disk), table.csv (every
-number) and table.md. Stopped and started again, it goes on where it was; what is in OUT/evaluations and OUT/bench.json
+A SOURCE is a run directory, an evaluation's directory, a student.safetensors, `quickstart`, or NAME=FILE.pth. Models,
+evaluations and benches are matched by the hash of the weights. Writes OUT/index.html (one file, opens from disk),
+table.csv (every number) and table.md. Stopped and started again, it goes on where it was; what is in OUT/evaluations and OUT/bench.json
 is not measured again. Paired differences are taken to the first model, or to --reference.
 
-Models may stand side by side only where they answered the same instances; another multimask policy is a column of its
-own, and students of different teachers are marked.
+Models stand side by side only if they were evaluated on the same instances. Another multimask policy gets a column of
+its own, and students of different teachers are marked.
 """
 
 
@@ -43,7 +43,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("sources", metavar="SOURCE", nargs="*", help="a run, an evaluation or a model; or LABEL=SOURCE")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the directory to write")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="photos to ask about, and to show")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="photos to evaluate on, and to show")
     parser.add_argument("--annotations", type=Path, metavar="FILE", help="their COCO-format instances")
     parser.add_argument("--max-images", type=int, default=0, metavar="N", help="the first N photos alone; default: all")
     parser.add_argument(
