@@ -20,7 +20,12 @@ from distill.models.checkpoint import save_model
 from distill.models.sam import ModelSpec, build_from_spec
 from distill.models.teacher import Teacher, load_teacher
 
-pytest_plugins = ("tests.fixtures.photos", "tests.fixtures.comparison", "tests.fixtures.datasets")
+pytest_plugins = (
+    "tests.fixtures.photos",
+    "tests.fixtures.comparison",
+    "tests.fixtures.datasets",
+    "tests.fixtures.caches",
+)
 
 TINY = ModelSpec("efficientvit_sam_t", 64, embedding_dim=32, embedding_size=8, decoder_mlp_dim=64, norm_eps=1e-6)
 SIZES = ((48, 64), (64, 48), (60, 60))  # of the photos, in turn

@@ -14,6 +14,7 @@ import pytest
 
 from distill.cli import main as cli
 from distill.data.cache.manifest import Sidecar
+from tests.fixtures.caches import contents, promised
 
 COMMAND = [sys.executable, "-m", "distill.cli.main", "cache", "build"]
 
@@ -23,10 +24,6 @@ def recipe(teacher_file: Path, photo_shards, tmp_path: Path) -> list[str]:
     """Return the arguments of a job over four shards."""
     photo_shards(8, 2)
     return ["quickstart/cache", f"teacher.name={teacher_file}", f"data.images={tmp_path / 'images'}"]
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
 def test_build_stats_verify(recipe, tmp_path, capsys):
@@ -167,18 +164,18 @@ def test_corrupt_photos_are_counted_in_the_summary(teacher_file, photo_shards, t
 
 
 @pytest.mark.slow
-def test_two_processes_write_the_same_bytes(recipe, tmp_path):
+def test_two_processes_write_the_same_bytes(recipe, tmp_path, one_thread):
     """Start them by Lightning Fabric, over gloo. Rank 1 meets the error of rank 0 and does not hang."""
     assert cli.main(["cache", "build", *recipe, f"cache.dir={tmp_path / 'one'}"]) == 0
     two = [*COMMAND, *recipe, f"cache.dir={tmp_path / 'two'}", "--devices", "2"]
     subprocess.run(two, check=True, capture_output=True, timeout=120)
-    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    assert promised(tmp_path / "one") == promised(tmp_path / "two")
     refused = subprocess.run([*two, "cache.codec=int8"], check=False, capture_output=True, text=True, timeout=120)
     assert refused.returncode == 2 and "fp16 in the cache, int8 in the recipe" in refused.stderr
 
 
 @pytest.mark.slow
-def test_killed_and_restarted(teacher_file, photo_shards, tmp_path):
+def test_killed_and_restarted(teacher_file, photo_shards, tmp_path, one_thread):
     """Kill the job in the middle, and run the same command: it gives the bytes of an undisturbed run."""
     photo_shards(200, 5)
     recipe = ["quickstart/cache", f"teacher.name={teacher_file}", f"data.images={tmp_path / 'images'}"]
@@ -192,4 +189,4 @@ def test_killed_and_restarted(teacher_file, photo_shards, tmp_path):
     finished = [Sidecar.read(cache, path.with_suffix(".tar").name) for path in cache.glob("sa_*.json")]
     assert 0 < len(finished) < 40
     assert cli.main(["cache", "build", *recipe, f"cache.dir={cache}"]) == 0
-    assert contents(cache) == contents(tmp_path / "undisturbed")
+    assert promised(cache) == promised(tmp_path / "undisturbed")

@@ -21,10 +21,7 @@ from distill.data.shards.index import ShardIndex
 from distill.errors import CacheError, DataError
 from distill.geometry import letterbox
 from distill.models.teacher import Teacher
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
+from tests.fixtures.caches import contents
 
 
 @pytest.fixture

@@ -16,16 +16,13 @@ from distill.data.cache.verify import verify_cache
 from distill.data.shards.index import ShardIndex
 from distill.errors import CacheError
 from distill.models.teacher import Teacher
+from tests.fixtures.caches import contents
 
 NUM_KILLS = 16
 STALE_SECONDS = 3.0  # for a process that is killed right before it writes into its lease
 
 # Forked children have the parent's teacher, so that a kill hits their work and not their imports.
 CONTEXT = multiprocessing.get_context("fork")
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
 def work(teacher: Teacher, index: ShardIndex, config: CacheConfig, rank: int, world_size: int) -> None:

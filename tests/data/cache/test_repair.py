@@ -12,10 +12,7 @@ from distill.data.cache.job import CacheJob, build_cache
 from distill.data.cache.repair import find_damage, repair_cache
 from distill.data.cache.verify import verify_cache
 from distill.errors import CacheError
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
+from tests.fixtures.caches import contents
 
 
 @pytest.fixture

@@ -21,14 +21,11 @@ from distill.data.cache.run import run_cache_job
 from distill.data.cache.spot_check import spot_check_cache
 from distill.data.cache.stats import read_cache_stats
 from distill.text import duration
+from tests.fixtures.caches import contents, promised
 
 COMMAND = ["distill.cli.main", "cache", "build"]
 ARRAY = {"SLURM_ARRAY_TASK_ID": "6", "SLURM_ARRAY_TASK_MIN": "2", "SLURM_ARRAY_TASK_STEP": "2"}
 TIMEOUT = 180
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
 @pytest.fixture
@@ -77,7 +74,7 @@ def test_a_task_of_a_job_array(recipe, tmp_path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.slow
-def test_two_nodes_build_one_cache(recipe, tmp_path):
+def test_two_nodes_build_one_cache(recipe, tmp_path, one_thread):
     """Start two torchruns that meet over the loopback, each a node with one process."""
     assert cli.main(["cache", "build", *recipe, f"cache.dir={tmp_path / 'alone'}"]) == 0
     with socket.socket() as probe:
@@ -97,7 +94,7 @@ def test_two_nodes_build_one_cache(recipe, tmp_path):
     outputs = [node.communicate(timeout=TIMEOUT)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], outputs
     assert sum("40 embeddings" in output for output in outputs) == 1 and "on 2 devices" in "".join(outputs)
-    assert contents(tmp_path / "cache") == contents(tmp_path / "alone")
+    assert promised(tmp_path / "cache") == promised(tmp_path / "alone")
 
 
 @pytest.mark.slow
