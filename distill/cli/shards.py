@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from distill.cli.arguments import add_command, positive_int, share
 from distill.data.shards.defaults import MAX_BAD_SHARE, SAMPLES_PER_SHARD
 from distill.text import progress_bar
+
+if TYPE_CHECKING:
+    from distill.data.coco import CocoSet
+    from distill.data.folder import PhotoFolder
+    from distill.data.shards.build import BuildReport
 
 EPILOG = """\
 examples:
@@ -73,11 +79,7 @@ def build_coco(arguments: argparse.Namespace) -> int:
     from distill.data.coco import CocoSet
     from distill.data.shards.build import build_coco_shards
 
-    coco_set = CocoSet(arguments.images, arguments.annotations)
-    with progress_bar("photos", len(coco_set)) as advance:
-        report = build_coco_shards(coco_set, arguments.out, advance=advance, **_options(arguments))
-    print("\n".join(report.lines(arguments.out)))
-    return 0
+    return _build(build_coco_shards, CocoSet(arguments.images, arguments.annotations), arguments)
 
 
 def build_folder(arguments: argparse.Namespace) -> int:
@@ -85,11 +87,7 @@ def build_folder(arguments: argparse.Namespace) -> int:
     from distill.data.folder import PhotoFolder
     from distill.data.shards.build import build_folder_shards
 
-    folder = PhotoFolder(arguments.images)
-    with progress_bar("photos", len(folder)) as advance:
-        report = build_folder_shards(folder, arguments.out, advance=advance, **_options(arguments))
-    print("\n".join(report.lines(arguments.out)))
-    return 0
+    return _build(build_folder_shards, PhotoFolder(arguments.images), arguments)
 
 
 def index_shards(arguments: argparse.Namespace) -> int:
@@ -118,5 +116,16 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _options(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(arguments, name) for name in ("samples_per_shard", "max_side", "max_bad_share")}
+def _build(build: Callable[..., BuildReport], photos: CocoSet | PhotoFolder, arguments: argparse.Namespace) -> int:
+    """Write shards with a progress bar, and print what was written and left out."""
+    with progress_bar("photos", len(photos)) as advance:
+        report = build(
+            photos,
+            arguments.out,
+            samples_per_shard=arguments.samples_per_shard,
+            max_side=arguments.max_side,
+            max_bad_share=arguments.max_bad_share,
+            advance=advance,
+        )
+    print("\n".join(report.lines(arguments.out)))
+    return 0
