@@ -24,7 +24,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = add_command(
         subparsers,
         "quickstart",
-        "the whole chain in minutes: data, cache, both stages, evaluation, report",
+        "the whole pipeline in minutes: data, cache, both stages, evaluation, report",
         EPILOG,
         description="Distil the packaged teacher into a small student on data that the command composes itself.",
     )

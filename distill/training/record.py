@@ -23,7 +23,7 @@ class Training:
 
     @property
     def teacher(self) -> str:
-        """Return the name or path of the teacher, or "?" if the recipe names none."""
+        """The name or path of the teacher; "?" if the recipe names none."""
         return str(self.recipe.get("teacher", {}).get("name", "?"))
 
 
