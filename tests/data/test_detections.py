@@ -1,4 +1,4 @@
-"""A detector's results JSON: what exports differ in, and what is wrong with some."""
+"""A detector's results JSON: the forms that exports take, and the mistakes in some of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from distill.evaluation.detector_boxes import nearest_instance
 
 @pytest.fixture
 def coco_set(coco_files) -> CocoSet:
-    """Two photos of 30 x 40, ids 139 and 7, file names 000000000139.jpg and b.jpg, categories 1 and 3."""
+    """Make two photos of 30 x 40: ids 139 and 7, file names 000000000139.jpg and b.jpg, categories 1 and 3."""
     directory, file = coco_files([], num_images=2)
     for i, name in enumerate(("000000000139.jpg", "b.jpg")):
         (directory / f"{i}.jpg").rename(directory / name)

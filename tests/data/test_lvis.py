@@ -15,7 +15,7 @@ ANNOTATION = {**ROW, "segmentation": [[5, 3, 25, 3, 25, 10, 5, 10]]}  # LVIS has
 
 
 def lvis_files(coco_files, **image_fields) -> tuple[Path, Path]:
-    """One photo named by its address alone, as LVIS does."""
+    """Make a set of one photo that is named by its address alone, as in LVIS."""
     images, file = coco_files([ANNOTATION], num_images=1)
     content = json.loads(file.read_text())
     row = {"id": 0, "height": 30, "width": 40, "coco_url": "http://images.cocodataset.org/train2017/0.jpg"}

@@ -47,7 +47,7 @@ def test_coverage_needs_no_pixels(seed: int) -> None:
 @pytest.mark.parametrize("hw", [(1, 1), (1, 500), (500, 1), (256, 256), (300, 257), (64, 1000)])
 @pytest.mark.parametrize("first", [0, 1])
 def test_coverage_of_masks_whose_runs_go_on_over_columns(hw: tuple[int, int], first: int) -> None:
-    """Full and empty photos, stripes of whole columns, single pixels in the corners."""
+    """Check full and empty photos, stripes of whole columns, and single pixels in the corners."""
     columns = np.zeros(hw, bool)
     columns[:, first::3] = True
     corners = np.zeros(hw, bool)

@@ -1,4 +1,6 @@
-"""Two epochs over shards on some ranks; `test_datamodule.py` starts it: ddp_loader_run.py NUM_RANKS SHARDS OUT
+"""Two epochs over shards on some ranks.
+
+`test_datamodule.py` starts it: ddp_loader_run.py NUM_RANKS SHARDS OUT.
 
 Each rank writes OUT/RANK.json: the keys of its batches.
 """
@@ -19,7 +21,7 @@ GLOBAL_BATCH = 4
 
 
 class Recorder(lightning.LightningModule):
-    """Writes down the keys that it is given."""
+    """A model that records the keys it is given."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -23,7 +23,7 @@ STEPS_PER_EPOCH = 6
 
 
 class Recorder(lightning.LightningModule):
-    """Learns nothing and writes down what it was given."""
+    """A model that learns nothing and records what it is given."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ def make_trainer(folder: Path, **options) -> lightning.Trainer:
 
 @pytest.fixture
 def undisturbed(tmp_path: Path, shards: Path) -> list[tuple[int, list[str], float]]:
-    """Two and a half epochs, with a checkpoint after every step in `checkpoints`."""
+    """Train two and a half epochs, with a checkpoint after every step in `checkpoints`."""
     stage = Recorder()
     make_trainer(tmp_path / "checkpoints", max_steps=15).fit(stage, datamodule=make_data(shards))
     return stage.trained
@@ -157,7 +157,7 @@ def test_tars_from_elsewhere_are_indexed_once(shards: Path) -> None:
 
 @pytest.mark.slow
 def test_two_ranks_with_shards_of_unequal_length(tmp_path: Path, jpeg) -> None:
-    """Seven shards of unequal length: both ranks finish together, and per step they read what one rank would."""
+    """Read seven shards of unequal length: both ranks finish together, and each step reads what one rank would read."""
     directory = tmp_path / "shards"
     directory.mkdir()
     for shard, num_samples in enumerate([1, 5, 2, 4, 3, 1, 7]):

@@ -160,7 +160,7 @@ def test_a_lost_shard_ends_the_run_with_one_clear_line(shards: Path) -> None:
 def test_shards_deleted_while_reading_end_the_run_with_one_clear_line(
     tmp_path: Path, make_shards, num_workers: int
 ) -> None:
-    """More shards than stay open: of those that are open the data are still there."""
+    """Read more shards than stay open. The data of those that are open stay valid."""
     directory = make_shards(tmp_path / "many", 40, samples_per_shard=1)
     loader = make_loader(directory, num_workers=num_workers)
     batches = iter(loader)

@@ -66,7 +66,7 @@ def test_draws_are_uniform(tmp_path: Path, make_shards) -> None:
 
 
 def test_a_photo_with_fewer_masks_than_are_asked_for(tmp_path: Path, make_shards) -> None:
-    """Three masks: all of them once, or again until eight are drawn."""
+    """Draw from three masks: each once, or repeatedly until eight are drawn."""
     directory = make_shards(tmp_path / "out", 2)
     once = batches(directory, max_instances=8)[Request(0, [0, 1])].fields
     assert once["mask_counts"] == [3, 3] and once["mask_image_index"].tolist() == [0, 0, 0, 1, 1, 1]
