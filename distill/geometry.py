@@ -131,6 +131,14 @@ def masks_to_original(low_res_logits: Tensor, original_hw: HW, prompt_size: int)
     return F.interpolate(logits, original_hw, mode="bilinear", align_corners=False)  # (P, K, H, W)
 
 
+def mask_window(mask: np.ndarray) -> tuple[slice, slice] | None:
+    """Return the rows and columns of the smallest window that holds a mask (H, W), or None if it has no pixel."""
+    rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
+    if not len(rows):
+        return None
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+
+
 def cell_starts(num_pixels: int, num_cells: int) -> np.ndarray:
     """Return the first pixel of each cell along one side of a photo, int64 (num_cells,).
 

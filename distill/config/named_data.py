@@ -32,7 +32,10 @@ class SplitName(NamedTuple):
 
 
 def catalogue_files(root: Path | None = None) -> dict[str, Path]:
-    """Return the YAML file of each set by the set's name: the packaged ones, then the user's own in `root`."""
+    """Return the YAML file of each set by the set's name: the packaged ones and the user's own in `root`.
+
+    One of the user's own replaces a packaged one of the same name.
+    """
     # In the source tree and in a wheel alike, the sets lie beside the recipes.
     packaged = Path(distill.recipes.__path__[0]).with_name("datasets")
     folders = [packaged, *([root] if root is not None else [])]

@@ -62,7 +62,7 @@ class CocoSet:
 
     def __init__(self, images_dir: str | Path, annotations_file: str | Path) -> None:
         self.images_dir, self.annotations_file = resolve_photos(images_dir), resolve_annotations(annotations_file)
-        self.content = content = _read_json(self.annotations_file)
+        self.content = content = _read_annotations(self.annotations_file)
         self.categories: dict[int, str] = {row["id"]: row.get("name", "") for row in content.get("categories", [])}
         self.num_crowd = 0
         self.empty: dict[int, str] = {}
@@ -178,15 +178,18 @@ def read_photo(path: Path) -> bytes:
         raise DataError(f"{path}: cannot be read ({error.strerror}); restore it or remove it from the set") from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, what: str, form: str) -> Any:
+    """Read a JSON of annotations or detections. `what` and `form` name it in errors. Raises DataError."""
     try:
-        content = json.loads(path.read_bytes())
+        return json.loads(path.read_bytes())
     except OSError as error:
-        raise DataError(
-            f"{path}: the annotations cannot be read ({error.strerror}); give a COCO-format JSON"
-        ) from error
+        raise DataError(f"{path}: the {what} cannot be read ({error.strerror}); give a {form}") from error
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
-        raise DataError(f"{path}: not JSON ({error}); give a COCO-format JSON that is complete") from error
+        raise DataError(f"{path}: not JSON ({error}); give a complete {form}") from error
+
+
+def _read_annotations(path: Path) -> dict[str, Any]:
+    content = read_json(path, "annotations", "COCO-format JSON")
     if not isinstance(content, dict) or not all(isinstance(content.get(n), list) for n in ("images", "annotations")):
         raise DataError(
             f"{path}: not COCO's format: it needs the lists 'images' and 'annotations' at its top; "

@@ -7,13 +7,12 @@ with or without suffix; and the list may stand below "annotations", "predictions
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from distill.data.coco import BoxXYXY, CocoSet, clip_box
+from distill.data.coco import BoxXYXY, CocoSet, clip_box, read_json
 from distill.data.images import key_of
 from distill.errors import DataError
 
@@ -62,14 +61,7 @@ class Detections:
         return sum(len(rows) for rows in self.by_photo.values())
 
     def _read(self) -> list[dict[str, Any]]:
-        try:
-            content = json.loads(self.path.read_bytes())
-        except OSError as error:
-            raise DataError(
-                f"{self.path}: the detections cannot be read ({error.strerror}); give a results JSON"
-            ) from error
-        except ValueError as error:
-            raise DataError(f"{self.path}: not JSON ({error}); give a complete results JSON") from error
+        content = read_json(self.path, "detections", "results JSON")
         if isinstance(content, dict):
             content = next((content[name] for name in CONTAINERS if isinstance(content.get(name), list)), content)
         if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):

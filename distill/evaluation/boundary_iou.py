@@ -9,6 +9,8 @@ import math
 
 import numpy as np
 
+from distill.geometry import mask_window
+
 DILATION_RATIO = 0.02  # width of the outline as a share of the photo's diagonal: the paper, section 5, and its code
 
 
@@ -22,10 +24,9 @@ def boundary_iou(predicted: np.ndarray, truth: np.ndarray) -> float:
     """
     distance = outline_width(truth.shape[0], truth.shape[1])
     either = predicted | truth
-    rows, columns = either.any(1).nonzero()[0], either.any(0).nonzero()[0]
-    if not len(rows):
+    box = mask_window(either)  # nothing of either lies beyond
+    if box is None:
         return 0.0
-    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)  # nothing of either lies beyond
     first, second = outline(predicted[box], distance), outline(truth[box], distance)
     return int((first & second).sum()) / int((first | second).sum())
 

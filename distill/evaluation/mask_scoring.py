@@ -22,7 +22,7 @@ from distill.data.coco import read_photo
 from distill.data.images import decode_as_annotated, decode_image
 from distill.data.rle import RLE, decode_mask, encode_mask
 from distill.evaluation.boundary_iou import boundary_iou
-from distill.geometry import HW, resize_longest_side, resized_hw
+from distill.geometry import HW, mask_window, resize_longest_side, resized_hw
 from distill.prompts.clicks import first_click, next_click
 
 MARGIN = 3  # cells: two bilinear steps mix logits that are at most this far apart
@@ -94,12 +94,13 @@ def read_resized(path: Path, hw: HW | None, image_size: int) -> tuple[np.ndarray
 def crop_positive(logits: np.ndarray, frame: Frame) -> LowResMask:
     """Crop low-res logits (4E, 4E) to the part that decides which pixels are set."""
     positive = logits > 0
-    rows, columns = positive.any(1).nonzero()[0], positive.any(0).nonzero()[0]
-    if not len(rows):
+    window = mask_window(positive)
+    if window is None:
         return LowResMask(np.zeros((0, 0), np.float32), 0, 0, frame)
-    top, left = max(0, rows[0] - MARGIN), max(0, columns[0] - MARGIN)
-    part = logits[top : rows[-1] + 1 + MARGIN, left : columns[-1] + 1 + MARGIN]
-    return LowResMask(np.ascontiguousarray(part), int(top), int(left), frame)
+    rows, columns = window
+    top, left = max(0, rows.start - MARGIN), max(0, columns.start - MARGIN)
+    part = logits[top : rows.stop + MARGIN, left : columns.stop + MARGIN]
+    return LowResMask(np.ascontiguousarray(part), top, left, frame)
 
 
 def mask_to_original(part: LowResMask, hw: HW) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 
+from distill.geometry import mask_window
 from distill.prompts.types import NEGATIVE, POSITIVE
 
 PIXEL_CENTRE = 0.5  # coordinates are continuous, (0, 0) is the outer corner of the first pixel
@@ -53,11 +54,11 @@ def next_click(
 
 def _peak(mask: np.ndarray, clicked: np.ndarray | None = None) -> tuple[float, tuple[int, int]]:
     """Return the largest distance to the outside and its (row, column); 0 and (0, 0) for an empty mask."""
-    rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
-    if not len(rows):
+    window = mask_window(mask)
+    if window is None:
         return 0.0, (0, 0)
-    top, left = rows[0], columns[0]
-    box = mask[top : rows[-1] + 1, left : columns[-1] + 1]
+    top, left = window[0].start, window[1].start
+    box = mask[window]
     # One pixel of outside around the box is enough: the rest of the outside is not nearer.
     depth = distance_transform_edt(np.pad(box, 1))[1:-1, 1:-1]
     if clicked is not None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from distill.cli.quickstart import TRAIN_PHOTOS
 from distill.config.named_data import ROOT_VARIABLE, SplitName, catalogue_files, parse_split_name
 from distill.data.catalogue import (
     list_datasets,
@@ -20,6 +21,7 @@ from distill.data.catalogue import (
     resolve_shards,
 )
 from distill.errors import DataError
+from distill.quickstart import pipeline
 
 SHIPPED = sorted(catalogue_files())
 ENTRY = {
@@ -62,6 +64,15 @@ def test_the_shipped_sets():
     val = load_dataset("coco2017").split("val")
     assert (val.images, val.annotations) == ("val2017", "annotations/instances_val2017.json")
     assert val.num_photos == 5000 and val.files == ("val2017.zip", "annotations_trainval2017.zip")
+
+
+def test_the_quickstart_s_entry_is_what_the_quickstart_composes():
+    splits = load_dataset("quickstart").splits
+    assert {name: (split.num_photos, split.seed) for name, split in splits.items()} == {
+        "train": (TRAIN_PHOTOS, pipeline.TRAIN_SEED),
+        "val": (pipeline.HELD_OUT_PHOTOS, pipeline.HELD_OUT_SEED),
+    }
+    assert load_dataset("quickstart").samples_per_shard == pipeline.SAMPLES_PER_SHARD
 
 
 def test_an_own_entry_is_read_like_a_shipped_one(tmp_path, monkeypatch):

@@ -40,7 +40,7 @@ class BadPhoto(NamedTuple):
 
 
 class LoadedBatch(NamedTuple):
-    """What a worker sends: the fields of an ImageBatch, the photos it left out, and the error that ends the run, if any."""
+    """What a worker sends: the fields of an ImageBatch and the bad photos, or the error that ends the run."""
 
     fields: dict[str, Any]
     bad: list[BadPhoto]

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from distill.geometry import mask_window
+
 MIN_VISIBLE_SHARE = 0.3  # an instance of which less is visible is no target
 MIN_AREA = 48  # pixels; smaller targets are dropped
 PLACES_TRIED = 10  # for a cut-out that does not stand out
@@ -89,8 +91,8 @@ def cut_shape(rng: np.random.Generator, photo: np.ndarray, size: int) -> Cutout:
 
 def cut_instance(photo: np.ndarray, mask: np.ndarray) -> Cutout:
     """Cut a labelled object out of a photo along its mask, bool (H, W) with at least one pixel."""
-    rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    window = slice(rows[0], rows[-1] + 1), slice(cols[0], cols[-1] + 1)
+    window = mask_window(mask)
+    assert window is not None
     return Cutout(photo[window], mask[window])
 
 

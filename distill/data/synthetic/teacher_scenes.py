@@ -23,7 +23,7 @@ from distill.data.synthetic.scenes import (
     vary_cutout,
     without_instances,
 )
-from distill.geometry import boxes_to_prompt_frame, letterbox, mask_to_low_res, valid_mask
+from distill.geometry import boxes_to_prompt_frame, letterbox, mask_to_low_res, mask_window, valid_mask
 
 MAX_INSTANCES = 12  # masks per scene and step
 MIN_CUTOUT_AREA = 300  # pixels of an instance that is pasted into other photos
@@ -132,8 +132,10 @@ class Collate:
             rng = np.random.default_rng(int(scene.pixels[::7, ::7].sum()))
             for j in rng.permutation(len(scene.masks))[:MAX_INSTANCES]:
                 mask = scene.masks[j]
-                rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-                box = np.array([cols[0], rows[0], cols[-1] + 1, rows[-1] + 1], np.float32)
+                window = mask_window(mask)
+                assert window is not None  # scenes keep visible instances alone
+                rows, cols = window
+                box = np.array([cols.start, rows.start, cols.stop, rows.stop], np.float32)
                 boxes.append(boxes_to_prompt_frame(box, mask.shape, prompt_size))
                 masks.append(mask_to_low_res(mask, low_res))
                 index.append(i)
