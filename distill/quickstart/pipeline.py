@@ -34,7 +34,7 @@ from distill.models.teacher import load_teacher
 from distill.quickstart.report import write_report
 from distill.text import BILLION, print_command, progress_bar
 from distill.training.directory import is_rank_zero
-from distill.training.run import run_training
+from distill.training.run import train
 
 SUMMARY_FILE, REPORT_FILE, MARKER_FILE, SECONDS_FILE = "summary.json", "index.html", "quickstart.json", "seconds.json"
 HELD_OUT_PHOTOS = 40
@@ -139,7 +139,7 @@ class QuickstartPipeline:
         print_command("train", f"quickstart/{stage}", *overrides)
         recipe = load_recipe(f"quickstart/{stage}", overrides, kinds=("feature", "mask"))
         assert isinstance(recipe, FeatureRecipe | MaskRecipe)
-        weights = run_training(recipe)
+        weights = train(recipe)
         if is_rank_zero():
             refresh_card(str(run))
             print(f"wrote {weights}")
