@@ -1,4 +1,4 @@
-"""What an evaluation costs beside its encoder: the encoder alone, the model alone, and the whole, in turns."""
+"""The cost of an evaluation beside its encoder: the encoder, the model and the complete evaluation take turns."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from distill.students import STUDENTS
 
 PHOTO_HW = (480, 640)  # COCO's most frequent size
 SHARES = {
-    "encoder": "embedding alone, of photos that lie ready",
+    "encoder": "embedding alone, of photos that are read already",
     "model": "embedding, and the decoder's answers",
     "evaluation": "reading, both, masks at full resolution, scores, codes",
 }
@@ -39,10 +39,10 @@ SHARES = {
 def bench_evaluate(
     student: str, *, num_photos: int, num_prompts: int, num_workers: int, num_rounds: int
 ) -> dict[str, Any]:
-    """Seconds a photo of each of SHARES, and what the later ones cost on top of the encoder.
+    """Measure the seconds per photo of each of SHARES, and what the complete evaluation costs on top of the others.
 
     Args:
-        student: a published name (random weights: blots for masks, the costliest), or a model of ours on disk.
+        student: a published name, with random weights, whose ragged masks cost most; or one of our models on disk.
         num_workers: as in a recipe; 0: none.
     """
     model = build_model(student) if student in STUDENTS else load_model(student)
@@ -72,7 +72,7 @@ def bench_evaluate(
 
 
 def build_runs(model: PromptableModel, coco_set: CocoSet, workers: WorkerPool) -> dict[str, Callable[[int], None]]:
-    """What is measured, by name: functions of the number of photos."""
+    """Return the functions to measure, by name. Each takes the number of photos."""
     predictor = ModelPredictor(model, fuse_norms=True)
     evaluation = PromptEvaluation(coco_set, PromptProtocol(EvaluatePromptConfig("box")))
     num_prompts = len(evaluation.photos[0].instances)
@@ -94,7 +94,7 @@ def build_runs(model: PromptableModel, coco_set: CocoSet, workers: WorkerPool) -
 
 
 def write_set(folder: Path, num_photos: int, num_prompts: int) -> CocoSet:
-    """Photos with detail at every scale, each with as many masks as there shall be prompts."""
+    """Write a COCO-format set: photos with detail at every scale, each with `num_prompts` masks."""
     rng = np.random.default_rng(0)
     photo = draw_photo(rng, PHOTO_HW)
     images: list[dict[str, Any]] = []
@@ -112,7 +112,7 @@ def write_set(folder: Path, num_photos: int, num_prompts: int) -> CocoSet:
 
 
 def tables(found: dict[str, Any]) -> list[Table]:
-    """The shares of an evaluation's time."""
+    """Return the table of the shares of an evaluation's time."""
     title = (
         f"{found['student']} on {found['device']}: {found['prompts']} boxes on each of {found['photos']} photos, "
         f"{found['threads']} threads, {found['workers']} workers"
@@ -134,10 +134,10 @@ def _ready(photo: AnnotatedPhoto, image_size: int) -> tuple[np.ndarray, PhotoPro
 
 
 def _wait(embedding: torch.Tensor) -> None:
-    """Until it is computed, on a GPU too."""
+    """Wait until an embedding is computed, on a GPU too."""
     embedding[0, 0, 0, 0].item()
 
 
 def _on_top(seconds: dict[str, list[float]], of: str, whole: str) -> float:
-    """What a share costs beyond another, measured in the same rounds."""
+    """Return what the share `whole` costs beyond the share `of`, as the median over the rounds."""
     return statistics.median(b / a - 1 for a, b in zip(seconds[of], seconds[whole], strict=True))

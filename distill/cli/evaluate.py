@@ -1,4 +1,4 @@
-"""`distill evaluate`: judge a model, or a baseline, by a protocol."""
+"""`distill evaluate`: score a model, or a baseline, by a protocol."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ examples:
   distill evaluate fill-box eval/coco_box data.images=DIR data.annotations=FILE run=OUT    # a baseline; or: oracle
   torchrun --nproc-per-node 8 $(which distill) evaluate MODEL RECIPE ... run=OUT           # or: --devices 8
 
-`distill recipes ls` lists the protocols. Writes to the run directory: metrics.json (scores in 0..1 with bootstrap 95 %
-intervals over photos; null: no such instance), instances.jsonl (one line per prompt), results.json (the masks in COCO's
-results format), recipe.yaml, model.json and data.json. An evaluation that was stopped goes on with resume=true.
+`distill recipes ls` lists the protocols. The run directory gets metrics.json (scores in 0..1 with bootstrap 95 %
+intervals over photos; null where there is no such instance), instances.jsonl (one line per prompt), results.json (the
+masks in COCO's results format), recipe.yaml, model.json and data.json. An evaluation that was stopped continues with
+resume=true.
 """
 
 
@@ -29,9 +30,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = add_command(
         subparsers,
         "evaluate",
-        "judge a model by a protocol: mask IoU, AP, average recall, agreement with its teacher",
+        "score a model by a protocol: mask IoU, AP, average recall, agreement with its teacher",
         EPILOG,
-        description="Judge a model: masks from boxes, clicks or a detector's boxes, at each photo's own resolution.",
+        description="Score a model: masks from boxes, clicks or a detector's boxes, at each photo's own resolution.",
     )
     parser.add_argument(
         "model",

@@ -1,7 +1,7 @@
-"""Bootstrap 95 % intervals. Photos are resampled, not instances: those of one photo hang together.
+"""Bootstrap 95 % intervals. Photos are resampled, not instances, because the instances of one photo are correlated.
 
-Every statistic is a function of sums over photos, so that a resample is a product of photo counts with the photos'
-sums. The percentile method: Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 13.3.
+Every statistic is a function of sums over photos, so a resample is a product of photo counts with the photos' sums.
+The intervals are percentiles: Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 13.3.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 NUM_RESAMPLES = 2000
 LEVEL = 0.95
-COUNTS_AT_ONCE = 4_000_000  # numbers of a block of resamples: 32 MB
+COUNTS_AT_ONCE = 4_000_000  # counts in one block of resamples: 32 MB
 
 
 class Interval(NamedTuple):
@@ -34,12 +34,12 @@ class Difference(NamedTuple):
 
 
 def mean_interval(values: npt.ArrayLike, photos: Sequence[Any] | np.ndarray, *, seed: int = 0) -> Interval | None:
-    """The interval of a mean over instances.
+    """Return the interval of a mean over instances.
 
     Args:
         values: (N,) one of each instance. photos: (N,) the photo of each, any labels.
     Returns:
-        None with fewer than two photos, which say nothing about others.
+        None with fewer than two photos, because they say nothing about other photos.
     """
     numbers = np.asarray(values, np.float64)
     index, num_photos = _photo_index(photos)
@@ -53,12 +53,12 @@ def mean_interval(values: npt.ArrayLike, photos: Sequence[Any] | np.ndarray, *, 
 def paired_difference(
     first: npt.ArrayLike, second: npt.ArrayLike, photos: Sequence[Any] | np.ndarray, *, seed: int = 0
 ) -> Difference:
-    """How much better the first model is than the second, on the same instances in the same order.
+    """Return how much better the first model is than the second, on the same instances in the same order.
 
-    Both are resampled together, so what makes a photo hard for both cancels out.
+    Both are resampled together, so a photo that is hard for both cancels out.
 
     Returns:
-        with fewer than two photos, low and high are NaN.
+        the mean difference and its interval. With fewer than two photos, low and high are NaN.
     """
     differences = np.asarray(first, np.float64) - np.asarray(second, np.float64)
     interval = mean_interval(differences, photos, seed=seed) or Interval(float("nan"), float("nan"))
@@ -67,7 +67,7 @@ def paired_difference(
 
 
 def per_photo(rows: np.ndarray, photo_index: np.ndarray, num_photos: int) -> np.ndarray:
-    """Rows (N, K) added up by photo: float64 (num_photos, K)."""
+    """Sum rows (N, K) by photo: float64 (num_photos, K)."""
     sums = np.zeros((num_photos, rows.shape[1]))
     np.add.at(sums, photo_index, rows)
     return sums
@@ -80,12 +80,12 @@ def bootstrap(
     seed: int = 0,
     num_resamples: int = NUM_RESAMPLES,
 ) -> np.ndarray:
-    """A statistic of every resample of the photos.
+    """Return a statistic of every resample of the photos.
 
     Args:
         sums: (M, K) sums of each photo. statistic: from sums over the photos of a resample, (R, K), to (R, ...).
     Returns:
-        (num_resamples, ...); NaN where a resample has no instance.
+        the statistic, (num_resamples, ...); NaN where a resample has no instance.
     """
     totals = [counts @ sums for counts in resample_counts(len(sums), seed=seed, num_resamples=num_resamples)]
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -93,7 +93,7 @@ def bootstrap(
 
 
 def resample_counts(num_photos: int, *, seed: int, num_resamples: int) -> list[np.ndarray]:
-    """How often each resample draws each photo: blocks of float64 (r, M), each row with the sum M."""
+    """Draw resamples: blocks of float64 (r, M), each row the number of times that a resample draws each of M photos."""
     rng = np.random.default_rng(seed)
     block = max(1, COUNTS_AT_ONCE // num_photos)
     blocks = []
@@ -106,7 +106,7 @@ def resample_counts(num_photos: int, *, seed: int, num_resamples: int) -> list[n
 
 
 def percentile_interval(resampled: np.ndarray) -> Interval | None:
-    """The middle of resampled statistics (R,); None when no resample has one."""
+    """Return the middle 95 % of resampled statistics (R,), or None if all of them are NaN."""
     defined = resampled[~np.isnan(resampled)]
     if not len(defined):
         return None
@@ -115,7 +115,7 @@ def percentile_interval(resampled: np.ndarray) -> Interval | None:
 
 
 def _photo_index(photos: Sequence[Any] | np.ndarray) -> tuple[np.ndarray, int]:
-    """The number of each instance's photo, (N,), in the order of first appearance; and how many photos there are."""
+    """Return the number of each instance's photo, in order of first appearance, and the count of photos."""
     numbers: dict[Any, int] = {}
     index = np.array([numbers.setdefault(photo, len(numbers)) for photo in photos], np.int64)
     return index, len(numbers)

@@ -1,7 +1,4 @@
-"""Boundary IoU: the IoU of two masks' outlines, which large objects with ragged edges do not pass.
-
-arXiv:2103.16562.
-"""
+"""Boundary IoU: the IoU of two masks' outlines (arXiv:2103.16562). It is low for large objects with wrong edges."""
 
 from __future__ import annotations
 
@@ -15,16 +12,17 @@ DILATION_RATIO = 0.02  # width of the outline as a share of the photo's diagonal
 
 
 def boundary_iou(predicted: np.ndarray, truth: np.ndarray) -> float:
-    """IoU in 0..1 of the pixels of each mask that lie within 2 % of the diagonal of its edge.
+    """Return the IoU in 0..1 of two outlines. An outline is as wide as 2 % of the photo's diagonal.
 
-    Beyond the photo is outside of every mask, as in the published code.
+    The border of the photo counts as an edge of a mask that touches it, as in the published code. Two empty masks give
+    0.
 
     Args:
-        predicted, truth: bool (H, W) of the whole photo.
+        predicted, truth: bool (H, W) of the complete photo.
     """
     distance = outline_width(truth.shape[0], truth.shape[1])
     either = predicted | truth
-    box = mask_window(either)  # nothing of either lies beyond
+    box = mask_window(either)  # neither mask has a pixel outside of it
     if box is None:
         return 0.0
     first, second = outline(predicted[box], distance), outline(truth[box], distance)
@@ -32,12 +30,12 @@ def boundary_iou(predicted: np.ndarray, truth: np.ndarray) -> float:
 
 
 def outline_width(height: int, width: int) -> int:
-    """Pixels from a mask's edge inwards, at least one."""
+    """Return the width of an outline in pixels, from the mask's edge inwards, at least one."""
     return max(1, round(DILATION_RATIO * math.hypot(height, width)))
 
 
 def outline(mask: np.ndarray, distance: int) -> np.ndarray:
-    """The pixels of a mask, bool (H, W), with a pixel outside it within `distance` rows and columns."""
+    """Return the pixels of a mask, bool (H, W), that have a pixel outside it within `distance` rows and columns."""
     deep = mask
     for axis in (0, 1):
         deep = _surrounded(deep, distance, axis)
@@ -45,7 +43,10 @@ def outline(mask: np.ndarray, distance: int) -> np.ndarray:
 
 
 def _surrounded(mask: np.ndarray, distance: int, axis: int) -> np.ndarray:
-    """Where all pixels up to `distance` before and after are set: windows of twice the length from two of one."""
+    """Return where all pixels up to `distance` before and after are set.
+
+    A window of twice the length is the conjunction of two windows of the simple one.
+    """
     length = 2 * distance + 1
     padding = [(0, 0), (0, 0)]
     padding[axis] = (distance, distance)
@@ -55,4 +56,5 @@ def _surrounded(mask: np.ndarray, distance: int, axis: int) -> np.ndarray:
         step = min(covered, length - covered)
         windows = windows[:-step] & windows[step:]
         covered += step
-    return np.moveaxis(windows, 0, axis)
+    surrounded: np.ndarray = np.moveaxis(windows, 0, axis)
+    return surrounded

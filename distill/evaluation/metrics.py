@@ -1,4 +1,4 @@
-"""What is measured: scores by the size of the object, calibration of predicted IoU, and the agreement of embeddings.
+"""The metrics: scores by the size of the object, calibration of the predicted IoU, and agreement of embeddings.
 
 torchmetrics accumulates the sums and merges them over ranks.
 """
@@ -15,17 +15,19 @@ from distill.losses.feature import cosine_map, resize_to_grid
 SMALL_AREA = 32**2  # below: small
 LARGE_AREA = 96**2  # from here on: large
 
-VARIANCE_FLOOR = 1e-12  # a variance below is rounding alone
+VARIANCE_FLOOR = 1e-12  # a smaller variance is rounding error
 
 
-SIZES = ("", "_large", "_medium", "_small")  # what a metric's name ends in; all instances first
+SIZES = ("", "_large", "_medium", "_small")  # the endings of a metric's names; the first is for all instances
 
 
 class MeanBySize(Metric):
-    """Mean of a score over instances: all, large, medium and small ones.
+    """The mean of a score over instances: all, large, medium and small ones.
 
-    sync_on_compute: over all ranks; false where one of them holds all instances already.
-    `compute` gives NAME, NAME_large, NAME_medium, NAME_small, NaN for a group without an instance.
+    `compute` returns NAME, NAME_large, NAME_medium and NAME_small, NaN for a group without an instance.
+
+    Args:
+        sync_on_compute: sum over all ranks; false where one rank holds all instances already.
     """
 
     full_state_update = False
@@ -43,7 +45,7 @@ class MeanBySize(Metric):
         """Add N instances.
 
         Args:
-            scores: (N,), as those of `mask_iou`. areas: (N,) in original pixels.
+            scores: (N,) in 0..1. areas: (N,) in original pixels.
         """
         scores = scores.to(self.sums)
         groups = size_groups(areas.to(self.sums.device)).to(scores)  # (4, N)
@@ -51,25 +53,27 @@ class MeanBySize(Metric):
         self.counts += groups.sum(1)
 
     def compute(self) -> dict[str, Tensor]:
+        """Return the mean of each group."""
         means = self.sums / self.counts  # 0 / 0 is NaN
         return {self.name + size: mean for size, mean in zip(SIZES, means, strict=True)}
 
 
 class MaskIoU(MeanBySize):
-    """Mean IoU over instances: `miou` and by size, as MeanBySize gives them, and `num_instances`."""
+    """The mean IoU over instances: `miou` and its groups by size, as in MeanBySize, and `num_instances`."""
 
     def __init__(self, *, sync_on_compute: bool = True) -> None:
         super().__init__("miou", sync_on_compute=sync_on_compute)
 
     def compute(self) -> dict[str, Tensor]:
+        """Return the mean of each group, and the number of instances."""
         return {**super().compute(), "num_instances": self.counts[0].long()}
 
 
 class Calibration(Metric):
-    """How well a model knows the quality of its masks: its predicted IoU against the true one.
+    """The calibration of a model: its predicted IoU against the true one.
 
-    `compute` gives `iou_correlation`, Pearson's r in -1..1 (NaN where either never varies), and `iou_error`, the mean
-    absolute error in 0..1 (NaN without an instance).
+    `compute` returns `iou_correlation`, which is Pearson's r in -1..1 (NaN where one of both does not vary), and
+    `iou_error`, the mean absolute error in 0..1 (NaN without an instance).
     """
 
     full_state_update = False
@@ -84,24 +88,25 @@ class Calibration(Metric):
         self.sums += calibration_terms(predicted.double(), iou.double()).sum(0).to(self.sums.device)
 
     def compute(self) -> dict[str, Tensor]:
+        """Return the correlation and the error."""
         correlation, error = calibration_of(self.sums)
         return {"iou_correlation": correlation, "iou_error": error}
 
 
 def size_groups(areas: Tensor) -> Tensor:
-    """Which instances belong to each of SIZES, by areas (N,) in original pixels: bool (4, N)."""
+    """Return which instances belong to each of SIZES, bool (4, N), by their areas (N,) in original pixels."""
     large, small = areas >= LARGE_AREA, areas < SMALL_AREA
     return torch.stack([torch.ones_like(large), large, ~large & ~small, small])
 
 
 def calibration_terms(predicted: Tensor, iou: Tensor) -> Tensor:
-    """What calibration is a function of the sum of: (N,) and (N,) -> (N, 7)."""
+    """Return the terms (N, 7) of predicted and true IoU (N,). Calibration is a function of their sum over instances."""
     ones = torch.ones_like(iou)
     return torch.stack([ones, predicted, iou, predicted**2, iou**2, predicted * iou, (predicted - iou).abs()], -1)
 
 
 def calibration_of(sums: Tensor) -> tuple[Tensor, Tensor]:
-    """Correlation and mean absolute error from summed terms: (..., 7) -> (...), (...)."""
+    """Return correlation (...) and mean absolute error (...) from summed terms (..., 7)."""
     num = sums[..., 0]
     mean_x, mean_y, xx, yy, xy, error = (sums[..., 1:] / num[..., None]).unbind(-1)
     x_variance, y_variance = xx - mean_x**2, yy - mean_y**2
@@ -111,7 +116,7 @@ def calibration_of(sums: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class EmbeddingCosine(Metric):
-    """Mean over images of the mean cosine similarity of an image's valid positions; NaN without an image."""
+    """The mean over images of the mean cosine similarity of an image's valid positions; NaN without an image."""
 
     full_state_update = False
     higher_is_better = True
@@ -135,10 +140,14 @@ class EmbeddingCosine(Metric):
         self.num_images += seen.sum()
 
     def compute(self) -> Tensor:
+        """Return the mean."""
         return self.total / self.num_images
 
 
 def image_cosines(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
-    """The mean cosine similarity of each image's valid positions, see EmbeddingCosine: (B,), NaN without any."""
+    """Return the mean cosine similarity (B,) of each image's valid positions, NaN without any.
+
+    The arguments are those of EmbeddingCosine.update.
+    """
     cosine = cosine_map(resize_to_grid(student.float(), teacher.shape[-1]), teacher)  # (B, E, E)
     return cosine.masked_fill(~valid, 0.0).flatten(1).sum(1) / valid.flatten(1).sum(1)

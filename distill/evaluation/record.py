@@ -1,4 +1,7 @@
-"""The run directory of an evaluation: what was found so far, photo by photo, and the files at the end."""
+"""The run directory of an evaluation: the scores so far, photo by photo, and the files at the end.
+
+`evaluation.finished` reads these files back.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ import yaml
 
 from distill.config.run_directory import RECIPE_FILE, check_run_directory
 from distill.errors import RunError
-from distill.files import write_text
+from distill.files import write_json, write_text
 
 if TYPE_CHECKING:
     from distill.config.loading import EvaluationRecipe
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 
 MODEL_FILE, DATA_FILE = "model.json", "data.json"
 INSTANCES_FILE, RESULTS_FILE, EVALUATION_METRICS_FILE = "instances.jsonl", "results.json", "metrics.json"
-PARTIAL_DIR = "partial"  # while it runs: one line per photo, one file per process and start
+PARTIAL_DIR = "partial"  # of an evaluation that runs: one line per photo, one file per process and start
 
 
 class Ranks(Protocol):
@@ -34,26 +37,28 @@ class Ranks(Protocol):
     @property
     def world_size(self) -> int: ...
 
-    def barrier(self) -> None: ...
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        ...
 
 
-class Alone:
-    """One process."""
+class OneProcess:
+    """The ranks of an evaluation in one process."""
 
     global_rank, world_size = 0, 1
 
     def barrier(self) -> None:
-        """There is nobody to wait for."""
+        """Return at once: there is no other process."""
 
 
 class Record:
-    """The run directory as one of the processes sees it.
+    """The run directory of an evaluation, in one of its processes.
 
-    A photo is finished when its line is whole, so that a kill loses no more than the photos under way, and a restart
-    may have another number of processes. metrics.json is written last: where it is, all is done.
+    A photo is finished when its line is complete. So a kill loses only the photos under way, and a restart may have
+    another number of processes. metrics.json is written last, so an evaluation that has it is finished.
 
     Args:
-        model, data: what the scores depend on beside the recipe; kept in model.json and data.json.
+        model, data: the inputs beside the recipe that the scores depend on, kept in model.json and data.json.
     Raises:
         RunError: the directory belongs to something else, or to another model, recipe or data.
     """
@@ -71,16 +76,17 @@ class Record:
             _check_same("recipe", yaml.safe_load((run / RECIPE_FILE).read_text()), yaml.safe_load(recipe_text), run)
             if (run / DATA_FILE).is_file():
                 _check_same("set of files", _read_json(run / DATA_FILE), data, run)
-        ranks.barrier()  # all have looked before one writes
+        ranks.barrier()  # all processes have checked the directory before one writes
         if ranks.global_rank == 0:
             run.mkdir(parents=True, exist_ok=True)
             for name, content in ((MODEL_FILE, model), (DATA_FILE, data)):
-                write_text(run / name, json.dumps(content, indent=2) + "\n")
+                write_json(run / name, content)
             write_text(run / RECIPE_FILE, recipe_text)
         ranks.barrier()
 
     @property
     def is_finished(self) -> bool:
+        """Whether metrics.json is written."""
         return (self.run / EVALUATION_METRICS_FILE).is_file()
 
     def read_metrics(self) -> dict[str, Any]:
@@ -88,14 +94,14 @@ class Record:
         return _read_json(self.run / EVALUATION_METRICS_FILE)
 
     def begin(self, evaluation: EvaluationProtocol[Photo]) -> list[Photo]:
-        """The photos that are left to this process: every n-th of those that no process has finished."""
+        """Return the photos that are left to this process: every n-th of those that no process has finished."""
         (self.run / PARTIAL_DIR).mkdir(exist_ok=True)
         finished = self.finished()
         left = [photo for photo in evaluation.photos if photo.key not in finished]
         rank = self.ranks.global_rank
         starts = (self.run / PARTIAL_DIR / f"rank{rank}_{start}.jsonl" for start in itertools.count())
         self._lines = next(path for path in starts if not path.exists())
-        self.ranks.barrier()  # all have read the same before one writes more
+        self.ranks.barrier()  # all processes have read the same lines before one adds another
         return left[rank :: self.ranks.world_size]
 
     def add(self, found: PhotoScores) -> None:
@@ -104,7 +110,7 @@ class Record:
             file.write(json.dumps(asdict(found)) + "\n")
 
     def finished(self) -> dict[str, PhotoScores]:
-        """What all processes have found, by photo; a line that a kill cut short is left out."""
+        """Read the scores of all processes, by photo. A line that a kill cut short is left out."""
         from distill.evaluation.prompting import InstanceScore, PhotoScores
 
         found = {}
@@ -118,16 +124,18 @@ class Record:
                 found[row["image"]] = PhotoScores(row["image"], scores, row["cosine"])
         return found
 
-    def close(self, evaluation: EvaluationProtocol[Any], seconds: float, num_asked: int) -> dict[str, Any]:
-        """Write the files, when all processes are done; returns metrics.json's content. For the first process alone."""
+    def close(self, evaluation: EvaluationProtocol[Any], seconds: float, num_photos: int) -> dict[str, Any]:
+        """Write the files when all processes are done, and return the content of metrics.json.
+
+        Only the first process calls it.
+        """
         finished = self.finished()
         found = [finished[photo.key] for photo in evaluation.photos]
         self._write_rows(found, evaluation.image_ids)
         metrics = write_metrics(
             self,
             evaluation.summarize(found),
-            seconds=round(seconds, 1),
-            photos_per_second=round(num_asked / max(seconds, 1e-9), 3),
+            {"seconds": round(seconds, 1), "photos_per_second": round(num_photos / max(seconds, 1e-9), 3)},
         )
         shutil.rmtree(self.run / PARTIAL_DIR)
         return metrics
@@ -138,28 +146,34 @@ class Record:
         scores = [score for of_photo in found for score in of_photo.scores]
         results = [result_row(score, image_ids[score.image]) for score in scores]
         write_text(self.run / RESULTS_FILE, json.dumps(results) + "\n")
-        kept = [] if self.recipe.kind == "everything" else scores  # thousands of masks that nobody asked for
+        kept = [] if self.recipe.kind == "everything" else scores  # thousands of masks without a prompt
         write_text(self.run / INSTANCES_FILE, "".join(map(_line, kept)))
 
 
-def write_metrics(record: Record, summary: Summary, **further: Any) -> dict[str, Any]:
-    """Write metrics.json: the numbers, their intervals, and the protocol, data and model that gave them."""
+def write_metrics(record: Record, summary: Summary, further: Mapping[str, Any]) -> dict[str, Any]:
+    """Write metrics.json: the metrics, their intervals, and the protocol, data and model that they belong to.
+
+    Args:
+        further: what else to keep, such as the seconds that it took.
+    Returns:
+        the content.
+    """
     content = {
         **summary.metrics,
         "intervals": {name: list(interval) for name, interval in summary.intervals.items()},
-        **protocol_of(record.recipe),
+        **describe_protocol(record.recipe),
         **record.data,
         **record.model,
         **further,
     }
-    write_text(record.run / EVALUATION_METRICS_FILE, json.dumps(content, indent=2) + "\n")
+    write_json(record.run / EVALUATION_METRICS_FILE, content)
     return content
 
 
-def protocol_of(recipe: EvaluationRecipe) -> dict[str, Any]:
-    """How was asked, and about what."""
+def describe_protocol(recipe: EvaluationRecipe) -> dict[str, Any]:
+    """Return the protocol of a recipe and its data, as metrics.json keeps them."""
     prompt: Any = getattr(recipe, "prompt", None)
-    data: Any = getattr(recipe, "data", recipe)  # of many sets: the recipe itself
+    data: Any = getattr(recipe, "data", recipe)  # a recipe of many sets has no data of its own
     kind = getattr(prompt, "kind", None)
     return {
         "kind": recipe.kind,
@@ -175,16 +189,16 @@ def protocol_of(recipe: EvaluationRecipe) -> dict[str, Any]:
     }
 
 
-# Options that may differ between an evaluation and its continuation: how paths are spelled, and what changes the speed
-FREE = ("run", "model", "prompt_batch_size", "num_workers", "grid.points_per_batch")
+# Options that may differ between an evaluation and its continuation: they spell paths or change only the speed.
+MAY_DIFFER = ("run", "model", "prompt_batch_size", "num_workers", "grid.points_per_batch")
 
 
 def _check_same(what: str, begun: dict[str, Any], now: dict[str, Any], run: Path) -> None:
-    """Two (nested) mappings agree, but for FREE."""
+    """Raise RunError if two (nested) mappings differ in more than MAY_DIFFER."""
     from distill.config.loading import flatten
 
     old, new = dict(flatten(begun)), dict(flatten(now))
-    keys = [key for key in {**old, **new} if key not in FREE and old.get(key) != new.get(key)]
+    keys = [key for key in {**old, **new} if key not in MAY_DIFFER and old.get(key) != new.get(key)]
     if keys:
         differences = ", ".join(f"{key} was {old.get(key)} and is {new.get(key)}" for key in keys)
         raise RunError(f"run={run}: begun with another {what} ({differences}); make them equal, or give another run=")

@@ -17,7 +17,7 @@ from distill.evaluation.evaluator import EvaluationProtocol, PromptEvaluation, e
 from distill.evaluation.many_sets import mean_of_sets, recipe_of_set
 from distill.evaluation.predictors import BASELINES, MaskPredictor, ModelPredictor, baseline
 from distill.evaluation.prompting import PromptProtocol
-from distill.evaluation.record import Alone, Ranks, Record, write_metrics
+from distill.evaluation.record import OneProcess, Ranks, Record, write_metrics
 from distill.evaluation.teacher_agreement import AgreementEvaluation
 from distill.evaluation.worker_pool import WorkerPool
 from distill.models.checkpoint import find_weights, load_model, sha256_file
@@ -61,7 +61,7 @@ def evaluate_recipe(
     Raises:
         DistillError: a model, data or a device that cannot be used, or a run directory that holds something else.
     """
-    job = _Job(model, name, device, ranks or Alone())
+    job = _Job(model, name, device, ranks or OneProcess())
     return job.run_sets(recipe) if isinstance(recipe, EvaluateSetsRecipe) else job.run(recipe)
 
 
@@ -111,7 +111,9 @@ class _Job:
         if self.ranks.global_rank:
             return {}
         sets = {name: metrics["ap"] for name, (_, metrics) in found.items()}
-        return write_metrics(record, mean_of_sets(found), sets=sets, seconds=round(time.monotonic() - started, 1))
+        return write_metrics(
+            record, mean_of_sets(found), {"sets": sets, "seconds": round(time.monotonic() - started, 1)}
+        )
 
     def _evaluation(self, recipe: RecipeOfOneSet) -> tuple[EvaluationProtocol[Any], dict[str, Any]]:
         """Build the evaluation of a recipe. Return it with what identifies its data: hashes, the teacher."""
@@ -159,7 +161,7 @@ def start_ranks(devices: int, device: str | None) -> tuple[Ranks, str | torch.de
     The processes are those that torchrun or SLURM started, else `devices` that are started here.
     """
     if devices == 1 and not any(name in os.environ for name in ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS")):
-        return Alone(), device
+        return OneProcess(), device
     fabric = launch_fabric(devices)
     return fabric, device or fabric.device
 

@@ -1,4 +1,4 @@
-"""The numbers of an evaluation, from the scores of its instances, and their bootstrap intervals."""
+"""The metrics of an evaluation, from the scores of its instances, and their bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Metrics = dict[str, Union[float, int, None]]
 
 
 def summarize(scores: Sequence[InstanceScore]) -> Metrics:
-    """What instances with a truth score on average; of several ranks, one has the scores of all.
+    """Average the scores of instances that have a truth. With several ranks, one holds the scores of all.
 
     Returns:
         `miou` and `boundary_iou` in 0..1, each also `_large`, `_medium` and `_small` (None for a group without an
@@ -47,9 +47,9 @@ def summarize(scores: Sequence[InstanceScore]) -> Metrics:
 
 
 def score_intervals(scores: Sequence[InstanceScore], *, seed: int = 0) -> dict[str, Interval]:
-    """Bootstrap 95 % intervals of what `summarize` gives, over the photos; empty with fewer than two of them.
+    """Return bootstrap 95 % intervals of the metrics of `summarize`, all from the same resamples of the photos.
 
-    All come from the same resamples.
+    With fewer than two photos, there is no interval.
     """
     keys = {image: i for i, image in enumerate(dict.fromkeys(score.image for score in scores))}
     if len(keys) < 2:
@@ -66,7 +66,10 @@ def score_intervals(scores: Sequence[InstanceScore], *, seed: int = 0) -> dict[s
 
 
 def _statistics(totals: np.ndarray) -> dict[str, np.ndarray]:
-    """Each mean and the calibration of R resamples, (R,), from sums of the terms of `score_intervals`, (R, K)."""
+    """Return each mean and the calibration of R resamples, (R,), from their summed terms (R, K).
+
+    The K terms are those of `score_intervals`.
+    """
     num = len(SIZES)
     found = {}
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -78,7 +81,7 @@ def _statistics(totals: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _columns(scores: Sequence[InstanceScore]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Areas, IoU, boundary IoU and predicted IoU, float64 (N,) each."""
+    """Return areas, IoU, boundary IoU and predicted IoU, float64 (N,) each."""
     rows = [(score.area, score.iou, score.boundary_iou, score.predicted_iou) for score in scores]
     areas, iou, boundary, predicted = torch.tensor(rows, dtype=torch.float64).reshape(-1, 4).unbind(1)
     return areas, iou, boundary, predicted

@@ -1,7 +1,7 @@
 """How well a model agrees with its teacher, on photos without annotations.
 
-The teacher is prompted at a grid of points, and its masks are the truth. The model is prompted at the same points, or by
-the boxes of these masks. The embeddings are compared too, where both have equally many channels.
+The teacher is prompted at a grid of points, and its masks are the truth. The model is prompted at the same points, or
+by the boxes of these masks. The embeddings are compared too, where both have equally many channels.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Worker processes beside a model, and the event loop that keeps both busy.
 
-An evaluation writes one coroutine for each photo. The coroutine awaits what the workers do (reading the photo,
-comparing masks) and calls the model in between, so that the model predicts for one photo while the workers compare
-masks of others.
+An evaluation runs one coroutine for each photo. The coroutine awaits what the workers do, which is to read the photo
+and to compare masks, and it calls the model in between. So the model predicts for one photo while the workers compare
+the masks of another.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def write_model(path: Path, seed: int) -> Path:
 
 @pytest.fixture
 def inputs(tmp_path: Path) -> Path:
-    """A model, three photos of 60 x 80 with two instances each, and their annotations."""
+    """Write a model, three photos of 60 x 80 with two instances each, and their annotations."""
     write_model(tmp_path / "student.safetensors", seed=0)
     (tmp_path / "photos").mkdir()
     rng = np.random.default_rng(0)

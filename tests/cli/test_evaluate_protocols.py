@@ -25,7 +25,7 @@ NUM_PHOTOS = 5
 
 @pytest.fixture
 def inputs(tmp_path: Path) -> Path:
-    """Five photos with two instances each of two categories, and a detector that found their boxes."""
+    """Write five photos with two instances each of two categories, and a detector's results with their boxes."""
     rng = np.random.default_rng(0)
     (tmp_path / "photos").mkdir()
     images, annotations, detections = [], [], []
@@ -91,7 +91,7 @@ def test_detections_of_nothing_are_refused_before_anything_is_written(inputs, co
 
 
 def test_annotations_of_another_split_are_refused(inputs):
-    """Its photos are not in the directory."""
+    """Name photos that are not in the directory."""
     content = json.loads((inputs / "set.json").read_text())
     for row in content["images"]:
         row["file_name"] = f"train_{row['file_name']}"
@@ -116,7 +116,7 @@ def test_the_mean_over_sets(inputs, teacher_file):
     assert low <= metrics["map"] <= high
     of_two = json.loads((inputs / "run/two/metrics.json").read_text())
     assert of_two["ap"] == metrics["sets"]["two"] and of_two["num_detections"] == 5
-    (inputs / "run/metrics.json").unlink()  # killed before the end: the sets are not asked again
+    (inputs / "run/metrics.json").unlink()  # killed before the end: the sets are not evaluated again
     written = (inputs / "run/two/metrics.json").stat().st_mtime_ns
     assert run(inputs, "oracle", recipe, "resume=true")["map"] == metrics["map"]
     assert (inputs / "run/two/metrics.json").stat().st_mtime_ns == written
@@ -165,7 +165,7 @@ def test_everything_and_agreement(inputs, teacher_file):
 
 @pytest.mark.slow
 def test_two_ranks_give_the_numbers_of_one(inputs, teacher_file):
-    """Five photos: no rank asks about one of the other's to be even."""
+    """Share five photos, of which no rank evaluates one of the other's to be even."""
     alone = run(inputs, teacher_file, "eval/coco_point3", *data_of(inputs), run="alone")
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     words = ["evaluate", "--device", "cpu", str(teacher_file), "eval/coco_point3", *data_of(inputs)]
@@ -192,7 +192,7 @@ def test_worker_processes_give_the_same_files(inputs, teacher_file):
 
 
 def test_an_evaluation_goes_on_with_another_number_of_ranks(inputs, teacher_file):
-    """What two ranks had done when they were killed is kept, whoever goes on."""
+    """Keep what two ranks had done when they were killed."""
     whole = run(inputs, "oracle", "eval/coco_box", *data_of(inputs), run="whole")
     run(inputs, "oracle", "eval/coco_box", *data_of(inputs))
     lines = [json.loads(line) for line in (inputs / "run/instances.jsonl").read_text().splitlines()]

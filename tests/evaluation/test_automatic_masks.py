@@ -63,7 +63,7 @@ class SamEncoder(torch.nn.Module):
 
 
 def test_all_masks_of_a_photo_are_segment_anythings(photos):
-    """The same weights in segment-anything's own Sam, whose prompt frame is as large as its input."""
+    """Compare with the same weights in segment-anything's own Sam, whose prompt frame is as large as its input."""
     model = build(0, ModelSpec("efficientvit_sam_t", 128, 32, 8, 64, 1e-6))
     sam = Sam(SamEncoder(model), model.prompt_encoder, model.mask_decoder).eval()
     options = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "box_nms_thresh": 0.9, "output_mode": "coco_rle"}
@@ -78,9 +78,9 @@ def test_all_masks_of_a_photo_are_segment_anythings(photos):
         assert one["area"] == pytest.approx(other["area"], abs=5)
 
 
-def run(evaluation, subject) -> dict:
+def run(evaluation, predictor) -> dict:
     with WorkerPool(0) as workers:
-        found = {one.image: one for one in evaluate_photos(evaluation, subject, evaluation.photos, workers)}
+        found = {one.image: one for one in evaluate_photos(evaluation, predictor, evaluation.photos, workers)}
     summary = evaluation.summarize([found[photo.key] for photo in evaluation.photos])
     return {**summary.metrics, "intervals": summary.intervals, "found": found}
 
@@ -109,13 +109,13 @@ def test_a_model_agrees_with_itself(photos):
         assert same["cosine"] == pytest.approx(1) and other["cosine"] < 0.99
         assert same["num_images"] == 2 and same["num_instances"] == other["num_instances"] > 0
         assert other["miou"] < 0.9
-        if kind == "point":  # the very same question to the very same model
+        if kind == "point":  # the same prompts to the same model
             assert same["miou"] == same["boundary_iou"] == 1
             assert same["intervals"]["cosine"] == pytest.approx((1, 1))
 
 
 def test_embeddings_of_other_sizes(photos):
-    """Another grid is resized, other channels are not compared; masks are, in any case."""
+    """Resize another grid; do not compare other channels; compare the masks in both cases."""
     teacher, prompt = ModelPredictor(build(0)), AgreementPromptConfig(points_per_side=3)
     grid = build(1, ModelSpec("efficientvit_sam_t", 64, 32, 4, 64, 1e-6))
     channels = build(1, ModelSpec("efficientvit_sam_t", 64, 16, 8, 64, 1e-6))

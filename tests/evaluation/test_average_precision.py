@@ -36,7 +36,7 @@ def rectangle(hw: tuple[int, int], box: tuple[int, int, int, int]) -> np.ndarray
 
 
 def random_box(rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """Small, medium or large by COCO's areas."""
+    """Draw a box that is small, medium or large by COCO's areas."""
     side = int(rng.choice([12, 50, 110]))
     width, height = (int(value) for value in rng.integers(side * 3 // 4, side * 5 // 4, 2))
     x, y = int(rng.integers(0, HW[1] - width)), int(rng.integers(0, max(1, HW[0] - height)))
@@ -71,7 +71,7 @@ def write_made_set(directory: Path, *, num_photos: int = 8, seed: int = 0) -> di
 
 
 def made_results(content: dict[str, Any], *, seed: int = 1) -> list[dict[str, Any]]:
-    """Masks near most instances, some of another category, and false ones; several with equal scores."""
+    """Return masks near most instances, some of another category, and false ones; several with equal scores."""
     rng = np.random.default_rng(seed)
     results = []
     for row in content["annotations"]:
@@ -95,7 +95,7 @@ def _result(image_id: int, category: int, mask: np.ndarray, rng: np.random.Gener
 
 @pytest.fixture
 def made(tmp_path: Path) -> tuple[Path, list[dict[str, Any]]]:
-    """A set on disk, and detections on disk beside it."""
+    """Write a set, and detections beside it."""
     results = made_results(write_made_set(tmp_path))
     (tmp_path / "results.json").write_text(json.dumps(results))
     return tmp_path, results
@@ -144,7 +144,7 @@ def test_ap_of_the_first_photos_is_that_of_a_file_of_them(made):
 
 
 def test_an_annotation_of_id_0_counts(made):
-    """pycocotools alone takes a match with it for none."""
+    """Count a match with the id 0, which pycocotools alone takes for no match."""
     directory, results = made
     expected = average_precision(open_made(CocoSet, directory), results, IDS).metrics
     content = json.loads((directory / "set.json").read_text())
@@ -176,7 +176,7 @@ def test_recall_is_pycocotools_own(made):
 
 @pytest.fixture
 def lvis_eval(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The lvis package's evaluator, with what it misses in today's NumPy and on a machine without OpenCV."""
+    """Return the lvis package's evaluator, with what it misses in today's NumPy and on a machine without OpenCV."""
     if importlib.util.find_spec("lvis") is None:
         pytest.skip("the lvis package is not installed")
     monkeypatch.setattr(np, "float", float, raising=False)

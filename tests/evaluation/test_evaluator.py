@@ -43,7 +43,7 @@ def rectangle(hw: tuple[int, int], box: tuple[int, int, int, int]) -> np.ndarray
 
 
 def write_set(directory: Path, photos: dict[str, tuple[int, int]], masks: list[tuple[str, np.ndarray]]) -> CocoSet:
-    """Photos of noise, by name and (height, width), and one instance per (name, mask)."""
+    """Write photos of noise, by name and (height, width), and one instance per (name, mask)."""
     rng = np.random.default_rng(0)
     images, annotations = [], []
     ids = {name: i for i, name in enumerate(photos)}
@@ -113,15 +113,15 @@ def test_clicks_lie_where_the_protocol_puts_them(model, coco_set):
         assert truth[int(y), int(x)] == label
 
 
-def test_one_click_asks_once(model, coco_set):
+def test_one_click_is_one_prompt(model, coco_set):
     one = PromptProtocol(EvaluatePromptConfig("point"), multimask="best")
     for photo in photos_with_instances(coco_set):
         for score in evaluate_photo(model, photo, one):
             assert score.prompt["labels"] == [POSITIVE]
 
 
-def test_a_content_person_clicks_no_more(coco_set):
-    """The oracle is right at once: of five clicks one is made."""
+def test_no_click_follows_a_right_mask(coco_set):
+    """Expect one click of five, because the oracle is right at once."""
     five = PromptProtocol(EvaluatePromptConfig("point", num_clicks=5))
     for photo in photos_with_instances(coco_set):
         for score in evaluate_photo(baseline("oracle"), photo, five):
@@ -130,7 +130,7 @@ def test_a_content_person_clicks_no_more(coco_set):
 
 
 def test_an_oracle_chooses_by_the_true_iou(model, coco_set):
-    """Never below the model's own choice, nor below token 1, 2 or 3 alone."""
+    """Expect scores that are never below the model's own choice, nor below token 1, 2 or 3 alone."""
     box = EvaluatePromptConfig("box")
     for photo in photos_with_instances(coco_set):
         own = evaluate_photo(model, photo, PromptProtocol(box, "best"))
@@ -164,7 +164,7 @@ def test_the_whole_set(model, coco_set):
     assert (metrics["num_instances"], metrics["num_images"]) == (4, 2)
 
 
-def test_finished_photos_are_not_asked_again(model, coco_set):
+def test_finished_photos_are_not_evaluated_again(model, coco_set):
     finished = [InstanceScore("tall", 13, 2400, 0.25, 0.5, {}, boundary_iou=0.125)]
     calls: list[list[InstanceScore]] = []
     metrics = evaluate_model(model, coco_set, BOX, finished=finished, on_photo=calls.append)
@@ -192,7 +192,7 @@ def test_intervals_hold_the_means(model, coco_set):
 
 
 def test_polygons_and_codes_of_one_mask_score_the_same(model, tmp_path):
-    """Both forms in one file; boxes that reach beyond the photo; a crowd region, which nobody asks about."""
+    """Mix both forms in one file, with boxes that reach beyond the photo and a crowd region, which is left out."""
     hw = (60, 80)
     coco_set = write_set(tmp_path, {"photo": hw}, [("photo", rectangle(hw, (10, 10, 40, 60)))])
     content = json.loads((tmp_path / "set.json").read_text())
@@ -220,7 +220,7 @@ def evaluate_baseline(name: str, prompt: EvaluatePromptConfig) -> dict:
 
 @pytest.mark.skipif(not COCO_MINI.is_dir(), reason="DISTILL_DATA names no directory with coco_mini")
 def test_baselines_on_coco_mini():
-    """Filling boxes knows nothing of the photo; an oracle scores 1 in all."""
+    """Check both bounds: filled boxes, which know nothing of the photo, and an oracle, which scores 1."""
     filled = evaluate_baseline("fill-box", EvaluatePromptConfig("box"))
     assert filled["miou"] == pytest.approx(0.566, abs=0.0005)
     assert (filled["num_instances"], filled["num_images"], filled["num_crowd"]) == (706, 99, 5)
