@@ -21,6 +21,7 @@ class ContinueMetrics(lightning.Callback):
 
     It drops the metrics that came after the checkpoint. Lightning writes a checkpoint before it logs the step that the
     checkpoint ends with. So that step's scalars are kept in the checkpoint too, and logged if the run died in between.
+    Lightning also counts one step too many if a run is made longer whose last step was followed by a validation.
     """
 
     def __init__(self) -> None:
@@ -45,6 +46,9 @@ class ContinueMetrics(lightning.Callback):
                 is_logged_step = step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
                 if self._last_step and is_logged_step and not logger.has(step - 1, self._last_step):
                     logger.log_metrics(self._last_step, step - 1)
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, *args: Any) -> None:
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step  # the step that loggers get
 
 
 class CheckpointAtEnd(lightning.Callback):

@@ -156,8 +156,9 @@ def test_resume_gives_the_losses_of_an_uninterrupted_run(place, kind, overrides)
     assert_same_weights("cut", "whole")
 
 
-def test_a_finished_run_can_be_made_longer(place):
-    assert main(["train", "feature.yaml", "trainer.max_steps=3"]) == 0
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 4])  # validation every two steps, three batches an epoch
+def test_a_finished_run_can_be_made_longer(place, num_steps):
+    assert main(["train", "feature.yaml", f"trainer.max_steps={num_steps}"]) == 0
     assert main(["train", "feature.yaml", "trainer.max_steps=5", "resume=true"]) == 0
     assert list(losses("feature")) == [0, 1, 2, 3, 4]
 
