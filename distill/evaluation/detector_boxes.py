@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torchvision.ops import box_iou
 
 from distill.data.coco import AnnotatedPhoto, CocoSet, Instance
 from distill.data.detections import Detection, Detections
@@ -59,7 +61,7 @@ class DetectionEvaluation:
         self.photos = [DetectedPhoto(photo, _best(detections.by_photo.get(photo.key, []), limit)) for photo in photos]
         if not any(photo.detections for photo in self.photos):
             raise DataError(
-                f"{detections.path}: no box inside one of the {len(self.photos)} photos that are asked about; give "
+                f"{detections.path}: no box inside one of the {len(self.photos)} photos to evaluate; give "
                 "their detections, or more photos: data.max_images"
             )
         self.image_ids = coco_set.image_ids
@@ -129,20 +131,13 @@ def nearest_instance(detection: Detection, instances: Sequence[Instance]) -> Ins
     same = [instance for instance in instances if instance.category_id == detection.category_id]
     if not same:
         return None
-    ious = box_iou(np.array([instance.bbox_xyxy for instance in same]), np.array(detection.box_xyxy))
+    boxes = torch.tensor([instance.bbox_xyxy for instance in same], dtype=torch.float64)  # (N, 4)
+    ious = box_iou(boxes, torch.tensor([detection.box_xyxy], dtype=torch.float64))[:, 0]
     return same[int(ious.argmax())] if ious.max() > 0 else None
 
 
-def box_iou(boxes_xyxy: np.ndarray, box_xyxy: np.ndarray) -> np.ndarray:
-    """Return the IoU (N,) of boxes (N, 4) with one box (4,)."""
-    low, high = np.maximum(boxes_xyxy[:, :2], box_xyxy[:2]), np.minimum(boxes_xyxy[:, 2:], box_xyxy[2:])
-    common = (high - low).clip(0).prod(1)
-    areas = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(1), (box_xyxy[2:] - box_xyxy[:2]).prod()
-    iou: np.ndarray = common / (areas[0] + areas[1] - common)
-    return iou
-
-
 def _best(detections: list[Detection], limit: int | None) -> list[Detection]:
+    """Return the `limit` detections with the highest scores, or all of them without a limit."""
     if limit is None or len(detections) <= limit:
         return detections
     return sorted(detections, key=lambda detection: detection.score, reverse=True)[:limit]
