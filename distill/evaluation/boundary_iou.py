@@ -39,7 +39,8 @@ def outline(mask: np.ndarray, distance: int) -> np.ndarray:
     deep = mask
     for axis in (0, 1):
         deep = _surrounded(deep, distance, axis)
-    return mask & ~deep
+    edge: np.ndarray = mask & ~deep
+    return edge
 
 
 def _surrounded(mask: np.ndarray, distance: int, axis: int) -> np.ndarray:
