@@ -216,7 +216,14 @@ def test_a_full_disk_is_one_line(place, capsys, monkeypatch):
 
 def start(*arguments: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "distill.cli.main", "train", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=interruptible
+    )
+
+
+def interruptible() -> None:
+    """Let a child process be interrupted. A shell's background jobs, and their children, ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -159,7 +160,11 @@ def start_parent(tmp_path: Path) -> Iterator[Callable[[float], tuple[subprocess.
 
     def start(seconds: float) -> tuple[subprocess.Popen[str], int]:
         command = [sys.executable, str(tmp_path / "parent.py"), str(seconds)]
-        parents.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True))
+        # A shell's background jobs, and their children, ignore SIGINT.
+        restore = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        parents.append(
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, preexec_fn=restore)
+        )
         assert parents[-1].stdout is not None
         return parents[-1], int(parents[-1].stdout.readline())
 

@@ -46,6 +46,7 @@ def reference(model: PromptableModel) -> SamPredictor:
     return SamPredictor(sam.eval())
 
 
+LOGITS_ATOL = 1e-6  # our decoder adds in another order; the roundoff of logits near 0.01 was 5e-8
 LOW_RES = np.random.RandomState(1).randn(1, 32, 32).astype(np.float32)
 BOX = np.array([10, 5, 60, 41])
 POINTS = {"point_coords": np.array([[30, 20], [80.5, 55.25]]), "point_labels": np.array([1, 0])}
@@ -69,11 +70,14 @@ def test_equal_to_sam_predictor(model, reference, original_hw: tuple[int, int], 
     reference.set_image(photo)
     torch.testing.assert_close(predictor.embedding, reference.get_image_embedding())
     actual = predictor.predict(**PROMPTS[kind], multimask_output=multimask)
-    expected = reference.predict(**PROMPTS[kind], multimask_output=multimask)
+    full_logits, *expected = reference.predict(**PROMPTS[kind], multimask_output=multimask, return_logits=True)
     assert [array.dtype for array in actual] == [np.bool_, np.float32, np.float32]
-    np.testing.assert_array_equal(actual[0], expected[0])
-    for mine, theirs in zip(actual[1:], expected[1:], strict=True):
-        np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-5)
+    for mine, theirs in zip(actual[1:], expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=LOGITS_ATOL)
+    # Enlarging logits mixes them, so the error does not grow: a pixel may only differ where it is on the mask's edge.
+    on_edge = np.abs(full_logits) <= LOGITS_ATOL
+    assert on_edge.mean() < 0.001
+    np.testing.assert_array_equal(actual[0] | on_edge, (full_logits > 0) | on_edge)
 
 
 def test_lists_are_prompts_too(model):

@@ -220,7 +220,10 @@ def test_an_instance_of_the_teacher_is_the_best_of_its_answers() -> None:
     point = (torch.tensor([cell % 32, cell // 32]) + noise[0, 1:]) * 4
     click = Prompts(torch.tensor([0]), points_xy=point.view(1, 1, 2), point_labels=torch.tensor([[POSITIVE]]))
     logits, iou = teacher.decode(embeddings, click, multimask=True)
-    assert torch.equal(instances.masks[0], (logits[0, iou.argmax()] > 0).float())
+    best = logits[0, iou.argmax()]
+    decided = best.abs() > 1e-5  # three prompts are decoded at once there, and one here: roundoff differs
+    assert decided.float().mean() > 0.99
+    assert torch.equal(instances.masks[0][decided], (best > 0).float()[decided])
     column, row = instances.masks[0].any(0).nonzero()[:, 0], instances.masks[0].any(1).nonzero()[:, 0]
     box = [column[0] * 4, row[0] * 4, column[-1] * 4 + 4, row[-1] * 4 + 4]
     assert instances.boxes_xyxy[0].tolist() == [float(side) for side in box]
