@@ -24,8 +24,8 @@ examples:
 
 A SOURCE is a run directory, an evaluation's directory, a student.safetensors, `quickstart`, or NAME=FILE.pth. Models,
 evaluations and benches are matched by the hash of the weights. Writes OUT/index.html (one file, opens from disk),
-table.csv (every number) and table.md. Stopped and started again, it goes on where it was; what is in OUT/evaluations and OUT/bench.json
-is not measured again. Paired differences are taken to the first model, or to --reference.
+table.csv (every number) and table.md. Stopped and started again, it goes on where it was; what is in OUT/evaluations
+and OUT/bench.json is not measured again. Paired differences are taken to the first model, or to --reference.
 
 Models stand side by side only if they were evaluated on the same instances. Another multimask policy gets a column of
 its own, and students of different teachers are marked.

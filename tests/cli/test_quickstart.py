@@ -23,7 +23,7 @@ def test_another_size_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.slow
-def test_the_chain_runs_and_a_second_run_finds_it_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pipeline_runs_and_a_second_run_finds_it_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     out = Path("quickstart")  # as `make quickstart` has it: a directory called as the packaged teacher is
     command = ["quickstart", "--out", str(out), "--train-photos", "16"]
