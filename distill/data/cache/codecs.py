@@ -158,7 +158,7 @@ def read_entry_header(blob: bytes, *, origin: str = "embedding entry") -> EntryH
     except (ValueError, KeyError, TypeError) as error:
         raise CacheError(f"{origin}: damaged entry header; {VERIFY_HINT}") from error
     if header.codec not in CODECS or header.layout != LAYOUT:
-        raise CacheError(f"{origin}: codec '{header.codec}' is of a newer distill; update it")
+        raise CacheError(f"{origin}: codec '{header.codec}' is of a newer distill; update distill")
     return header
 
 
