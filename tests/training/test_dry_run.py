@@ -19,29 +19,31 @@ from distill.models.teacher import load_teacher
 from distill.training import dry_run
 
 HW = (48, 64)
+TEACHER = "teacher.safetensors"
 TRAININGS = [name for name in packaged_recipes() if recipe_kind(name) in ("feature", "mask")]
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write shards of two photos, the quickstart teacher's embeddings of them, and a tiny student as a model."""
+def place(tmp_path_factory: pytest.TempPathFactory, teacher_file: Path) -> Path:
+    """Write shards of two photos, a tiny teacher and its embeddings of them, and a tiny student as a model."""
     directory = tmp_path_factory.mktemp("dry")
     write_shards(directory / "shards", 2, hw=HW)
-    teacher = load_teacher(TeacherConfig())
+    (directory / TEACHER).symlink_to(teacher_file)
+    teacher = load_teacher(TeacherConfig(str(directory / TEACHER)))
     build_cache(teacher, ShardIndex.open(directory / "shards"), CacheConfig(dir=str(directory / "cache")))
     save_model(build_student(StudentConfig("efficientvit_sam_t", 64), teacher), directory / "start.safetensors")
     return directory
 
 
 def overrides(place: Path, name: str) -> list[str]:
-    """Fill a recipe's blanks with the quickstart's teacher, a tiny student, and few masks and rounds."""
+    """Fill a recipe's blanks with a tiny teacher, a tiny student, and few masks and rounds."""
     text = [
         "student.name=efficientvit_sam_t",
         "student.image_size=64",
         "student.init_from=null",
         f"run={place / 'run'}",
     ]
-    text += ["teacher.name=quickstart", f"data.images={place / 'shards'}", f"cache.dir={place / 'cache'}"]
+    text += [f"teacher.name={place / TEACHER}", f"data.images={place / 'shards'}", f"cache.dir={place / 'cache'}"]
     text += ["data.batch_size=1", "data.num_workers=0", "trainer.accelerator=cpu"]
     if recipe_kind(name) == "mask":
         text += [f"student.init_from={place / 'start.safetensors'}", "data.max_instances=2", "prompts.refine_clicks=1"]
@@ -67,7 +69,7 @@ def recipe_file(place: Path, tmp_path: Path) -> str:
     tree = {
         "kind": "mask",
         "run": str(tmp_path / "run"),
-        "teacher": {"name": "quickstart"},
+        "teacher": {"name": str(place / TEACHER)},
         "student": {"name": "efficientvit_sam_t", "init_from": str(place / "start.safetensors")},
         "data": {
             "images": str(place / "shards"),
@@ -88,7 +90,7 @@ def recipe_file(place: Path, tmp_path: Path) -> str:
 def test_the_report_says_what_is_so(recipe_file: str, place: Path) -> None:
     recipe = load_recipe(recipe_file)
     assert isinstance(recipe, MaskRecipe)
-    spec = load_teacher(TeacherConfig()).model.spec
+    spec = load_teacher(TeacherConfig(str(place / TEACHER))).model.spec
     grid, low_res = [spec.embedding_size] * 2, [4 * spec.embedding_size] * 2
     found = dry_run.dry_run(recipe)
     assert found["shapes"]["pixels"] == [1, 3, 64, 64] and found["shapes"]["masks"] == [2, *low_res]
