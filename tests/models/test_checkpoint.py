@@ -19,6 +19,7 @@ from distill.models.checkpoint import load_model, load_state_dict_strict, read_m
 from distill.models.sam import ModelSpec, PromptableModel, build_from_spec, build_model
 
 RELEASED = "efficientvit_sam_t"
+FORMER_HEADER = Path(__file__).parents[1] / "fixtures" / "student_header_v1.json"
 SPEC = ModelSpec(RELEASED, image_size=64, embedding_dim=32, embedding_size=8, decoder_mlp_dim=64, norm_eps=1e-6)
 
 
@@ -50,6 +51,25 @@ def test_a_file_needs_nothing_else(tmp_path: Path):
     assert metadata["run"] == "first"
     assert json.loads(metadata["distill"])["spec"]["embedding_dim"] == 32
     assert [path.name for path in tmp_path.iterdir()] == ["student.safetensors"]
+
+
+def test_a_file_of_a_former_version_loads(tmp_path: Path):
+    """The header of a file that version 0.1.0 wrote: its metadata and its tensors' names, types and shapes."""
+    header = json.loads(FORMER_HEADER.read_text())
+    dtypes = {"F32": torch.float32, "I64": torch.int64}
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        name: torch.rand(shape, generator=generator).to(dtypes[dtype])
+        for name, (dtype, shape) in header["tensors"].items()
+    }
+    safetensors.torch.save_file(tensors, tmp_path / "student.safetensors", header["metadata"])
+    model = load_model(tmp_path)
+    assert model.spec == ModelSpec("timm/tf_efficientnet_lite0@16", 384, 128, 48, 512, None, paint_prompts=True)
+    state = model.state_dict()
+    assert state.keys() == tensors.keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in tensors.items())
+    save_model(model, tmp_path / "again.safetensors", metadata={"recipe": header["metadata"]["recipe"]})
+    assert read_metadata(tmp_path / "again.safetensors") == header["metadata"]
 
 
 def test_the_same_model_gives_the_same_bytes(tmp_path: Path):
