@@ -288,7 +288,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     code = 0
     for field, difference, accepted in differences(found, stored):
         is_close = difference <= accepted
-        print(f"{field:34} {difference:9.2g}  {'ok' if is_close else f'more than {accepted:g}'}")
+        print(f"{field:36} {difference:9.2g}  {'ok' if is_close else f'more than {accepted:g}'}")
         code = code if is_close else 1
     return code
 
