@@ -1,8 +1,8 @@
-"""What `distill bench models` shows: tables, and a picture of size against speed."""
+"""Tables of `distill bench models`, and a picture of size against speed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +11,13 @@ from distill.text import BILLION, MILLION
 if TYPE_CHECKING:
     from rich.table import Table
 
-NAME_WIDTH = 40  # columns; a longer name, as a path may be, goes on in the next line
+NAME_WIDTH = 40  # columns; a longer name, such as a path, goes on in the next line
 
 Found = Mapping[str, Any]
 
 
 def tables(found: Found) -> list[Table]:
-    """One table per precision: each model's best form, beside the teacher and beside its own unfused form."""
+    """Return a table for each precision: each model's best form, beside the teacher and beside its own unfused form."""
     precisions = list(dict.fromkeys(run["precision"] for model in found["models"] for run in model["runs"]))
     return [_table(found, precision) for precision in precisions]
 
@@ -53,7 +53,7 @@ def _table(found: Found, precision: str) -> Table:
 
 
 def best_run(model: Found, precision: str, *, fused: bool | None = None) -> Found:
-    """The run of the highest throughput, of either form or of the one asked for."""
+    """Return the run of the highest throughput, of both forms or of the one that is asked for."""
     runs = [run for run in model["runs"] if run["precision"] == precision and fused in (None, run["fused"])]
     return max(runs, key=lambda run: float(run["images_per_second"]))
 
@@ -63,13 +63,13 @@ def _throughput(model: Found, precision: str) -> float:
 
 
 def _first(model: Found, precision: str) -> Found:
-    """The run at batch 1, fused if there is one."""
+    """Return the run at batch 1: the fused one, if the model has one."""
     runs = [run for run in model["runs"] if run["precision"] == precision and run["batch_size"] == 1]
     return max(runs, key=lambda run: bool(run["fused"]))
 
 
 def draw_pareto(found: Found, path: Path) -> None:
-    """A picture of encoder parameters over latency at batch 1, fused (filled) and eager (hollow), with the front."""
+    """Draw encoder parameters over latency at batch 1, fused (filled) and eager (hollow), with the Pareto front."""
     from matplotlib.figure import Figure
 
     from distill.pages.plots import pareto_front

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from distill.cli.arguments import add_command
 from distill.errors import RunError
+from distill.text import print_tables
 
 EPILOG = """\
 examples:
@@ -37,7 +38,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def list_recipes(arguments: argparse.Namespace) -> int:
     """Print name, kind and summary of every packaged recipe."""
-    from rich.console import Console
     from rich.table import Table
 
     from distill.config.loading import packaged_recipes, recipe_kind
@@ -45,7 +45,7 @@ def list_recipes(arguments: argparse.Namespace) -> int:
     table = Table("recipe", "kind", "what it is", box=None, pad_edge=False)
     for name, path in packaged_recipes().items():
         table.add_row(name, recipe_kind(path), _summary(path))
-    Console().print(table)
+    print_tables(table)
     return 0
 
 
@@ -58,7 +58,7 @@ def show_recipe(arguments: argparse.Namespace) -> int:
 
 
 def copy_recipe(arguments: argparse.Namespace) -> int:
-    """Copy a recipe file; raises RunError rather than overwrite."""
+    """Copy a recipe file. Raises RunError if the target exists."""
     from distill.config.loading import find_recipe
 
     text = find_recipe(arguments.name).read_text(encoding="utf-8")
@@ -77,5 +77,5 @@ def copy_recipe(arguments: argparse.Namespace) -> int:
 
 
 def _summary(path: Path) -> str:
-    """The first comment line of a recipe."""
+    """Return the first comment line of a recipe."""
     return path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
