@@ -51,10 +51,10 @@ def datasets_root() -> Path | None:
 def parse_split_name(value: str | Path) -> SplitName | None:
     """Return the set and the split that a value names, or None if the value is a path or an address.
 
-    A path that exists stays a path, and so does everything that begins with a slash, a dot or a tilde.
+    A path that exists stays a path. So does everything that begins with a slash, a dot or a tilde, or ends in a suffix.
     """
     text = str(value)
-    if "://" in text or text.startswith(("/", ".", "~")) or Path(text).exists():
+    if "://" in text or text.startswith(("/", ".", "~")) or Path(text).suffix or Path(text).exists():
         return None
     dataset, _, split = text.strip("/").partition("/")
     return SplitName(dataset, split) if dataset in catalogue_files(datasets_root()) else None

@@ -130,7 +130,7 @@ def test_which_values_are_names(tmp_path, monkeypatch):
     assert parse_split_name("coco2017/train") == SplitName("coco2017", "train")
     assert parse_split_name("sginw/Bottles/valid") == SplitName("sginw", "Bottles/valid")
     assert parse_split_name("sa1b") == SplitName("sa1b", "")
-    for path in ("./sa1b", "/sa1b", "~/sa1b", "s3://sa1b", "shards/train", "coco"):
+    for path in ("./sa1b", "/sa1b", "~/sa1b", "s3://sa1b", "shards/train", "coco", "sginw/Bottles/valid/a.json"):
         assert parse_split_name(path) is None
     (tmp_path / "sa1b").mkdir()
     assert parse_split_name("sa1b") is None, "a path that exists is a path"
