@@ -5,9 +5,9 @@ sa_000000.tar   KEY.safetensors (distill.data.cache.codecs), same keys and order
                 after each, KEY.VIEW.safetensors of its other views
 sa_000000.json  the sidecar, written last: a shard counts only once its sidecar is there
 
-The same job writes the same bytes, however many processes it has and however often it is stopped, if all of them run on
-machines of one type, with the same libraries and the same number of threads. Two things are not promised: the fidelity
-in manifest.json, which is measured, and the checksum of that file, which covers the fidelity. On another processor the
+The same job writes the same bytes, however many processes it has and however often it is stopped. This holds on
+machines of one type, with the same libraries and the same number of threads. It does not hold for the fidelity in
+manifest.json, which is measured, and for the checksum of that file, which covers the fidelity. On another processor the
 last bits of an embedding differ, and its bytes with them.
 """
 
