@@ -17,6 +17,7 @@ def paint_mask(photo: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]
     Returns:
         a new array, uint8 (H, W, 3).
     """
-    tinted: np.ndarray = photo.astype(np.float32)
+    tinted = photo.astype(np.float32)
     tinted[mask] += MASK_OPACITY * (np.array(colour, np.float32) - tinted[mask])
-    return tinted.round().astype(np.uint8)
+    painted: np.ndarray = tinted.round().astype(np.uint8)
+    return painted
