@@ -28,7 +28,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("model", metavar="IN", help="a released file, a student.safetensors, or a run directory")
     parser.add_argument("--name", help="which model a released file holds: `distill students ls`")
     parser.add_argument(
-        "--decoder", metavar="FILE", help="the model whose decoder goes with a file of an encoder alone"
+        "--decoder", metavar="FILE", help="a model file whose decoder completes a file of only an encoder"
     )
     parser.add_argument(
         "--to",

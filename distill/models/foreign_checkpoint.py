@@ -83,8 +83,8 @@ def _read_torch_file(path: Path) -> Any:
         found = re.search(r"GLOBAL (\S+)", str(error))
         what = f" ({found[1]})" if found else ""
         raise CheckpointError(
-            f"{path}: holds Python objects{what}, which could run code and are never read; where you trust it, write "
-            "its tensors alone again: torch.save(model.state_dict(), FILE)"
+            f"{path}: holds Python objects{what}, which could run code and are never read; if you trust the file, "
+            "save only its tensors: torch.save(model.state_dict(), FILE)"
         ) from error
     except (RuntimeError, EOFError, LookupError, OSError, struct.error) as error:
         raise CheckpointError(damaged) from error
