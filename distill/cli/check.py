@@ -31,7 +31,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def check(arguments: argparse.Namespace) -> int:
-    """Load the recipe; RecipeError carries the mistakes."""
+    """Load the recipe. RecipeError lists its mistakes."""
     from distill.config.loading import load_recipe, resolved_yaml
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)

@@ -1,4 +1,4 @@
-"""`distill train RECIPE --dry-run`: a few batches through everything, and what the run will take. Writes nothing."""
+"""`distill train RECIPE --dry-run`: a few batches through everything, and an estimate of the run. Writes nothing."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from distill.models.initialization import build_student
 from distill.models.teacher import load_teacher
 from distill.stages.base import TrainingStage
 from distill.stages.optim import part_lr_scales
+from distill.text import BILLION, MILLION
 from distill.training.run import TrainRecipe, build_data, build_stage, make_trainer
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 STEPS = 3  # the first warms up and is not timed
-GIGA, MILLION, HOUR = 1e9, 1e6, 3600
+HOUR = 3600  # seconds
 
 # The trainer's arguments that make it a dry run: one device, and nothing is logged, kept or repeated.
 FEW_STEPS: dict[str, Any] = {
@@ -34,7 +35,7 @@ FEW_STEPS: dict[str, Any] = {
     "strategy": "auto",
     "accumulate_grad_batches": 1,
     "max_steps": STEPS,
-    "max_epochs": -1,  # batches are taken from as many epochs as it needs
+    "max_epochs": -1,  # the steps may need several epochs
     "max_time": None,
     "min_steps": None,
     "min_epochs": None,
@@ -52,7 +53,7 @@ FEW_STEPS: dict[str, Any] = {
 
 @dataclass
 class Probe(lightning.Callback):
-    """Watches the first steps. Seconds are those of one batch on one device."""
+    """A callback that measures the first steps. Seconds are those of one batch on one device."""
 
     waits: list[float] = field(default_factory=list)
     steps: list[float] = field(default_factory=list)
@@ -83,7 +84,7 @@ class Probe(lightning.Callback):
         self.validations.append(self._lap())
 
     def _lap(self) -> float:
-        """Seconds since the last call."""
+        """Return the seconds since the last call."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         now = time.perf_counter()
@@ -94,14 +95,16 @@ class Probe(lightning.Callback):
 def dry_run(recipe: TrainRecipe) -> dict[str, Any]:
     """Build everything that `distill train` builds, take a few steps on one device, and validate one batch.
 
+    Returns:
+        The report, as `tables` prints it: shapes, parts, terms, step, memory and run.
     Raises:
-        DistillError: what would stop the run before its first step.
+        DistillError: a mistake that would stop the run before its first step.
     """
     lightning.seed_everything(recipe.seed, workers=True, verbose=False)
     teacher = load_teacher(recipe.teacher)
     student = build_student(recipe.student, teacher)
     data, stage = build_data(recipe, student, teacher), build_stage(recipe, student, teacher)
-    data.setup()  # and no prepare_data, which keeps an index beside the shards
+    data.setup()  # without prepare_data, which would write an index beside the shards
     probe, idle = Probe(), peak_memory()
     trainer = make_trainer({**recipe.trainer, **FEW_STEPS, "callbacks": [probe]})
     try:
@@ -123,7 +126,7 @@ def dry_run(recipe: TrainRecipe) -> dict[str, Any]:
 
 
 def measure_terms(stage: TrainingStage, batch: ImageBatch) -> dict[str, dict[str, Any]]:
-    """Every loss term, unweighted, and the norm of its gradient in every part that trains."""
+    """Measure every loss term, unweighted, and the norm of its gradient in every part that trains."""
     parts = {part: [p for p in getattr(stage.model, part).parameters() if p.requires_grad] for part in _parts(stage)}
     found: dict[str, dict[str, Any]] = {}
     for name, term in stage.compute_terms(batch).items():
@@ -140,7 +143,7 @@ def _gradient_norm(term: Tensor, parameters: list[torch.nn.Parameter]) -> float:
 
 
 def count_parts(stage: TrainingStage) -> list[dict[str, Any]]:
-    """The parameters of each part that are trained and frozen, and its learning rate at the top of the schedule."""
+    """Count the trained and the frozen parameters of each part, with its highest learning rate of the schedule."""
     rows = []
     for part, scale in _parts(stage).items():
         parameters = list(getattr(stage.model, part).parameters())
@@ -156,7 +159,7 @@ def _parts(stage: TrainingStage) -> dict[str, float]:
 
 
 def _shapes(stage: TrainingStage, batch: ImageBatch) -> dict[str, list[int]]:
-    """The tensors of a batch, and what the encoder makes of it."""
+    """Return the shapes of a batch's tensors and of its embeddings."""
     shapes = {name: list(value.shape) for name, value in vars(batch).items() if isinstance(value, Tensor)}
     with torch.no_grad():
         return shapes | {"embeddings": list(stage.model.encode(batch.pixels).shape)}
@@ -168,7 +171,7 @@ def _step(probe: Probe) -> dict[str, float]:
 
 
 def _memory(idle: int) -> dict[str, int]:
-    """Bytes: the most that the process held, that it held before its first batch, and that a GPU held."""
+    """Return bytes: the most that the process held, the most before its first batch, and the most on a GPU."""
     on_gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
     return {"peak_bytes": peak_memory(), "idle_bytes": idle, "gpu_bytes": on_gpu}
 
@@ -178,7 +181,7 @@ def _num_photos(loader: object) -> int:
 
 
 def estimate(recipe: TrainRecipe, probe: Probe, num_photos: int, num_held_out: int) -> dict[str, Any]:
-    """Steps, photos and hours of the whole run, on as many devices as the recipe says, each as fast as this one."""
+    """Estimate steps, photos and hours of the complete run on the recipe's devices, each as fast as this one."""
     devices, batch_size = num_devices(recipe.trainer), recipe.data.batch_size
     accumulated = int(recipe.trainer.get("accumulate_grad_batches", 1))
     batches = num_batches(num_photos, world_size=devices, batch_size=batch_size)
@@ -200,7 +203,7 @@ def estimate(recipe: TrainRecipe, probe: Probe, num_photos: int, num_held_out: i
 
 
 def num_devices(trainer: dict[str, Any]) -> int:
-    """How many processes Lightning starts with these arguments on machines like this one."""
+    """Return how many processes Lightning starts with these arguments on machines like this one."""
     devices = trainer.get("devices", "auto")
     if isinstance(devices, str) and "," in devices:
         devices = [device for device in devices.split(",") if device]
@@ -214,7 +217,7 @@ def num_devices(trainer: dict[str, Any]) -> int:
 
 
 def num_steps(trainer: dict[str, Any], steps_an_epoch: int) -> tuple[int, float]:
-    """The length of a run in steps and epochs; it ends with what comes first."""
+    """Return the length of a run in steps and epochs. The run ends with whichever limit comes first."""
     limit = trainer.get("limit_train_batches")
     if isinstance(limit, int):
         steps_an_epoch = min(steps_an_epoch, limit)
@@ -228,7 +231,7 @@ def num_steps(trainer: dict[str, Any], steps_an_epoch: int) -> tuple[int, float]
 
 
 def tables(found: dict[str, Any]) -> list[Table | str]:
-    """The report for a terminal."""
+    """Return the report for a terminal."""
     from rich.table import Table
 
     shapes = Table("tensor", "shape", title="a batch")
@@ -243,14 +246,14 @@ def tables(found: dict[str, Any]) -> list[Table | str]:
     for name, row in found["terms"].items():
         terms.add_row(name, f"{row['value']:.4g}", *(f"{norm:.3g}" for norm in row["gradient_norms"].values()))
     step, memory, run = found["step"], found["memory"], found["run"]
-    on_gpu = f", the GPU {memory['gpu_bytes'] / GIGA:.2f} GB" if memory["gpu_bytes"] else ""
+    on_gpu = f", the GPU {memory['gpu_bytes'] / BILLION:.2f} GB" if memory["gpu_bytes"] else ""
     lines = (
         f"step: {step['seconds']:.3f} s, and {step['data_wait_seconds']:.3f} s of waiting for data "
         f"({step['data_wait_share']:.0%})",
-        f"memory: the process held up to {memory['peak_bytes'] / GIGA:.2f} GB, "
-        f"{memory['idle_bytes'] / GIGA:.2f} GB of them before its first batch{on_gpu}",
+        f"memory: the process held up to {memory['peak_bytes'] / BILLION:.2f} GB, "
+        f"{memory['idle_bytes'] / BILLION:.2f} GB of them before its first batch{on_gpu}",
         f"run: {run['steps']:,} steps ({run['epochs']:.2f} epochs, {run['photos']:,} photos) on {run['devices']} "
-        f"device(s) and {run['validations']:,} validations: some {run['hours']:.2f} hours at this one's speed",
+        f"device(s) and {run['validations']:,} validations: about {run['hours']:.2f} hours at this one's speed",
         "nothing was written",
     )
     return [shapes, parts, terms, *lines]
