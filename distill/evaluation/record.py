@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -72,7 +72,8 @@ class Record:
         check_run_directory(run, resume=recipe.resume, what="evaluation", first_files=(RECIPE_FILE, MODEL_FILE))
         recipe_text = resolved_yaml(replace(recipe, resume=False))
         if (run / MODEL_FILE).is_file():
-            _check_same("model", _read_json(run / MODEL_FILE), model, run)
+            named = model["weights_sha256"] is None  # a baseline: its name alone says which
+            _check_same("model", _read_json(run / MODEL_FILE), model, run, may_differ=() if named else MAY_DIFFER)
             _check_same("recipe", yaml.safe_load((run / RECIPE_FILE).read_text()), yaml.safe_load(recipe_text), run)
             if (run / DATA_FILE).is_file():
                 _check_same("set of files", _read_json(run / DATA_FILE), data, run)
@@ -193,12 +194,14 @@ def describe_protocol(recipe: EvaluationRecipe) -> dict[str, Any]:
 MAY_DIFFER = ("run", "model", "prompt_batch_size", "num_workers", "grid.points_per_batch")
 
 
-def _check_same(what: str, begun: dict[str, Any], now: dict[str, Any], run: Path) -> None:
-    """Raise RunError if two (nested) mappings differ in more than MAY_DIFFER."""
+def _check_same(
+    what: str, begun: dict[str, Any], now: dict[str, Any], run: Path, *, may_differ: Sequence[str] = MAY_DIFFER
+) -> None:
+    """Raise RunError if two (nested) mappings differ in more than the keys that may."""
     from distill.config.loading import flatten
 
     old, new = dict(flatten(begun)), dict(flatten(now))
-    keys = [key for key in {**old, **new} if key not in MAY_DIFFER and old.get(key) != new.get(key)]
+    keys = [key for key in {**old, **new} if key not in may_differ and old.get(key) != new.get(key)]
     if keys:
         differences = ", ".join(f"{key} was {old.get(key)} and is {new.get(key)}" for key in keys)
         raise RunError(f"run={run}: begun with another {what} ({differences}); make them equal, or give another run=")

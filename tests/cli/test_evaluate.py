@@ -14,6 +14,7 @@ from PIL import Image
 from distill.cli import evaluate
 from distill.data.rle import encode_mask
 from distill.errors import CheckpointError, DataError, RecipeError, RunError
+from distill.evaluation.predictors import BASELINES
 from distill.models.checkpoint import save_model
 from distill.models.sam import ModelSpec, build_from_spec
 
@@ -62,7 +63,8 @@ def run(
     parser = argparse.ArgumentParser()
     evaluate.add_parser(parser.add_subparsers())
     data = (f"data.images={inputs}/photos", f"data.annotations={inputs}/set.json", f"run={inputs}/run")
-    arguments = parser.parse_args(["evaluate", "--device", device, str(inputs / model), recipe, *data, *overrides])
+    source = model if model in BASELINES else str(inputs / model)
+    arguments = parser.parse_args(["evaluate", "--device", device, source, recipe, *data, *overrides])
     code: int = arguments.run(arguments)
     return code
 
@@ -168,6 +170,12 @@ def test_resume_of_another_evaluation_is_refused(inputs, overrides, model, messa
     run(inputs)
     with pytest.raises(RunError, match=message):
         run(inputs, "resume=true", *overrides, model=model)
+
+
+def test_resume_of_another_baseline_is_refused(inputs):
+    run(inputs, model="oracle")
+    with pytest.raises(RunError, match="another model .model was oracle and is fill-box"):
+        run(inputs, "resume=true", model="fill-box")
 
 
 def test_resume_over_changed_annotations_is_refused(inputs):
