@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,9 +34,17 @@ SIZES = ((48, 64), (64, 48), (60, 60))  # of the photos, in turn
 MakePhotoShards = Callable[..., ShardIndex]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Share the cores among the workers of pytest-xdist: more threads than cores make every test slower."""
+    if hasattr(config, "workerinput") and "OMP_NUM_THREADS" not in os.environ:
+        num_threads = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+        os.environ["OMP_NUM_THREADS"] = str(num_threads)  # of the processes that tests start
+        torch.set_num_threads(num_threads)
+
+
 @pytest.fixture(scope="session")
 def teacher_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model with random weights, on disk."""
+    """Write a tiny model with random weights."""
     path = tmp_path_factory.mktemp("teacher") / "student.safetensors"
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -45,13 +54,13 @@ def teacher_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_teacher(teacher_file: Path) -> Teacher:
-    """That model as a teacher."""
+    """Load that model as a teacher."""
     return load_teacher(TeacherConfig(name=str(teacher_file)))
 
 
 @pytest.fixture
 def photo_shards(tmp_path: Path) -> MakePhotoShards:
-    """A function that writes image shards of random photos, some of them cut short, and opens their index."""
+    """Give a function that writes image shards of random photos, some of them cut short, and opens their index."""
 
     def make(
         num_photos: int = 8, samples_per_shard: int = 3, *, name: str = "images", bad: set[int] = frozenset(), **options

@@ -3,8 +3,8 @@
     python tools/train_quickstart_teacher.py --images DIR --annotations FILE --out DIR
 
 All phases are runs of the mask stage. In the first, the decoder learns what a prompt is: the embedding is noise, and
-the target is the box itself. Then the complete model learns from composed scenes, first on a small grid and then on the one
-that ships. The scenes hold real instances (COCO format) and shapes cut from scikit-image's photographs.
+the target is the box itself. Then the complete model learns from composed scenes, first on a small grid and then on the
+one that ships. The scenes hold real instances (COCO format) and shapes cut from scikit-image's photographs.
 
 There are two more loss terms. The pixels near an instance count once more, since a small instance has little weight in
 the mean over the photo. And the encoder alone learns that the cells of an instance are alike.
