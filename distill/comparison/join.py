@@ -18,7 +18,7 @@ from distill.evaluation.finished import FinishedEvaluation, ProtocolKey
 SHARED = ("num_images", "num_instances", "num_detections", "teacher_sha256")
 
 
-class Setting(NamedTuple):
+class BenchSetting(NamedTuple):
     """The setting at which latency was measured."""
 
     batch_size: int
@@ -42,7 +42,7 @@ class Comparison:
     reference: ComparedModel
     protocols: list[ProtocolKey]
     notes: list[str] = field(default_factory=list)
-    setting: Setting | None = None
+    setting: BenchSetting | None = None
     machine: dict[str, Any] = field(default_factory=dict)
 
     def evaluations(self, protocol: ProtocolKey) -> list[tuple[ComparedModel, FinishedEvaluation]]:
@@ -103,7 +103,7 @@ def add_benches(comparison: Comparison, document: dict[str, Any], source: str) -
         comparison.setting = min(counts, key=lambda s: (-counts[s], s.batch_size, s.precision != "fp32"))
 
 
-def bench_run(model: ComparedModel, setting: Setting | None) -> dict[str, Any] | None:
+def bench_run(model: ComparedModel, setting: BenchSetting | None) -> dict[str, Any] | None:
     """Return what a bench measured of a model at a setting: of its fused form, if it has one. None if nothing."""
     runs = [run for run in (model.bench or {}).get("runs", []) if _setting(run) == setting]
     return max(runs, key=lambda run: bool(run["fused"]), default=None)
@@ -185,8 +185,8 @@ def _caveats(comparison: Comparison) -> list[str]:
     return notes
 
 
-def _setting(run: dict[str, Any]) -> Setting:
-    return Setting(int(run["batch_size"]), str(run["precision"]))
+def _setting(run: dict[str, Any]) -> BenchSetting:
+    return BenchSetting(int(run["batch_size"]), str(run["precision"]))
 
 
 def _is_of(row: dict[str, Any], model: ComparedModel) -> bool:
