@@ -10,7 +10,7 @@ from distill.cli.arguments import add_command, at_least, positive_int
 from distill.config.schema import CacheRecipe
 from distill.data.cache.leases import STALE_SECONDS
 from distill.errors import CacheError, DistillError
-from distill.text import first_few, progress_bar
+from distill.text import first_few, print_tables, progress_bar
 
 EPILOG = """\
 examples:
@@ -115,10 +115,8 @@ def plan(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(dataclasses.asdict(found), indent=1))
         return 0
-    from rich.console import Console
-
     print(plan_line(found))
-    Console(soft_wrap=True).print(codec_table(found))
+    print_tables(codec_table(found))
     for line in measurement_lines(found):
         print(line)
     return 0
@@ -136,7 +134,6 @@ def build(arguments: argparse.Namespace) -> int:
 
 def stats(arguments: argparse.Namespace) -> int:
     """Print what a cache holds."""
-    from rich.console import Console
     from rich.table import Table
 
     from distill.data.cache.cost_report import stats_rows
@@ -145,7 +142,7 @@ def stats(arguments: argparse.Namespace) -> int:
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in stats_rows(read_cache_stats(arguments.directory)).items():
         table.add_row(name, value)
-    Console().print(table)
+    print_tables(table)
     return 0
 
 

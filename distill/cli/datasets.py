@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distill.cli.arguments import add_command
+from distill.text import print_tables
 
 if TYPE_CHECKING:
     from distill.data.catalogue import Dataset, PublishedFile, Split
@@ -71,9 +72,7 @@ def list_sets(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([asdict(dataset) for dataset in datasets], indent=2))
         return 0
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     table = Table("set", "splits", "photos", "masks", "licence", "what it is", box=None, pad_edge=False)
     for dataset in datasets:
@@ -86,8 +85,8 @@ def list_sets(arguments: argparse.Namespace) -> int:
             dataset.annotation_licence.name,
             dataset.summary,
         )
-        table.add_row(*(Text(cell) for cell in cells))
-    Console().print(table)
+        table.add_row(*cells)
+    print_tables(table)
     return 0
 
 
