@@ -139,7 +139,7 @@ def test_the_image_holds_what_the_package_needs(path):
     instructions = [
         line for line in path.read_text().replace("\\\n", " ").splitlines() if line and not line.startswith("#")
     ]
-    known = {"FROM", "RUN", "COPY", "USER", "ENV", "WORKDIR", "ENTRYPOINT"}
+    known = {"FROM", "ARG", "RUN", "COPY", "USER", "ENV", "WORKDIR", "ENTRYPOINT"}
     assert {line.split()[0] for line in instructions} <= known
     assert instructions[0].startswith("FROM ") and ":" in instructions[0]
     assert instructions[-1] == 'ENTRYPOINT ["distill"]'
