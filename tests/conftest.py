@@ -35,7 +35,11 @@ MakePhotoShards = Callable[..., ShardIndex]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Share the cores among the workers of pytest-xdist: more threads than cores make every test slower."""
+    """Share the cores among the workers of pytest-xdist: more threads than cores make every test slower.
+
+    Where OMP_NUM_THREADS asks for more all the same, idle threads wait without spinning.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read by the workers, and by processes that tests start
     if hasattr(config, "workerinput") and "OMP_NUM_THREADS" not in os.environ:
         num_threads = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
         os.environ["OMP_NUM_THREADS"] = str(num_threads)  # of the processes that tests start
