@@ -13,7 +13,7 @@ from distill.evaluation.finished import HEADLINE_WORDS, headline_of, protocol_of
 from distill.models.checkpoint import load_model, read_metadata
 from distill.models.complexity import encoder_macs
 from distill.models.sam import ModelSpec
-from distill.text import markdown_table
+from distill.text import BILLION, MILLION, markdown_table
 from distill.training.cost import read_cost
 from distill.training.record import Training, read_trainings
 
@@ -117,8 +117,8 @@ def _architecture(spec: ModelSpec, num_params: int) -> str:
     rows = [
         ["image encoder", f"`{spec.encoder}`, photos of {spec.image_size} pixels"],
         ["embedding", f"{spec.embedding_dim} x {spec.embedding_size} x {spec.embedding_size}"],
-        ["parameters", f"{num_params / 1e6:.2f} M"],
-        ["multiply-adds of the encoder", f"{encoder_macs(spec) / 1e9:.2f} G a photo"],
+        ["parameters", f"{num_params / MILLION:.2f} M"],
+        ["multiply-adds of the encoder", f"{encoder_macs(spec) / BILLION:.2f} G a photo"],
     ]
     return "## Architecture\n\n" + markdown_table(["", ""], rows)
 
