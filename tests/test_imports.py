@@ -9,7 +9,8 @@ from pathlib import Path
 import distill
 
 ROOT = Path(distill.__file__).parent
-GROUND = {"errors", "files", "geometry", "batch", "memory", "text"}  # single files that every wing may import
+# Single files that every wing may import.
+GROUND = {"errors", "files", "leases", "lock", "geometry", "batch", "memory", "text"}
 WINGS = (
     "students",
     "config",

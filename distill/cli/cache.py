@@ -8,8 +8,8 @@ import json
 
 from distill.cli.arguments import add_command, at_least, positive_int
 from distill.config.schema import CacheRecipe
-from distill.data.cache.leases import STALE_SECONDS
 from distill.errors import CacheError, DistillError
+from distill.leases import STALE_SECONDS
 from distill.text import first_few, print_tables, progress_bar
 
 EPILOG = """\

@@ -9,6 +9,7 @@ from pathlib import Path
 from distill.cli.arguments import Subparsers, add_command
 from distill.comparison.directory import CSV_FILE, MARKDOWN_FILE, PAGE_FILE, check_directory
 from distill.errors import RunError
+from distill.lock import hold_directory
 
 PROTOCOLS = ("eval/coco_box", "eval/coco_point")
 
@@ -69,18 +70,19 @@ def compare(arguments: argparse.Namespace) -> int:
     from distill.comparison.tables import print_table
 
     images, annotations, out = arguments.images, arguments.annotations, arguments.out
-    comparison = compare_models(
-        arguments.sources,
-        out,
-        folders=arguments.evaluations,
-        data=EvaluationData(images, annotations, arguments.max_images) if annotations else None,
-        protocols=arguments.protocols,
-        bench_file=arguments.bench,
-        with_bench=not arguments.no_bench,
-        reference=arguments.reference,
-        device=arguments.device,
-    )
-    write_comparison(comparison, out, images=images, annotations=annotations, num_rows=arguments.gallery)
+    with hold_directory(out, give="--out DIR"):
+        comparison = compare_models(
+            arguments.sources,
+            out,
+            folders=arguments.evaluations,
+            data=EvaluationData(images, annotations, arguments.max_images) if annotations else None,
+            protocols=arguments.protocols,
+            bench_file=arguments.bench,
+            with_bench=not arguments.no_bench,
+            reference=arguments.reference,
+            device=arguments.device,
+        )
+        write_comparison(comparison, out, images=images, annotations=annotations, num_rows=arguments.gallery)
     print_table(comparison)
     for note in comparison.notes:
         print(f"note: {note}", file=sys.stderr)

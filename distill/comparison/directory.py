@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from distill.errors import RunError
+from distill.lock import contents
 
 PAGE_FILE, CSV_FILE, MARKDOWN_FILE = "index.html", "table.csv", "table.md"
 BENCH_FILE, EVALUATIONS = "bench.json", "evaluations"
@@ -19,5 +20,5 @@ def check_directory(out: Path) -> None:
     """
     if out.exists() and not out.is_dir():
         raise RunError(f"--out {out}: this is a file; give a directory")
-    if out.is_dir() and (strange := sorted(path.name for path in out.iterdir() if path.name not in OWN_FILES)):
+    if strange := [path.name for path in contents(out) if path.name not in OWN_FILES]:
         raise RunError(f"--out {out}: holds something else ({strange[0]}); give another directory")

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from distill.errors import RunError
+from distill.lock import contents
 
 RECIPE_FILE = "recipe.yaml"  # the resolved recipe; every run writes it before it starts
 
@@ -31,7 +32,7 @@ def check_run_directory(
     """
     if run.exists() and not run.is_dir():
         raise RunError(f"run '{run}' is a file; give a directory: run=DIR")
-    if not run.exists() or not any(run.iterdir()):
+    if not contents(run):
         return False
     if not resume:
         raise RunError(f"run directory '{run}' is not empty; go on with it (resume=true), or give another (run=DIR)")

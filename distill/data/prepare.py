@@ -21,6 +21,7 @@ from distill.data.synthetic.coco_set import write_coco_set
 from distill.data.synthetic.source_photos import HELD_OUT_PHOTOGRAPHS, TRAIN_PHOTOGRAPHS, load_photographs
 from distill.errors import DataError
 from distill.files import TEMPORARY_SUFFIX, hash_file, write_errors
+from distill.lock import contents
 from distill.text import progress_bar
 
 SMALL_FILE = 64 << 20  # bytes; the hash of a larger file is checked on request alone
@@ -181,7 +182,7 @@ def _build(located: LocatedSplit, directory: Path, *, shown: bool) -> BuildRepor
     if located.dataset.kind == "tars":
         ShardIndex.build(located.images).save()
         return None
-    if directory.is_dir() and any(directory.iterdir()):
+    if directory.is_dir() and contents(directory):
         raise DataError(f"{directory}: not empty, and holds no finished shards; empty it, or give another --out")
     if located.dataset.kind == "composed":
         _compose(located, shown=shown)

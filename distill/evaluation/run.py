@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
@@ -20,6 +21,7 @@ from distill.evaluation.prompting import PromptProtocol
 from distill.evaluation.record import OneProcess, Ranks, Record, write_metrics
 from distill.evaluation.teacher_agreement import AgreementEvaluation
 from distill.evaluation.worker_pool import WorkerPool
+from distill.lock import hold_directory
 from distill.models.checkpoint import find_weights, load_model, sha256_file
 from distill.models.devices import usable_device
 from distill.models.launch import launch_fabric
@@ -59,10 +61,12 @@ def evaluate_recipe(
     Returns:
         the content of metrics.json in the first process, and an empty dictionary in the others.
     Raises:
-        DistillError: a model, data or a device that cannot be used, or a run directory that holds something else.
+        DistillError: a model, data or a device that cannot be used, or a run directory that holds something else or
+            is in use by another process.
     """
     job = _Job(model, name, device, ranks or OneProcess())
-    return job.run_sets(recipe) if isinstance(recipe, EvaluateSetsRecipe) else job.run(recipe)
+    with job.hold(recipe):
+        return job.run_sets(recipe) if isinstance(recipe, EvaluateSetsRecipe) else job.run(recipe)
 
 
 @dataclass
@@ -77,6 +81,10 @@ class _Job:
     device: str | torch.device | None
     ranks: Ranks
     predictor: MaskPredictor | None = None
+
+    def hold(self, recipe: EvaluationRecipe) -> AbstractContextManager[object]:
+        """Hold the run directory for all processes of this evaluation. The first one does it."""
+        return nullcontext() if self.ranks.global_rank else hold_directory(Path(recipe.run), give="run=DIR")
 
     def run(self, recipe: RecipeOfOneSet) -> dict[str, Any]:
         """Evaluate the photos that are left to this process. Return the metrics in the first process."""

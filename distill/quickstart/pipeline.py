@@ -26,6 +26,7 @@ from distill.evaluation.finished import metrics_lines, read_evaluation
 from distill.evaluation.record import EVALUATION_METRICS_FILE
 from distill.evaluation.run import evaluate_recipe
 from distill.files import write_json
+from distill.lock import contents, hold_directory
 from distill.models.checkpoint import STUDENT_FILE, load_model, save_model
 from distill.models.complexity import encoder_macs
 from distill.models.initialization import build_student
@@ -67,6 +68,10 @@ class QuickstartPipeline:
         Raises:
             DistillError: the directory holds something else, or a step fails.
         """
+        with hold_directory(self.out, give="--out DIR"):
+            return self._run()
+
+    def _run(self) -> dict[str, Any]:
         self.begin()
         self.compose_data()
         self.build_cache()
@@ -87,7 +92,7 @@ class QuickstartPipeline:
                 raise RunError(f"--out {self.out}: begun with {begun}, not {settings}; give another directory")
             print(f"{self.out}: goes on with what is there")
             return
-        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+        if contents(self.out):
             raise RunError(f"--out {self.out}: is not empty and holds no quickstart; give another directory")
         self.out.mkdir(parents=True, exist_ok=True)
         write_json(marker, settings, raises=RunError)

@@ -1,6 +1,6 @@
 """The caching job: which process writes which shard, what is kept from an earlier run, and when to stop.
 
-Processes do not communicate. A file beside a shard says which process writes it (distill.data.cache.leases), and each
+Processes do not communicate. A file beside a shard says which process writes it (distill.leases), and each
 process reads from the disk which shards are finished. A process begins with the shards of its rank and goes on with
 those that are left, so a slow or killed process delays nobody. Nodes may come and go, two jobs may share a directory,
 and a job may be killed and go on with another world size.
@@ -21,7 +21,6 @@ from distill.data.cache.checksummed_json import disk_errors
 from distill.data.cache.codecs import check_codec
 from distill.data.cache.embeddings import EmbeddingShardWriter
 from distill.data.cache.fidelity import measure_fidelity
-from distill.data.cache.leases import POLL_SECONDS, STALE_SECONDS, Lease, Leases, leased_name
 from distill.data.cache.manifest import (
     MANIFEST,
     Fidelity,
@@ -39,6 +38,7 @@ from distill.data.shards.index import ShardIndex
 from distill.data.shards.storage import is_remote
 from distill.errors import CacheError, DataError
 from distill.files import TEMPORARY_SUFFIX
+from distill.leases import POLL_SECONDS, STALE_SECONDS, Lease, Leases, leased_name
 from distill.models.teacher import Teacher, load_teacher
 from distill.text import first_few
 
@@ -99,7 +99,7 @@ class CacheJob:
         self.max_bad_share = max_bad_share
         self.fingerprint = fingerprint_of(teacher, index, config)
         self.shards = tuple(ImageShard(shard.name, shard.num_samples, shard.keys_hash) for shard in index.shards)
-        self.leases = Leases(self.directory, stale_seconds=stale_seconds)
+        self.leases = Leases(self.directory, stale_seconds=stale_seconds, disk_errors=disk_errors)
         self._finished: dict[str, FinishedShard] = {}
 
     @classmethod

@@ -11,11 +11,11 @@ from distill.config.schema import CacheRecipe
 from distill.data.cache.cost_report import job_lines, plan_line, totals_line
 from distill.data.cache.estimate import make_plan
 from distill.data.cache.job import CacheJob
-from distill.data.cache.leases import STALE_SECONDS
 from distill.data.cache.manifest import Fidelity, Manifest, Totals
 from distill.data.cache.progress import job_progress
 from distill.data.cache.teacher_pool import TeacherPool
 from distill.errors import DistillError
+from distill.leases import STALE_SECONDS
 from distill.models.launch import end_with_parent, is_helper, job_rank, launch_fabric
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Literal
 
 from distill.data.cache.checksummed_json import DamagedFileError
-from distill.data.cache.leases import leased_name
 from distill.data.cache.manifest import MANIFEST, ImageShard, Manifest, Sidecar, sidecar_name
 from distill.data.shards.storage import ShardStorage, open_storage
 from distill.errors import CacheError, DataError
 from distill.files import TEMPORARY_SUFFIX
+from distill.leases import leased_name
 
 READ_BYTES = 1 << 22
 

@@ -20,10 +20,12 @@ from distill.data.shards.sa1b import annotation_row, sample_annotation
 from distill.data.shards.writer import ShardWriter
 from distill.errors import DataError
 from distill.geometry import HW, resize_longest_side
+from distill.lock import hold_directory
 from distill.text import NUM_NAMED, first_few
 
 JPEG_QUALITY = 95  # of photos that must be encoded again; chroma is not subsampled
 MAX_COVERAGE = 255
+GIVE_OUT = "--out DIR"
 
 Advance = Callable[[int], None]  # called with the number of photos done since the last call
 
@@ -82,9 +84,10 @@ def build_coco_shards(
 
     Raises:
         DataError: as ShardWriter and CocoSet, or more photos are bad than allowed. `directory` is empty afterwards.
+        RunError: another process writes shards to this directory.
     """
     report = BuildReport(num_crowd=coco_set.num_crowd)
-    with ShardWriter(directory, samples_per_shard) as writer:
+    with hold_directory(Path(directory), give=GIVE_OUT), ShardWriter(directory, samples_per_shard) as writer:
         for photo in coco_set:
             try:
                 data = read_photo(photo.path)
@@ -118,7 +121,7 @@ def build_folder_shards(
     Arguments and errors are those of `build_coco_shards`.
     """
     report = BuildReport()
-    with ShardWriter(directory, samples_per_shard) as writer:
+    with hold_directory(Path(directory), give=GIVE_OUT), ShardWriter(directory, samples_per_shard) as writer:
         for photo in folder:
             try:
                 data = read_photo(photo.path)

@@ -14,6 +14,7 @@ from distill.data.shards.index import ShardIndex
 from distill.data.shards.tar import append_member
 from distill.errors import DataError
 from distill.files import commit_file, temporary_path, write_errors
+from distill.lock import contents
 
 
 class ShardWriter:
@@ -42,7 +43,7 @@ class ShardWriter:
         self._temporary = temporary_path(self._shard_path)
         with write_errors(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
-            if any(self.directory.iterdir()):
+            if contents(self.directory):
                 raise DataError(f"{self.directory}: not empty; empty it, or give another directory for the shards")
 
     def add(self, key: str, image: bytes, annotation: dict[str, Any] | None, *, suffix: str = "jpg") -> None:

@@ -15,12 +15,12 @@ import torch
 from distill.config.schema import CacheConfig
 from distill.data.cache.embeddings import EmbeddingCache
 from distill.data.cache.job import CacheJob, build_cache
-from distill.data.cache.leases import _machine, _start_of, lease_path
 from distill.data.cache.manifest import Manifest, Sidecar, fingerprint_of
 from distill.data.cache.teacher_pool import TeacherPool
 from distill.data.images import decode_image
 from distill.errors import CacheError, DataError
 from distill.geometry import letterbox, valid_grid_hw
+from distill.leases import _machine, _start_of, lease_path
 
 
 def lease_of_the_dead(path: Path) -> None:

@@ -19,22 +19,30 @@ import contextlib
 import json
 import logging
 import os
+import platform
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
-from distill.data.cache.checksummed_json import disk_errors
+from distill.files import write_errors
 
 LEASE_MARK = ".claim"  # workers of all versions look for files of this name
 STALE_SECONDS = 120.0  # NFS clients may cache what they know of a file for a minute
 NUM_BEATS = 24  # signs of life of a holder in that time
 POLL_SECONDS = 0.5
-LEASE_BYTES = 256  # all texts have one size, so that a new one covers the old one
+LEASE_BYTES = 512  # all texts have one size, so that a new one covers the old one
+HOST_LENGTH = 64  # characters of the longest name that Linux allows a host
 STATE_FIELD, START_FIELD = 0, 19  # of /proc/PID/stat, counted behind the process's name
 DEAD_STATES = "ZX"
+
+T = TypeVar("T")
+DiskErrors = Callable[[Path], contextlib.AbstractContextManager[None]]
 
 log = logging.getLogger(__name__)
 
@@ -44,24 +52,39 @@ class Leases:
 
     Args:
         stale_seconds: a lease that has not changed for so long counts as abandoned.
+        disk_errors: turns an OSError while writing a path into the owner's DistillError.
     """
 
-    def __init__(self, directory: Path, *, stale_seconds: float = STALE_SECONDS) -> None:
+    def __init__(
+        self, directory: Path, *, stale_seconds: float = STALE_SECONDS, disk_errors: DiskErrors = write_errors
+    ) -> None:
         self.directory = directory
         self.stale_seconds = stale_seconds
+        self.disk_errors = disk_errors
         self._seen: dict[Path, tuple[bytes, float]] = {}  # content, and the time when it was first seen (monotonic)
 
     def acquire(self, name: str) -> Lease | None:
         """Take the lease on a piece of work. Return None if another worker seems to hold it.
 
         Raises:
-            CacheError: the disk is full, or the directory read-only.
+            DistillError: the disk is full, or the directory read-only.
         """
         generations = self._generations(name)
         if generations and not self._is_abandoned(lease_path(self.directory, name, generations[-1])):
             return None
-        lease = Lease(self.directory, name, generations[-1] + 1 if generations else 0, self.stale_seconds / NUM_BEATS)
+        lease = Lease(self, name, generations[-1] + 1 if generations else 0)
         return lease if lease._create() else None
+
+    def holder(self, name: str) -> Holder | None:
+        """Return who holds a piece of work, by the latest lease. Return None if nobody does."""
+        generations = self._generations(name)
+        if not generations:
+            return None
+        try:
+            content = lease_path(self.directory, name, generations[-1]).read_bytes()
+        except FileNotFoundError:  # released in this moment
+            return None
+        return Holder.parse(content)
 
     @contextlib.contextmanager
     def hold(self, name: str) -> Iterator[Lease]:
@@ -80,9 +103,14 @@ class Leases:
                 latest[name] = max(latest.get(name, 0), int(file.rpartition(LEASE_MARK)[2]))
         return {name: _num_done(lease_path(self.directory, name, generation)) for name, generation in latest.items()}
 
+    def is_local(self, name: str) -> bool:
+        """Return whether a process of this machine holds a piece of work. Whether it lives is known at once."""
+        holder = self.holder(name)
+        return holder is not None and holder.machine is not None and holder.machine == _machine()
+
     def _generations(self, name: str) -> list[int]:
         prefix = f"{name}{LEASE_MARK}"
-        with disk_errors(self.directory):
+        with self.disk_errors(self.directory):
             numbers = [file[len(prefix) :] for file in os.listdir(self.directory) if file.startswith(prefix)]
         return sorted(int(number) for number in numbers if number.isdecimal())
 
@@ -96,19 +124,48 @@ class Leases:
         return _is_dead(content) or time.monotonic() - self._seen[path][1] >= self.stale_seconds
 
 
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lease, as its file says; `beat` changes while the holder lives. None: the file does not say."""
+
+    machine: str | None  # the name of its boot and process-id namespace
+    host: str | None
+    pid: int | None
+    since: str | None  # ISO 8601, UTC, by the holder's clock
+    beat: int | None
+
+    @classmethod
+    def parse(cls, content: bytes) -> Holder:
+        """Read the content of a lease file, which another version may have written."""
+        lease = _parse(content)
+
+        def value(key: str, kind: type[T]) -> T | None:
+            found = lease.get(key)
+            return found if isinstance(found, kind) else None
+
+        machine, host, since = value("machine", str), value("host", str), value("since", str)
+        return cls(machine, host, value("pid", int), since, value("beat", int))
+
+    def __str__(self) -> str:
+        host = "" if self.host is None else f" on {self.host}"
+        return f"process {self.pid}{host}" + ("" if self.since is None else f", since {self.since}")
+
+
 class Lease:
     """A lease that this worker holds: a context manager, which releases it at the end.
 
     The holder may set `num_done` while it works; other workers read it as progress.
     """
 
-    def __init__(self, directory: Path, name: str, generation: int, beat_seconds: float) -> None:
-        self.directory = directory
+    def __init__(self, leases: Leases, name: str, generation: int) -> None:
+        self.directory = leases.directory
         self.name = name
         self.generation = generation
-        self.path = lease_path(directory, name, generation)
+        self.path = lease_path(leases.directory, name, generation)
         self.num_done = 0
-        self._beat_seconds = beat_seconds
+        self._disk_errors = leases.disk_errors
+        self._since = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self._beat_seconds = leases.stale_seconds / NUM_BEATS
         self._num_beats = 0
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._beat, name=f"lease {name}", daemon=True)
@@ -125,12 +182,12 @@ class Lease:
     ) -> None:
         self._stopped.set()
         self._thread.join()
-        with disk_errors(self.path):
+        with self._disk_errors(self.path):
             for generation in range(self.generation + 1):  # its own file last: what is left always names a holder
                 lease_path(self.directory, self.name, generation).unlink(missing_ok=True)
 
     def _create(self) -> bool:
-        with disk_errors(self.path):
+        with self._disk_errors(self.path):
             try:
                 file = self.path.open("xb")
             except FileExistsError:  # another worker was faster
@@ -161,6 +218,8 @@ class Lease:
             "started": _start_of(pid),
             "beat": self._num_beats,
             "num_done": self.num_done,
+            "host": platform.node()[:HOST_LENGTH],
+            "since": self._since,
         }
         return json.dumps(content).encode().ljust(LEASE_BYTES - 1) + b"\n"
 
