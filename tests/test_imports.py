@@ -26,6 +26,7 @@ WINGS = (
     "cards",
     "bench",
     "comparison",
+    "adapt",
     "quickstart",
     "cli",
     "__main__",

@@ -15,7 +15,7 @@ WAIT_DAYS = 30  # processes wait for each other only at the start; gloo's defaul
 GRACE_SECONDS = 5.0  # time for a process to finish after its parent has ended
 
 
-def launch_fabric(devices: int | None = None) -> Fabric:
+def launch_fabric(devices: int | None = None, accelerator: str = "auto") -> Fabric:
     """Return Lightning Fabric in the processes that torchrun or srun started, or start `devices` processes.
 
     Processes that are started here run the same program with the same arguments from its first line.
@@ -23,6 +23,7 @@ def launch_fabric(devices: int | None = None) -> Fabric:
     Args:
         devices: the number of processes on this machine, where nothing else has started them. The default is one for
             each GPU, or one process on a machine without a GPU.
+        accelerator: as Lightning names it: `cpu`, `cuda`, or `auto` for a GPU if there is one.
     """
     from datetime import timedelta
 
@@ -46,7 +47,7 @@ def launch_fabric(devices: int | None = None) -> Fabric:
         plugins = LightningEnvironment()  # a task of a job array without srun is no rank of a SLURM job
     is_alone = devices * num_nodes == 1
     strategy = "auto" if is_alone else DDPStrategy(process_group_backend="gloo", timeout=timedelta(days=WAIT_DAYS))
-    fabric = Fabric(accelerator="auto", devices=devices, num_nodes=num_nodes, strategy=strategy, plugins=plugins)
+    fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy, plugins=plugins)
     fabric.launch()
     return fabric
 

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from distill.comparison.join import build_comparison
-from distill.comparison.models import ComparedModel, read_model
+from distill.comparison.models import ComparedModel
 from distill.comparison.page import render_page
 from distill.errors import RunError
-from distill.evaluation.finished import FinishedEvaluation
 from distill.files import write_text
 from distill.pages.html import table
 from distill.text import BILLION
@@ -22,32 +21,19 @@ LABELS = {
 }
 
 
-def write_report(
-    summary: dict[str, Any],
-    sources: dict[str, str],
-    evaluations: dict[str, list[FinishedEvaluation]],
-    path: Path,
-    *,
-    num_rows: int,
-) -> None:
+def write_report(summary: dict[str, Any], models: dict[str, ComparedModel], path: Path, *, num_rows: int) -> None:
     """Write the page of a finished quickstart.
 
     Args:
         summary: the content of summary.json.
-        sources: what `load_model` reads, by the name of a model in the summary.
-        evaluations: of each model, by its name in the summary.
+        models: with their evaluations, by their names in the summary.
         num_rows: the instances that the gallery shows for each prompt.
     """
-    models: list[ComparedModel] = []
-    for name, source in sources.items():
-        model = read_model(source, LABELS[name], models)
-        for evaluation in evaluations[name]:
-            model.add(evaluation)
+    for name, model in models.items():
         model.bench = {"params": summary[name]["params"], "macs": summary[name]["encoder_gmacs"] * BILLION}
-        models.append(model)
     seconds = table(["step", "seconds"], [[step, f"{value:.0f}"] for step, value in summary["seconds"].items()])
     page = render_page(
-        build_comparison(models, reference=LABELS["teacher"]),
+        build_comparison(list(models.values()), reference=LABELS["teacher"]),
         title="distill quickstart",
         num_rows=num_rows,
         extra=[("Seconds", seconds)],

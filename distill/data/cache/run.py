@@ -30,6 +30,7 @@ def run_cache_job(
     recipe: CacheRecipe,
     *,
     devices: int | None = None,
+    accelerator: str = "auto",
     stale_seconds: float = STALE_SECONDS,
     report: Report = log.info,
 ) -> Totals | None:
@@ -40,6 +41,7 @@ def run_cache_job(
 
     Args:
         devices: the number of processes on this machine. The default is one for each GPU, or one without a GPU.
+        accelerator: `cpu`, `cuda`, or `auto` for a GPU if there is one.
         stale_seconds: a worker without a sign of life for so long is taken for dead, and its shard is written again.
         report: is called in the first process with lines that say what the job takes and what it has written.
 
@@ -51,7 +53,7 @@ def run_cache_job(
         DataError: too many photos cannot be decoded, or an image shard is missing or damaged.
     """
     job = CacheJob.from_recipe(recipe, stale_seconds=stale_seconds)
-    fabric = launch_fabric(devices)
+    fabric = launch_fabric(devices, accelerator)
     job.teacher.to(fabric.device)
     if is_helper(fabric):
         end_with_parent()
