@@ -16,7 +16,7 @@ examples:
       data.detections=vitdet.json run=runs/l0_ap
   distill evaluate runs/l0_mask eval/agreement data.images=photos teacher.name=quickstart run=runs/l0_agreement
   distill evaluate --name sam_vit_b sam_vit_b_01ec64.pth eval/coco_box data.images=DIR data.annotations=FILE run=OUT
-  distill evaluate fill-box eval/coco_box data.images=DIR data.annotations=FILE run=OUT    # a baseline; or: oracle
+  distill evaluate fill-box eval/coco_box data.images=DIR data.annotations=FILE run=OUT  # or: fill-ellipse, oracle
   torchrun --nproc-per-node 8 $(which distill) evaluate MODEL RECIPE ... run=OUT           # or: --devices 8
 
 `distill recipes ls` lists the protocols. The run directory gets metrics.json (scores in 0..1 with bootstrap 95 %
@@ -37,7 +37,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="a student.safetensors, a run directory, a .pt/.pth, `quickstart`; or a baseline: `oracle`, `fill-box`",
+        help="a student.safetensors, a run directory, a .pt/.pth, `quickstart`; or a baseline: `fill-box`, "
+        "`fill-ellipse` (for round objects), `oracle` (the truth)",
     )
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file or a packaged name, such as eval/coco_box")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="options that win over the recipe")

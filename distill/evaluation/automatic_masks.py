@@ -17,7 +17,7 @@ from distill.errors import DistillError
 from distill.evaluation.average_precision import average_recall
 from distill.evaluation.detector_boxes import result_row
 from distill.evaluation.evaluator import Summary, photos_with_instances
-from distill.evaluation.predictors import FILL_BOX, MaskPredictor, ModelPredictor, Oracle
+from distill.evaluation.predictors import Fill, MaskPredictor, ModelPredictor, Oracle
 from distill.evaluation.prompting import InstanceScore, PhotoScores
 from distill.evaluation.worker_pool import WorkerPool
 from distill.geometry import HW, letterbox, masks_to_original, points_to_prompt_frame
@@ -90,12 +90,13 @@ class AutomaticMaskEvaluation:
         self.image_ids = coco_set.image_ids
 
     async def score_photo(self, predictor: MaskPredictor, photo: AnnotatedPhoto, workers: WorkerPool) -> PhotoScores:
-        """Return the masks of a photo, the best first. Raises DistillError for `fill-box`, which needs prompts."""
+        """Return the masks of a photo, the best first. Raises DistillError for a baseline that needs prompts."""
         if isinstance(predictor, Oracle):
             found = [proposal(photo.key, instance.rle, instance.area, 1.0, 1.0, []) for instance in photo.instances]
             return PhotoScores(photo.key, found)
-        if not isinstance(predictor, ModelPredictor):
-            raise DistillError(f"'{FILL_BOX}' finds nothing by itself; give a model, or 'oracle'")
+        if isinstance(predictor, Fill):
+            raise DistillError(f"'{predictor.name}' finds nothing by itself; give a model, or 'oracle'")
+        assert isinstance(predictor, ModelPredictor)
         pixels = await workers.run(photo.load)
         rows = mask_generator(predictor.model, self.config).generate(pixels)
         masks = [_proposal_of(photo.key, row) for row in rows]

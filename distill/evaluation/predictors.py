@@ -1,7 +1,7 @@
-"""What an evaluation scores: a model, or one of two baselines that bound every score.
+"""What an evaluation scores: a model, or one of the baselines that bound every score.
 
-The baseline `oracle` predicts the true mask and scores 1. The baseline `fill-box` fills each box and does not look at
-the photo.
+The baseline `oracle` predicts the true mask and scores 1. The baselines `fill-box` and `fill-ellipse` do not look at
+the photo. They fill each box, or the ellipse inscribed in it, a better guess for round objects such as cells.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from distill.models.sam import PromptableModel
 from distill.prompts.types import Prompts
 from distill.students.fuse import fuse
 
-ORACLE, FILL_BOX = "oracle", "fill-box"
-BASELINES = (ORACLE, FILL_BOX)
+ORACLE, FILL_BOX, FILL_ELLIPSE = "oracle", "fill-box", "fill-ellipse"
+BASELINES = (ORACLE, FILL_BOX, FILL_ELLIPSE)
 
+TINY = 1e-6  # pixels; half the side of an empty box
 CPU_PROMPTS = 16  # prompts per forward of the decoder: more are no faster on a CPU, and take more memory
 
 logger = logging.getLogger(__name__)
@@ -164,26 +165,28 @@ class Oracle:
 
 
 @dataclass
-class FillBox:
-    """The baseline that fills each box, with predicted IoU 1."""
+class Fill:
+    """A baseline that fills a shape in each box, with predicted IoU 1. name: FILL_BOX or FILL_ELLIPSE."""
 
+    name: str
     hw: HW = (0, 0)
     image_size: int | None = None
 
-    def encode(self, resized: np.ndarray | None, hw: HW) -> FillBox:
+    def encode(self, resized: np.ndarray | None, hw: HW) -> Fill:
         """Keep the size of the photo."""
-        return FillBox(hw)
+        return Fill(self.name, hw)
 
     def predict(self, prompts: PhotoPrompts, policy: Policy, prompt_batch_size: int) -> MaskCandidates:
-        """Return the filled boxes. Raises DistillError when the prompts are points."""
+        """Return the filled shapes. Raises DistillError when the prompts are points."""
         if prompts.boxes_xyxy is None:
-            raise DistillError(f"'{FILL_BOX}' answers boxes alone: give a protocol with boxes, as eval/coco_box")
-        return _certain([_filled_box(prompts, i, self.hw) for i in range(len(prompts.boxes_xyxy))])
+            raise DistillError(f"'{self.name}' answers boxes alone: give a protocol with boxes, as eval/coco_box")
+        fill = _filled_ellipse if self.name == FILL_ELLIPSE else _filled_box
+        return _certain([fill(prompts, i, self.hw) for i in range(len(prompts.boxes_xyxy))])
 
 
 def baseline(name: str) -> MaskPredictor:
     """Return the baseline of a name in BASELINES."""
-    return Oracle() if name == ORACLE else FillBox()
+    return Oracle() if name == ORACLE else Fill(name)
 
 
 def _filled_box(prompts: PhotoPrompts, row: int, hw: HW) -> CandidateMask:
@@ -192,6 +195,15 @@ def _filled_box(prompts: PhotoPrompts, row: int, hw: HW) -> CandidateMask:
     mask = np.zeros(hw, bool)
     mask[y1:y2, x1:x2] = True
     return encode_mask(mask)
+
+
+def _filled_ellipse(prompts: PhotoPrompts, row: int, hw: HW) -> CandidateMask:
+    """Fill the inscribed ellipse of a box: the pixels whose centres lie in it."""
+    assert prompts.boxes_xyxy is not None
+    x1, y1, x2, y2 = (float(side) for side in prompts.boxes_xyxy[row])
+    y = (np.arange(hw[0]) + 0.5 - (y1 + y2) / 2) / max((y2 - y1) / 2, TINY)
+    x = (np.arange(hw[1]) + 0.5 - (x1 + x2) / 2) / max((x2 - x1) / 2, TINY)
+    return encode_mask(y[:, None] ** 2 + x**2 <= 1)  # (H, W)
 
 
 def _certain(codes: Sequence[CandidateMask]) -> MaskCandidates:

@@ -53,7 +53,8 @@ def evaluate_recipe(
     evaluation is only read. A progress bar is shown on stderr.
 
     Args:
-        model: a path or a name as `load_model` takes it, or the name of a baseline: `oracle`, `fill-box`.
+        model: a path or a name as `load_model` takes it, or the name of a baseline: `oracle`, `fill-box`,
+            `fill-ellipse`.
         recipe: as `config.loading.load_recipe` returns it.
         name: which published model a third-party .pt or .pth holds.
         device: of the model and of a teacher; None: a GPU if there is one.

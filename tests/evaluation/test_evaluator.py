@@ -22,7 +22,7 @@ from distill.evaluation.evaluator import (
     evaluate_photos,
     photos_with_instances,
 )
-from distill.evaluation.predictors import ModelPredictor, baseline
+from distill.evaluation.predictors import ModelPredictor, PhotoPrompts, baseline
 from distill.evaluation.prompting import InstanceScore, PromptProtocol
 from distill.evaluation.summary import score_intervals, summarize
 from distill.evaluation.worker_pool import WorkerPool
@@ -148,9 +148,22 @@ def test_a_fused_encoder_changes_nothing_that_counts(model, coco_set):
             assert one.predicted_iou == pytest.approx(other.predicted_iou, abs=1e-4)
 
 
-def test_filling_boxes_needs_boxes(coco_set):
-    with pytest.raises(DistillError, match="answers boxes alone"):
-        evaluate_photo(baseline("fill-box"), photos_with_instances(coco_set)[0], CLICKS)
+@pytest.mark.parametrize("name", ["fill-box", "fill-ellipse"])
+def test_filling_boxes_needs_boxes(coco_set, name):
+    with pytest.raises(DistillError, match=f"'{name}' answers boxes alone"):
+        evaluate_photo(baseline(name), photos_with_instances(coco_set)[0], CLICKS)
+
+
+def test_the_ellipse_touches_its_box_and_has_its_area():
+    box = np.array([[10, 20, 50, 50], [3, 4, 4, 5], [30, 10, 90, 40]], np.float32)
+    found = baseline("fill-ellipse").encode(None, (60, 80)).predict(PhotoPrompts(boxes_xyxy=box), "single", 16)
+    whole, pixel, cut = (decode_mask(of_prompt[0]) for of_prompt in found.masks)
+    ys, xs = np.nonzero(whole)
+    assert (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1) == (10, 20, 50, 50)
+    assert whole.sum() == pytest.approx(np.pi / 4 * 40 * 30, rel=0.01)
+    assert (whole[20:50, 10:50] == whole[20:50, 10:50][::-1, ::-1]).all()
+    assert pixel.sum() == pixel[4, 3] == 1  # a box of one pixel
+    assert cut.any() and cut.shape == (60, 80)  # the photo ends before the box does
 
 
 def test_the_whole_set(model, coco_set):
