@@ -33,7 +33,8 @@ from distill.models.checkpoint import find_weights, load_model
 from distill.models.sam import PromptableModel, build_from_spec, spec_for
 from distill.prompts.sampling import draw_points
 from distill.prompts.types import POSITIVE, Prompts
-from distill.students import STUDENTS, TIMM_PREFIX
+from distill.students import STUDENTS
+from distill.students.timm_names import TIMM_PREFIX
 
 # EfficientViT-SAM's published trainer: 20 BCE + dice on 112 x 112 points, no loss on the IoU head, 1 to 10 clicks
 LOSS = MaskLossConfig(mask="bce", mask_weight=20.0, dice_weight=1.0, iou_weight=0.0, num_points=12544)

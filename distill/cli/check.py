@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from distill.cli.arguments import add_command
 
@@ -31,10 +32,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def check(arguments: argparse.Namespace) -> int:
-    """Load the recipe. RecipeError lists its mistakes."""
+    """Load the recipe. RecipeError lists its mistakes; RunError says that its run directory is taken."""
     from distill.config.loading import load_recipe, resolved_yaml
+    from distill.config.run_directory import check_run_directory
+    from distill.config.schema import CacheRecipe
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
+    if not isinstance(recipe, CacheRecipe):
+        check_run_directory(Path(recipe.run), resume=recipe.resume)
     if arguments.resolved:
         print(resolved_yaml(recipe), end="")
     else:

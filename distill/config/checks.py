@@ -6,6 +6,7 @@ Every check takes the sound values of a recipe by dotted key, skips absent optio
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -23,10 +24,11 @@ from distill.config.schema import (
     FeatureLossConfig,
     MaskLossConfig,
 )
-from distill.config.trainer import trainer_findings
+from distill.config.trainer import machine_findings, trainer_findings
 from distill.errors import did_you_mean
-from distill.students import STUDENTS, TIMM_PREFIX
+from distill.students import STUDENTS
 from distill.students.published import PUBLISHED
+from distill.students.timm_names import TIMM_PREFIX
 
 Values = Mapping[str, Any]
 Finding = tuple[str, str]
@@ -53,7 +55,14 @@ def value_findings(values: Values, options: Mapping[str, Option]) -> list[Findin
 
 def path_findings(values: Values) -> list[Finding]:
     """Return the files, directories and packages that the recipe needs and this machine does not have."""
-    checks: tuple[Callable[[Values], Iterable[Finding]], ...] = (_models, _data, _cache, _logger_packages)
+    checks: tuple[Callable[[Values], Iterable[Finding]], ...] = (
+        _run,
+        _models,
+        _data,
+        _cache,
+        _logger_packages,
+        _machine,
+    )
     return [finding for check in checks for finding in check(values)]
 
 
@@ -157,6 +166,21 @@ def _evaluated(values: Values) -> Iterable[Finding]:
 
 def _trainer(values: Values) -> Iterable[Finding]:
     return trainer_findings(values["trainer"]) if "trainer" in values else ()
+
+
+def _machine(values: Values) -> Iterable[Finding]:
+    return machine_findings(values["trainer"]) if "trainer" in values else ()
+
+
+def _run(values: Values) -> Iterable[Finding]:
+    if values.get("run") is None:
+        return
+    run = Path(values["run"])
+    there = next(path for path in (run, *run.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        yield "run", f"'{there}' is a file; give a directory: run=DIR"
+    elif not os.access(there, os.W_OK | os.X_OK):
+        yield "run", f"'{there}' cannot be written; give a directory that can: run=DIR"
 
 
 def _models(values: Values) -> Iterable[Finding]:

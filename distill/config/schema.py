@@ -20,6 +20,7 @@ ASKS_TEACHER = (  # the options of a mask recipe that need the teacher's embeddi
     "loss.feature_weight",
     "prompts.teacher_instances",
 )
+MAX_SEED = 2**32 - 1  # numpy takes no larger seed
 TIMM_HUB = "timm"  # of student.pretrained
 
 
@@ -195,7 +196,7 @@ class _TrainingRecipe:
     kind: str = required()
     run: str = required("the directory to write: run=DIR")
     resume: bool = False
-    seed: int = option(0, at_least=0)
+    seed: int = option(0, at_least=0, at_most=MAX_SEED)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     data: DataConfig = field(default_factory=DataConfig)

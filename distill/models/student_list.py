@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from distill.errors import DistillError, did_you_mean
-from distill.students import STUDENTS, TIMM_PREFIX, check_student_name, plugins
+from distill.students import STUDENTS, check_student_name, plugins
+from distill.students.timm_names import TIMM_PREFIX
 
 OWN_DECODER = "its encoder only; its own decoder is not supported"
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from distill.errors import DistillError, did_you_mean
+from distill.students.timm_names import TIMM_PREFIX, parse_name
 
 if TYPE_CHECKING:
     from torch import nn
 
-TIMM_PREFIX = "timm/"
 TIMM_IMAGE_SIZE = 512
 PLUGIN_GROUP = "distill.students"
 
@@ -151,9 +151,11 @@ def check_student_name(name: str) -> Student:
     """Return the entry of a student: one of ours, timm/NAME, or a plug-in.
 
     Raises:
-        DistillError: an unknown name (the error lists similar ones), or a plug-in that cannot be imported.
+        DistillError: an unknown name (the error lists similar ones), also among timm's; or a plug-in that cannot be
+            imported.
     """
     if name.startswith(TIMM_PREFIX) and len(name) > len(TIMM_PREFIX):
+        parse_name(name)
         return Student("distill.students.timm", TIMM_IMAGE_SIZE, f"timm's {name[len(TIMM_PREFIX) :]} through a neck")
     if name in STUDENTS:
         return STUDENTS[name]

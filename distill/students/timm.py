@@ -12,46 +12,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import timm
 import torch
 from torch import Tensor, nn
 
-from distill.errors import CheckpointError, DistillError, did_you_mean
+from distill.errors import CheckpointError, DistillError
 from distill.geometry import PIXEL_MEAN, PIXEL_STD
-from distill.students import TIMM_PREFIX
 from distill.students.layers import SamNeck, to_grid
 from distill.students.neck import PyramidNeck
+from distill.students.timm_names import Choice, parse_name
 from distill.text import first_few
 
 MAX_REDUCTION = 32  # the largest stride of a level that a neck takes
-STRIDES = ("4", "8", "16", "32")
 MAX_STRIDE_RATIO = 4  # between the strides of a level and of the grid, in either direction
-NAME = re.compile(r"(?P<backbone>[^@+]+)(@((?P<finest>\w+)-)?(?P<coarsest>\w+))?(\+(?P<neck>\w+))?")
 MAX_PIXEL = 255  # SAM's constants are for values 0 to 255, timm's for 0 to 1
 SAME_MAP = 1e-6  # two normalisations count as equal if scale and shift differ by less
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The parts of a student name.
-
-    backbone: NAME or NAME.TAG.
-    finest, coarsest: strides of the levels; None if the name does not say.
-    sam_neck: True for SAM's neck, False for the pyramid.
-    """
-
-    backbone: str
-    finest: int | None
-    coarsest: int | None
-    sam_neck: bool
-
-    @property
-    def has_tag(self) -> bool:
-        """True if the name selects one of timm's pre-trained weights."""
-        return "." in self.backbone
 
 
 class TimmEncoder(nn.Module):
@@ -96,31 +73,6 @@ class TimmEncoder(nn.Module):
             features = [feature.permute(0, 3, 1, 2) for feature in features]  # (B, h, w, c) -> (B, c, h, w)
         embedding: Tensor = self.neck(to_grid(features[-1], self.embedding_size) if self.choice.sam_neck else features)
         return embedding
-
-
-def parse_name(name: str) -> Choice:
-    """Parse a student name that begins with timm/.
-
-    Raises:
-        DistillError: timm does not know the name or TAG, or the stride or neck is not one of those that exist.
-    """
-    found = NAME.fullmatch(name[len(TIMM_PREFIX) :])
-    if found is None:
-        raise DistillError(f"{name}: give timm/NAME, timm/NAME@16, timm/NAME@8-32, timm/NAME+sam or timm/NAME@16+sam")
-    backbone, _, tag = found["backbone"].partition(".")
-    known = timm.list_models()
-    if backbone not in known:
-        raise DistillError(f"timm has no model '{backbone}'. {did_you_mean(backbone, known)}")
-    tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{backbone}.*")]
-    if tag and tag not in tags:
-        raise DistillError(f"timm has no weights '{tag}' of {backbone}. {did_you_mean(tag, tags)}")
-    for stride in (found["finest"], found["coarsest"]):
-        if stride and stride not in STRIDES:
-            raise DistillError(f"{name}: '@{stride}' is no stride; give one of {', '.join('@' + s for s in STRIDES)}")
-    if found["neck"] not in (None, "sam"):
-        raise DistillError(f"{name}: '+{found['neck']}' is no neck; give +sam, or nothing for the pyramid")
-    finest, coarsest = (int(stride) if stride else None for stride in (found["finest"], found["coarsest"]))
-    return Choice(found["backbone"], finest, coarsest, sam_neck=found["neck"] == "sam")
 
 
 def _pixel_map(backbone: str) -> tuple[list[float], list[float]] | None:

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from distill.config.run_directory import RECIPE_FILE, check_run_directory
 from distill.errors import RunError
-from distill.files import write_json, write_text
+from distill.files import write_errors, write_json, write_text
 
 ENVIRONMENT_FILE = "environment.json"
 SCALARS_FILE = "metrics.jsonl"
@@ -50,7 +50,8 @@ def find_checkpoint(directory: Path, *, resume: bool) -> Path | None:
 
 def write_record(directory: Path, recipe_yaml: str) -> None:
     """Make the directory, and write the resolved recipe and the machine that the run starts on."""
-    directory.mkdir(parents=True, exist_ok=True)
+    with write_errors(directory, RunError, elsewhere="another directory: run=DIR"):
+        directory.mkdir(parents=True, exist_ok=True)
     write_text(directory / RECIPE_FILE, recipe_yaml, raises=RunError)
     write_json(directory / ENVIRONMENT_FILE, environment(), raises=RunError)
 

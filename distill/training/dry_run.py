@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from distill.batch import ImageBatch
+from distill.config.trainer import given_arguments
 from distill.data.loading.epoch_plan import num_batches
 from distill.data.loading.loader import EpochLoader
 from distill.memory import peak_memory
@@ -106,7 +107,7 @@ def dry_run(recipe: TrainRecipe) -> dict[str, Any]:
     data, stage = build_data(recipe, student, teacher), build_stage(recipe, student, teacher)
     data.setup()  # without prepare_data, which would write an index beside the shards
     probe, idle = Probe(), peak_memory()
-    trainer = make_trainer({**recipe.trainer, **FEW_STEPS, "callbacks": [probe]})
+    trainer = make_trainer({**given_arguments(recipe.trainer), **FEW_STEPS, "callbacks": [probe]})
     try:
         loader, held_out = data.train_dataloader(), data.val_dataloader()
         trainer.fit(stage, train_dataloaders=loader)

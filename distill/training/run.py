@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor,
 from distill.config.loading import flatten, load_recipe, resolved_yaml
 from distill.config.run_directory import RECIPE_FILE
 from distill.config.schema import ASKS_TEACHER, FeatureRecipe, MaskRecipe
+from distill.config.trainer import given_arguments
 from distill.data.cache.embeddings import EmbeddingCache
 from distill.data.cache.manifest import fingerprint_of
 from distill.data.loading.datamodule import DistillDataModule
@@ -87,6 +88,8 @@ def train(recipe: TrainRecipe, *, callbacks: Sequence[lightning.Callback] = ()) 
         if checkpoint is not None and recipe.resume:
             logger.info("going on from %s", checkpoint)
         _fit(trainer, stage, data, checkpoint if recipe.resume else None)
+        if trainer.global_step == 0:
+            raise RunError("no step was trained, so there is no student; raise trainer.max_time, or see the log")
         weights = run / STUDENT_FILE
         if trainer.is_global_zero:
             save_model(student, weights, metadata={"recipe": resolved_yaml(recipe)})
@@ -156,16 +159,15 @@ def _build_trainer(recipe: TrainRecipe, callbacks: Sequence[lightning.Callback])
     """Build Lightning's trainer with the recipe's arguments as they are, our loggers, and all callbacks."""
     run = Path(recipe.run)
     options = {
-        **recipe.trainer,
+        **given_arguments(recipe.trainer),
         "default_root_dir": run,
         "logger": build_loggers(recipe.logger, run),
         "callbacks": [*_callbacks(recipe), *callbacks],
         "use_distributed_sampler": False,  # the loading plan gives each rank its share
         "check_val_every_n_epoch": None,  # validation goes by steps, across epochs
     }
-    accumulated = recipe.trainer.get("accumulate_grad_batches", 1)
-    if isinstance(accumulated, int):  # Lightning counts batches; it refuses other values itself
-        options["val_check_interval"] = recipe.validation.every_n_steps * accumulated
+    accumulated = options.get("accumulate_grad_batches", 1)  # Lightning counts batches
+    options["val_check_interval"] = recipe.validation.every_n_steps * accumulated
     return make_trainer(options)
 
 
@@ -222,6 +224,8 @@ def _fit(
 ) -> None:
     try:
         trainer.fit(stage, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except MisconfigurationException as error:
+        raise RecipeError("trainer", [f"lightning.Trainer refuses these arguments: {error}"]) from error
     except SystemExit:  # Lightning's answer to Ctrl-C
         if trainer.interrupted:
             raise KeyboardInterrupt from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import typing
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from distill.config.loading import find_recipe, load_recipe, packaged_recipes, recipe_kind, resolved_yaml
 from distill.config.schema import EVALUATIONS, FeatureRecipe, MaskRecipe
-from distill.config.trainer import TRAINER_ARGUMENTS, TRAINER_TAKEN
+from distill.config.trainer import PRECISIONS, SHORT_PRECISIONS, STRATEGIES, TRAINER, TRAINER_TAKEN
 from distill.errors import RecipeError
 
 FEATURE = """\
@@ -105,7 +106,7 @@ def test_all_mistakes_at_once_with_origin_and_hint(write):
         "recipe.yaml:9: optim.lr: expected a number, got 'fast'",
         "recipe.yaml:11: studnet.name: unknown key. Did you mean 'student'?",
         "recipe.yaml:12: lr: unknown key. Did you mean 'optim.lr'?",
-        "recipe.yaml:13: seed: must be at least 0, got -1",
+        "recipe.yaml:13: seed: must be between 0 and 4294967295, got -1",
         "loss: every weight is 0, so nothing is learned; set one of mse, cosine, huber, relation",
         "override 'oops': an override is written dotted.key=value",
         "override 'teacher.source=onlin': teacher.source: expected one of cache, online, got 'onlin'. "
@@ -288,9 +289,14 @@ def test_a_packaged_recipe_is_sound_once_its_blanks_are_filled(name):
 
 def test_trainer_arguments_are_those_of_lightning():
     import lightning
+    from lightning.fabric.plugins.precision.precision import _PRECISION_INPUT_STR, _PRECISION_INPUT_STR_ALIAS
+    from lightning.pytorch.strategies import StrategyRegistry
 
-    assert tuple(inspect.signature(lightning.Trainer.__init__).parameters)[1:] == TRAINER_ARGUMENTS
-    assert set(TRAINER_TAKEN) <= set(TRAINER_ARGUMENTS)
+    arguments = set(inspect.signature(lightning.Trainer.__init__).parameters) - {"self"}
+    assert set(TRAINER) | set(TRAINER_TAKEN) == arguments and not set(TRAINER) & set(TRAINER_TAKEN)
+    assert set(STRATEGIES) - {"auto"} <= set(StrategyRegistry.available_strategies())
+    assert set(PRECISIONS) <= set(typing.get_args(_PRECISION_INPUT_STR))
+    assert set(SHORT_PRECISIONS) == set(typing.get_args(_PRECISION_INPUT_STR_ALIAS))
 
 
 @pytest.mark.parametrize("path", sorted(BEFORE.glob("*.yaml")), ids=lambda path: path.stem)

@@ -16,8 +16,9 @@ from torch import nn
 from distill.export.onnx import export_encoder
 from distill.models.checkpoint import load_model, save_model
 from distill.models.sam import ModelSpec, PromptableModel, build_from_spec
-from distill.students import STUDENTS, TIMM_PREFIX, build_encoder, check_student_name
+from distill.students import STUDENTS, build_encoder, check_student_name
 from distill.students.fuse import fuse
+from distill.students.timm_names import TIMM_PREFIX
 
 IMAGE_SIZE, EMBEDDING_DIM, EMBEDDING_SIZE = 128, 16, 8
 TIMM = tuple(

@@ -11,7 +11,8 @@ from distill.geometry import PIXEL_MEAN, PIXEL_STD
 from distill.students import build_encoder
 from distill.students.layers import SamNeck
 from distill.students.neck import PyramidNeck
-from distill.students.timm import TimmEncoder, parse_name
+from distill.students.timm import TimmEncoder
+from distill.students.timm_names import _declared_models, parse_name
 
 SIZES = {"image_size": 64, "embedding_dim": 16, "embedding_size": 8}
 
@@ -146,3 +147,12 @@ def test_bad_names(name: str, message: str) -> None:
 def test_backbones_that_cannot_reach_the_grid(name: str, sizes: dict[str, int], message: str) -> None:
     with pytest.raises(DistillError, match=message):
         build(name, **sizes)
+
+
+def test_names_are_known_without_importing_timm() -> None:
+    """Read from timm's source, they are those that timm gives, so that a check is quick and still right."""
+    declared = _declared_models()
+    assert set(declared) == set(timm.list_models())
+    pretrained = [full.partition(".")[::2] for full in timm.list_pretrained()]
+    assert [full for full in pretrained if declared[full[0]] and full[1] not in declared[full[0]]] == []
+    assert sum(map(len, declared.values())) <= 1.01 * len(pretrained)
