@@ -27,6 +27,7 @@ examples:
   distill bench loader --images shards/train --num-workers 8 --json
   distill bench cache --teacher sam_vit_h --checkpoint sam_vit_h_4b8939.pth --json
   distill bench mask-step --images 2 --masks 64 --json
+  distill bench train --json
   distill bench evaluate
 """
 LOADER_EPILOG = """\
@@ -59,6 +60,16 @@ our decoder, and compares masks at low resolution. The published one uses segmen
 enlarges the logits to the input size, samples points there, and compares each candidate by itself. Each runs in a
 process of its own, and they take turns.
 """
+TRAIN_EPILOG = """\
+examples:
+  distill bench train
+  distill bench train --student efficientvit_sam_l0 --image-size 512 --batch-size 8 --num-workers 4 --json
+
+Trains both stages by the quickstart's recipes twice: as `distill train` does, with its loader, callbacks, logging and
+progress, and by a bare PyTorch loop on the same batches from the same weights. They take turns of a few steps in one
+process, so that a machine that slows down slows both. Their losses are equal. The default student is so small that its
+steps are short; the same milliseconds are a smaller share of longer ones.
+"""
 EVALUATE_EPILOG = """\
 examples:
   distill bench evaluate
@@ -89,6 +100,7 @@ def add_parser(subparsers: Subparsers) -> None:
     _add_loader(measurements)
     _add_cache(measurements)
     _add_mask_step(measurements)
+    _add_train(measurements)
     _add_evaluate(measurements)
 
 
@@ -145,6 +157,23 @@ def _add_mask_step(subparsers: Subparsers) -> None:
     )
     step.add_argument("--no-checkpointing", action="store_true", help="keep our decoder's activations")
     step.set_defaults(run=run_mask_step)
+
+
+def _add_train(subparsers: Subparsers) -> None:
+    train = _add_measurement(subparsers, "train", "what a training takes beyond a bare PyTorch loop", TRAIN_EPILOG)
+    train.add_argument(
+        "--student", default="timm/mobilenetv3_small_050", metavar="NAME", help="with random weights; %(default)s"
+    )
+    train.add_argument("--teacher", default="quickstart", metavar="NAME|PATH", help="default: %(default)s")
+    _add_count(train, "--image-size", 96, "pixels")
+    _add_count(train, "--batch-size", 2)
+    train.add_argument(
+        "--num-workers", type=int, default=0, metavar="N", help="of either loader (default: %(default)s)"
+    )
+    train.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="32-true", help="default: %(default)s")
+    _add_count(train, "--steps", 4, "of a turn")
+    _add_count(train, "--rounds", 12, "turns of either loop")
+    train.set_defaults(run=run_train)
 
 
 def _add_evaluate(subparsers: Subparsers) -> None:
@@ -244,6 +273,24 @@ def run_mask_step(arguments: argparse.Namespace) -> int:
         checkpointing=not arguments.no_checkpointing,
     )
     found = bench_mask_step(setup, rounds=arguments.rounds)
+    return _show(arguments, found, tables(found))
+
+
+def run_train(arguments: argparse.Namespace) -> int:
+    """Measure trainings, and print a table or JSON."""
+    from distill.bench.train import TrainSetup, bench_train, tables
+
+    setup = TrainSetup(
+        arguments.student,
+        image_size=arguments.image_size,
+        batch_size=arguments.batch_size,
+        teacher=arguments.teacher,
+        num_workers=arguments.num_workers,
+        precision=arguments.precision,
+        steps=arguments.steps,
+        rounds=arguments.rounds,
+    )
+    found = bench_train(setup)
     return _show(arguments, found, tables(found))
 
 

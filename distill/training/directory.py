@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from distill.config.run_directory import RECIPE_FILE, check_run_directory
 from distill.errors import RunError
 from distill.files import write_errors, write_json, write_text
+from distill.training.console import WorthReading
 
 ENVIRONMENT_FILE = "environment.json"
 SCALARS_FILE = "metrics.jsonl"
@@ -89,6 +90,7 @@ class LogFile:
 
     def __init__(self, path: Path) -> None:
         self.file = logging.FileHandler(path, encoding="utf-8")
+        self.file.addFilter(WorthReading())
         self.file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         self.stderr = logging.StreamHandler()
         self.stderr.setLevel(logging.WARNING)

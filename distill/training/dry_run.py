@@ -21,6 +21,7 @@ from distill.models.teacher import load_teacher
 from distill.stages.base import TrainingStage
 from distill.stages.optim import part_lr_scales
 from distill.text import BILLION, MILLION
+from distill.training.console import quiet_lightning
 from distill.training.run import TrainRecipe, build_data, build_stage, make_trainer
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ class Probe(lightning.Callback):
         return seconds
 
 
+@quiet_lightning()
 def dry_run(recipe: TrainRecipe) -> dict[str, Any]:
     """Build everything that `distill train` builds, take a few steps on one device, and validate one batch.
 

@@ -34,6 +34,7 @@ from distill.stages.feature import FeatureStage
 from distill.stages.mask import MaskStage
 from distill.stages.validation import Validator
 from distill.training.callbacks import CheckpointAtEnd, ContinueMetrics, DataWait, Hyperparameters
+from distill.training.console import TrainingProgress, quiet_lightning
 from distill.training.cost import CostRecord
 from distill.training.directory import (
     BEST_CHECKPOINT,
@@ -57,6 +58,7 @@ FIXED = ("kind", "teacher.name", "student.name", "student.image_size")
 logger = logging.getLogger(__name__)
 
 
+@quiet_lightning()
 def train(recipe: TrainRecipe, *, callbacks: Sequence[lightning.Callback] = ()) -> Path:
     """Train a student by a recipe, as `distill train` does. Every rank calls it, and rank 0 writes.
 
@@ -214,6 +216,8 @@ def _callbacks(recipe: TrainRecipe) -> list[lightning.Callback]:
                 enable_version_counter=False,
             )
         )
+    if recipe.trainer.get("enable_progress_bar", True):
+        callbacks.append(TrainingProgress())
     if recipe.optim.ema_decay:
         callbacks.append(EMAWeightAveraging(decay=recipe.optim.ema_decay))
     return callbacks
