@@ -27,7 +27,7 @@ Parameters and MACs (multiply-adds of convolutions, matrix products and attentio
 image of the input size, for SAM's embedding of 256 x 64 x 64. Students of other installed packages are listed too.
 timm has more than a thousand backbones: they are listed only for a pattern that begins with timm/. A complete timm name
 may have options: timm/NAME.TAG uses the pixel statistics of these weights, @16 or @8-32 selects levels of these
-strides, and +sam selects SAM's neck.
+strides, +sam selects SAM's neck, and +slim a narrow pyramid.
 """
 
 

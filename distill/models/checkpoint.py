@@ -24,22 +24,31 @@ from distill.students.fuse import fuse, is_fused
 STUDENT_FILE = "student.safetensors"  # in a run directory
 QUICKSTART = "quickstart"
 QUICKSTART_FILE = "quickstart_teacher.safetensors"  # in distill/quickstart/weights
+QUICKSTART_SHA256 = "ee0f3ee54e1badcba33d6fe54ec92d6c35e06ad43756bf3e30f82440475b87fa"
 SPEC_KEY = "distill"  # in the safetensors metadata; its value is the JSON text {"format": 1, "spec": {...}}
 SPEC_FORMAT = 1
 ENCODER_PREFIX, DECODER_PARTS = "image_encoder.", ("prompt_encoder", "mask_decoder")
 
 
-def save_model(model: PromptableModel, path: str | Path, *, metadata: Mapping[str, str] | None = None) -> None:
+def save_model(
+    model: PromptableModel, path: str | Path, *, metadata: Mapping[str, str] | None = None, half: bool = False
+) -> None:
     """Write a model and its spec to one safetensors file, complete or not at all.
 
     Args:
         metadata: further text for the file's header.
+        half: True to store matrices and kernels as fp16, which halves the file. Vectors, such as the statistics of
+            norms, stay as they are. `load_model` reads both as float32.
     Raises:
-        CheckpointError: the model is fused, or the disk is full or not writable; then no file is left behind.
+        CheckpointError: the model is fused, a weight is too large for fp16, or the disk is full or not writable; then
+            no file is left behind.
     """
     _refuse_fused(model)
     spec = json.dumps({"format": SPEC_FORMAT, "spec": asdict(model.spec)})
-    _write(Path(path), safetensors.torch.save(_tensors(model), {**(metadata or {}), SPEC_KEY: spec}))
+    tensors = _tensors(model)
+    if half:
+        tensors = {name: _to_half(name, tensor) for name, tensor in tensors.items()}
+    _write(Path(path), safetensors.torch.save(tensors, {**(metadata or {}), SPEC_KEY: spec}))
 
 
 def save_published(model: PromptableModel, path: str | Path) -> None:
@@ -71,6 +80,16 @@ def save_published(model: PromptableModel, path: str | Path) -> None:
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+
+
+def _to_half(name: str, tensor: Tensor) -> Tensor:
+    """Return a matrix or kernel as fp16, and any other tensor as it is."""
+    if tensor.dim() < 2 or not tensor.is_floating_point():
+        return tensor
+    halved = tensor.half()
+    if not halved.isfinite().all():
+        raise CheckpointError(f"{name}: holds values that fp16 cannot; save the model with half=False")
+    return halved
 
 
 def _refuse_fused(model: PromptableModel) -> None:
@@ -175,10 +194,7 @@ def find_weights(path_or_name: str | Path) -> Path:
         CheckpointError: there is no such file.
     """
     if is_packaged(path_or_name):
-        packaged = Path(str(importlib.resources.files("distill") / "quickstart" / "weights" / QUICKSTART_FILE))
-        if not packaged.is_file():
-            raise CheckpointError(f"'{QUICKSTART}': this installation lacks {packaged}; install the package again")
-        return packaged
+        return _packaged_weights()
     path = Path(path_or_name)
     if path.is_dir():
         if not (path / STUDENT_FILE).is_file():
@@ -190,6 +206,19 @@ def find_weights(path_or_name: str | Path) -> Path:
             "or a released .pt/.pth file"
         )
     return path
+
+
+def _packaged_weights() -> Path:
+    """Return the file of the packaged model. Raises CheckpointError when it is absent or damaged."""
+    packaged = Path(str(importlib.resources.files("distill") / "quickstart" / "weights" / QUICKSTART_FILE))
+    if not packaged.is_file():
+        raise CheckpointError(f"'{QUICKSTART}': this installation lacks {packaged}; install the package again")
+    if (digest := sha256_file(packaged)) != QUICKSTART_SHA256:
+        raise CheckpointError(
+            f"'{QUICKSTART}': {packaged} is damaged (its sha256 is {digest}, not {QUICKSTART_SHA256}); "
+            "install the package again"
+        )
+    return packaged
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:

@@ -1,8 +1,9 @@
-"""Any timm `features_only` backbone as a student: timm/NAME[.TAG][@[FINEST-]COARSEST][+sam].
+"""Any timm `features_only` backbone as a student: timm/NAME[.TAG][@[FINEST-]COARSEST][+sam|+slim].
 
 `@16` keeps the backbone up to its level of stride 16 and removes the stages after it. These hold most of the
 parameters, and a grid of stride 8 or 16 does not need them. `@8-16` also ignores the levels finer than stride 8.
-`+sam` uses SAM's neck on one level instead of a light pyramid over all levels.
+`+sam` uses SAM's neck on one level instead of a light pyramid over all levels; `+slim` makes the pyramid narrower and
+its convolutions separable, which on SAM's grid costs a sixteenth.
 
 A TAG names one of timm's pre-trained weights. The encoder's input is normalised by SAM's constants. With a TAG the
 encoder converts it to the normalisation with which those weights were trained; without a TAG it does not.
@@ -21,8 +22,8 @@ from torch import Tensor, nn
 from distill.errors import CheckpointError, DistillError
 from distill.geometry import PIXEL_MEAN, PIXEL_STD
 from distill.students.layers import SamNeck, to_grid
-from distill.students.neck import PyramidNeck
-from distill.students.timm_names import Choice, parse_name
+from distill.students.neck import PyramidNeck, SlimNeck
+from distill.students.timm_names import SLIM_NECK, Choice, parse_name
 from distill.text import first_few
 
 MAX_REDUCTION = 32  # the largest stride of a level that a neck takes
@@ -34,7 +35,7 @@ SAME_MAP = 1e-6  # two normalisations count as equal if scale and shift differ b
 class TimmEncoder(nn.Module):
     """A timm backbone and a neck: pixels (B, 3, S, S) -> embeddings (B, C, E, E).
 
-    The pyramid fuses the levels from a quarter of the grid's stride to stride 32. SAM's neck takes the coarsest level
+    A pyramid fuses the levels from a quarter of the grid's stride to stride 32. SAM's neck takes the coarsest level
     that is no coarser than the grid. Strides in the name replace these limits.
     """
 
@@ -59,7 +60,8 @@ class TimmEncoder(nn.Module):
             self.neck: nn.Module = SamNeck(channels[-1], embedding_dim)
         else:
             cells = [max(1, int(stride / offered.reduction()[i])) for i in levels]
-            self.neck = PyramidNeck(channels, embedding_dim, embedding_size, cells_per_level=cells)
+            pyramid = SlimNeck if choice.neck == SLIM_NECK else PyramidNeck
+            self.neck = pyramid(channels, embedding_dim, embedding_size, cells_per_level=cells)
         pixel_map = _pixel_map(choice.backbone) if choice.has_tag else None
         scale, shift = (None, None) if pixel_map is None else (torch.tensor(v).view(1, 3, 1, 1) for v in pixel_map)
         self.register_buffer("pixel_scale", scale, persistent=False)

@@ -1,6 +1,6 @@
 """Student names of timm's backbones: their parts, and whether timm knows them. It imports neither timm nor torch.
 
-timm/NAME[.TAG][@[FINEST-]COARSEST][+sam]; `distill.students.timm` says what each part does.
+timm/NAME[.TAG][@[FINEST-]COARSEST][+sam|+slim]; `distill.students.timm` says what each part does.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ STRIDES = ("4", "8", "16", "32")
 NAME = re.compile(r"(?P<backbone>[^@+]+)(@((?P<finest>\w+)-)?(?P<coarsest>\w+))?(\+(?P<neck>\w+))?")
 # How timm's source declares a model, and lists the weights of one.
 DECLARED = re.compile(r"@register_model\s*\n(?:@[^\n]*\n)*def (\w+)\(")
+SAM_NECK, SLIM_NECK = "sam", "slim"
 NO_WEIGHTS = "untrained"  # timm's tag of a model without released weights
 LISTED = re.compile(r"""['"](\w+)\.(\w+)['"]\s*:""")
 
@@ -29,18 +30,23 @@ class Choice:
 
     backbone: NAME or NAME.TAG.
     finest, coarsest: strides of the levels; None if the name does not say.
-    sam_neck: True for SAM's neck, False for the pyramid.
+    neck: "sam" for SAM's neck, "slim" for the slim pyramid, None for the pyramid.
     """
 
     backbone: str
     finest: int | None
     coarsest: int | None
-    sam_neck: bool
+    neck: str | None
 
     @property
     def has_tag(self) -> bool:
         """True if the name selects one of timm's pre-trained weights."""
         return "." in self.backbone
+
+    @property
+    def sam_neck(self) -> bool:
+        """True for SAM's neck, which takes one level, False for a pyramid over several."""
+        return self.neck == SAM_NECK
 
 
 def parse_name(name: str) -> Choice:
@@ -51,7 +57,7 @@ def parse_name(name: str) -> Choice:
     """
     found = NAME.fullmatch(name[len(TIMM_PREFIX) :])
     if found is None:
-        raise DistillError(f"{name}: give timm/NAME, timm/NAME@16, timm/NAME@8-32, timm/NAME+sam or timm/NAME@16+sam")
+        raise DistillError(f"{name}: give timm/NAME, timm/NAME@16, timm/NAME@8-32, timm/NAME+sam or timm/NAME@16+slim")
     backbone, _, tag = found["backbone"].partition(".")
     known = known_models()
     if backbone not in known:
@@ -62,10 +68,10 @@ def parse_name(name: str) -> Choice:
     for stride in (found["finest"], found["coarsest"]):
         if stride and stride not in STRIDES:
             raise DistillError(f"{name}: '@{stride}' is no stride; give one of {', '.join('@' + s for s in STRIDES)}")
-    if found["neck"] not in (None, "sam"):
-        raise DistillError(f"{name}: '+{found['neck']}' is no neck; give +sam, or nothing for the pyramid")
+    if found["neck"] not in (None, SAM_NECK, SLIM_NECK):
+        raise DistillError(f"{name}: '+{found['neck']}' is no neck; give +sam, +slim, or nothing for the pyramid")
     finest, coarsest = (int(stride) if stride else None for stride in (found["finest"], found["coarsest"]))
-    return Choice(found["backbone"], finest, coarsest, sam_neck=found["neck"] == "sam")
+    return Choice(found["backbone"], finest, coarsest, found["neck"])
 
 
 def known_models() -> dict[str, tuple[str, ...]]:

@@ -15,7 +15,14 @@ from torch import nn
 
 from distill.errors import CheckpointError
 from distill.models import checkpoint
-from distill.models.checkpoint import load_model, load_state_dict_strict, read_metadata, save_model, sha256_file
+from distill.models.checkpoint import (
+    find_weights,
+    load_model,
+    load_state_dict_strict,
+    read_metadata,
+    save_model,
+    sha256_file,
+)
 from distill.models.sam import ModelSpec, PromptableModel, build_from_spec, build_model
 
 RELEASED = "efficientvit_sam_t"
@@ -118,6 +125,38 @@ def test_quickstart_that_was_not_packaged(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(checkpoint, "QUICKSTART_FILE", "absent.safetensors")
     with pytest.raises(CheckpointError, match="'quickstart': this installation lacks .*absent.safetensors"):
         load_model("quickstart")
+
+
+def test_quickstart_weights_that_are_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    content = bytearray(find_weights("quickstart").read_bytes())
+    content[len(content) // 2] ^= 1  # one bit of one weight, which safetensors does not notice
+    damaged = tmp_path / "quickstart/weights" / checkpoint.QUICKSTART_FILE
+    damaged.parent.mkdir(parents=True)
+    monkeypatch.setattr(checkpoint.importlib.resources, "files", lambda package: tmp_path)
+    for broken in (content, content[:1000], b"version https://git-lfs.github.com/spec/v1"):
+        damaged.write_bytes(broken)
+        with pytest.raises(CheckpointError, match=r"'quickstart': .* is damaged \(its sha256 is .*install the package"):
+            load_model("quickstart")
+
+
+def test_a_file_of_half_the_size_loads_as_float32(tmp_path: Path):
+    model = tiny_model()
+    save_model(model, tmp_path / "full.safetensors")
+    save_model(model, tmp_path / "half.safetensors", half=True)
+    sizes = [(tmp_path / f"{name}.safetensors").stat().st_size for name in ("full", "half")]
+    assert sizes[1] < 0.65 * sizes[0]
+    loaded = load_model(tmp_path / "half.safetensors").state_dict()
+    for name, tensor in model.state_dict().items():
+        assert loaded[name].dtype == tensor.dtype
+        torch.testing.assert_close(loaded[name], tensor, rtol=0 if tensor.dim() < 2 else 2**-11, atol=2**-25)
+
+
+def test_a_weight_that_half_cannot_hold(tmp_path: Path):
+    model = tiny_model()
+    model.mask_decoder.mask_tokens.weight.data[0, 0] = 1e6
+    with pytest.raises(CheckpointError, match="mask_decoder.mask_tokens.weight: holds values that fp16 cannot"):
+        save_model(model, tmp_path / "half.safetensors", half=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_missing_file(tmp_path: Path):

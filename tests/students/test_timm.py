@@ -8,9 +8,10 @@ import torch
 
 from distill.errors import DistillError
 from distill.geometry import PIXEL_MEAN, PIXEL_STD
+from distill.models.complexity import count_encoder
 from distill.students import build_encoder
 from distill.students.layers import SamNeck
-from distill.students.neck import PyramidNeck
+from distill.students.neck import PyramidNeck, SlimNeck
 from distill.students.timm import TimmEncoder
 from distill.students.timm_names import _declared_models, parse_name
 
@@ -22,7 +23,7 @@ def num_parameters(name: str) -> int:
 
 
 @pytest.mark.parametrize("name", ["timm/tf_efficientnet_lite0", "timm/resnet10t", "timm/mobilenetv3_small_050"])
-@pytest.mark.parametrize("stride", ["", "@16", "@8"])
+@pytest.mark.parametrize("stride", ["", "@16", "@8", "@16+slim"])
 def test_every_trainable_tensor_gets_a_gradient(name: str, stride: str) -> None:
     encoder = build_encoder(name + stride, **SIZES).train()
     embedding = encoder(torch.randn(2, 3, 64, 64))
@@ -36,6 +37,14 @@ def test_a_cut_backbone_is_smaller_and_its_tensors_keep_their_names() -> None:
     whole = build_encoder("timm/tf_efficientnet_lite0", **SIZES).state_dict()
     cut = build_encoder("timm/tf_efficientnet_lite0@16", **SIZES).state_dict()
     assert {name for name, tensor in cut.items() if whole[name].shape != tensor.shape} == set()
+
+
+def test_the_slim_neck_costs_a_tenth_on_sam_s_grid() -> None:
+    sizes = {"image_size": 512, "embedding_dim": 256, "embedding_size": 64}
+    macs = {neck: count_encoder(f"timm/mobilenetv3_small_050@16{neck}", **sizes)[1] for neck in ("", "+slim")}
+    assert macs["+slim"] < 0.1 * macs[""]
+    encoder = build("mobilenetv3_small_050@16+slim")
+    assert isinstance(encoder.neck, SlimNeck) and not encoder.choice.sam_neck
 
 
 def test_an_unknown_stride_is_named() -> None:
