@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +20,14 @@ def stable_seed(*parts: int | str) -> int:
 def step_generator(seed: int, step: int) -> torch.Generator:
     """Return the generator for what is drawn once for a step. It is the same on every rank."""
     return torch.Generator().manual_seed(stable_seed(seed, step))
+
+
+def seed_generators(*parts: int | str) -> None:
+    """Seed the global generators of torch, numpy and Python, from which dropout draws, and any code that is given no generator."""
+    seed = stable_seed(*parts)
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # as many bits as numpy takes
+    random.seed(seed)
 
 
 class SampleNoise:

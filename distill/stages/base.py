@@ -8,10 +8,12 @@ from typing import Any
 import lightning
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from distill.batch import ImageBatch
 from distill.config.schema import OptimConfig
 from distill.models.sam import PromptableModel
+from distill.prompts.seeded_noise import seed_generators
 from distill.stages.finite_loss import FiniteLoss
 from distill.stages.optim import (
     batch_norms_to_eval,
@@ -19,6 +21,8 @@ from distill.stages.optim import (
     build_schedule,
     freeze_parts,
     frozen_parts_to_eval,
+    group_options,
+    restore_group_options,
 )
 from distill.stages.validation import Validator
 
@@ -29,14 +33,19 @@ class TrainingStage(lightning.LightningModule):
     Args:
         model: the student. Its parts with a learning-rate multiple of 0 are frozen here, before DDP and the optimizer.
         validator: measures the student on held-out batches. None measures nothing.
+        seed: decides, with the step, what is drawn at random in it.
     """
 
-    def __init__(self, model: PromptableModel, *, optim: OptimConfig, validator: Validator | None) -> None:
+    def __init__(
+        self, model: PromptableModel, *, optim: OptimConfig, validator: Validator | None, seed: int = 0
+    ) -> None:
         super().__init__()
         self.model = model
+        self.seed = seed
         self.optim_config = optim
         self.validator = validator
         self.finite_loss = FiniteLoss()
+        self._options_of_groups: list[dict[str, Any]] = []  # of the optimizer, before a checkpoint brings its own
         freeze_parts(model, optim)
         self.train()  # models are built and loaded in eval mode, and Lightning leaves modes as they are
 
@@ -52,6 +61,8 @@ class TrainingStage(lightning.LightningModule):
 
     def training_step(self, batch: ImageBatch, batch_index: int) -> Tensor:
         self.finite_loss.check()
+        # Dropout draws from the global generators: in a resumed run it has to draw what it would have drawn.
+        seed_generators(self.seed, self.global_step, batch_index, self.global_rank)
         terms = self.compute_terms(batch)
         self.finite_loss.note(terms["loss"], keys=batch.keys, step=self.global_step)
         for name, value in terms.items():
@@ -77,4 +88,11 @@ class TrainingStage(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         optimizer = self.build_optimizer()
         schedule = build_schedule(optimizer, self.optim_config, int(self.trainer.estimated_stepping_batches))
+        self._options_of_groups = group_options(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Give the optimizer the options of this run again, because a checkpoint brings those of the run before."""
+        schedule = self.lr_schedulers()
+        if isinstance(schedule, LambdaLR) and self._options_of_groups:
+            restore_group_options(schedule, self._options_of_groups)

@@ -36,10 +36,11 @@ class FeatureStage(TrainingStage):
         loss: FeatureLossConfig,
         optim: OptimConfig,
         validator: Validator | None = None,
+        seed: int = 0,
     ) -> None:
         _check(model, teacher, loss, optim)
         encoder_only = replace(optim, prompt_encoder_lr_scale=0.0, mask_decoder_lr_scale=0.0)
-        super().__init__(model, optim=encoder_only, validator=validator)
+        super().__init__(model, optim=encoder_only, validator=validator, seed=seed)
         self.teacher = teacher
         self.loss_config = loss
 

@@ -59,13 +59,12 @@ class MaskStage(TrainingStage):
         validator: Validator | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(model, optim=optim, validator=validator)
+        super().__init__(model, optim=optim, validator=validator, seed=seed)
         self.teacher = teacher
         self.prompt_config = prompts
         self.loss_config = loss
         self.target_config = targets or TargetConfig()
         self.decoder_config = decoder or DecoderConfig()
-        self.seed = seed
         self.imitates = bool(self.target_config.teacher_weight or loss.logit_weight or loss.teacher_iou_weight)
         if self.imitates or prompts.teacher_instances:
             _check_teacher(model, teacher)

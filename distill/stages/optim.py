@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -78,3 +79,22 @@ def build_schedule(
             step, num_steps=num_steps, warmup_steps=config.warmup_steps, final_share=config.final_lr_share
         ),
     )
+
+
+def group_options(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Return the options of each group of an optimizer: learning rate, weight decay, betas, and all others."""
+    return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+
+
+def restore_group_options(schedule: torch.optim.lr_scheduler.LambdaLR, options: list[dict[str, Any]]) -> None:
+    """Give the groups of a schedule's optimizer their options again, with the learning rates of the schedule's step.
+
+    Args:
+        options: of each group, from `group_options` after the schedule was built.
+    """
+    base_rates = [asked["initial_lr"] for asked in options]
+    shares = [share(schedule.last_epoch) for share in schedule.lr_lambdas]
+    rates = [rate * share for rate, share in zip(base_rates, shares, strict=True)]
+    for group, asked, rate in zip(schedule.optimizer.param_groups, options, rates, strict=True):
+        group.update({**asked, "lr": rate})
+    schedule.load_state_dict({**schedule.state_dict(), "base_lrs": base_rates, "_last_lr": rates})

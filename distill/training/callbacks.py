@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
 from distill.training.loggers import JsonLinesLogger
+from distill.training.position import read_position
 
 LAST_STEP_KEY = "distill_last_step"  # of a checkpoint: the scalars of the step it ends with
 
@@ -21,34 +22,37 @@ class ContinueMetrics(lightning.Callback):
 
     It drops the metrics that came after the checkpoint. Lightning writes a checkpoint before it logs the step that the
     checkpoint ends with. So that step's scalars are kept in the checkpoint too, and logged if the run died in between.
-    Lightning also counts one step too many if a run is made longer whose last step was followed by a validation.
+    A validation that was due after that step, and was cut short, is repeated, so its scalars are dropped as well.
     """
 
     def __init__(self) -> None:
         self._last_step: dict[str, float] = {}
+        self._is_validated = True
 
     def on_save_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         logged = trainer.logged_metrics.items()
         checkpoint[LAST_STEP_KEY] = {name: float(value) for name, value in logged if name.startswith("train/")}
+        epochs = trainer.fit_loop.epoch_progress.current
+        checkpoint[LAST_STEP_KEY]["epoch"] = float(epochs.started - 1)  # type: ignore[attr-defined]
 
     def on_load_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         self._last_step = checkpoint.get(LAST_STEP_KEY, {})
+        self._is_validated = read_position(checkpoint).is_validated
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         step = trainer.global_step
         for logger in trainer.loggers:
             if isinstance(logger, JsonLinesLogger):
                 logger.forget_from(step)
+                if not self._is_validated:
+                    logger.forget_validation(step - 1)
                 is_logged_step = step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
                 if self._last_step and is_logged_step and not logger.has(step - 1, self._last_step):
                     logger.log_metrics(self._last_step, step - 1)
-
-    def on_train_batch_start(self, trainer: lightning.Trainer, *args: Any) -> None:
-        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step  # the step that loggers get
 
 
 class CheckpointAtEnd(lightning.Callback):

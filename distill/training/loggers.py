@@ -41,13 +41,19 @@ class JsonLinesLogger(Logger):
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    @rank_zero_only
     def forget_from(self, step: int) -> None:
         """Drop the lines of `step` and later, and a line cut short. A resumed run writes them again."""
-        if not self.path.exists():
-            return
-        kept = [line for line in self._lines() if line["step"] < step]
-        write_text(self.path, "".join(f"{json.dumps(line)}\n" for line in kept), raises=RunError)
+        self._keep(lambda line: line["step"] < step)
+
+    def forget_validation(self, step: int) -> None:
+        """Drop the scores of a validation that a resumed run repeats."""
+        self._keep(lambda line: line["step"] != step or not any(name.startswith("val/") for name in line))
+
+    @rank_zero_only
+    def _keep(self, is_kept: Callable[[dict[str, Any]], bool]) -> None:
+        if self.path.exists():
+            kept = [line for line in self._lines() if is_kept(line)]
+            write_text(self.path, "".join(f"{json.dumps(line)}\n" for line in kept), raises=RunError)
 
     def has(self, step: int, names: Iterable[str]) -> bool:
         """Return whether the file has all of these scalars for a step."""

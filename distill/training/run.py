@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
 
-from distill.config.loading import flatten, load_recipe, resolved_yaml
+from distill.config.loading import flatten
 from distill.config.run_directory import RECIPE_FILE
 from distill.config.schema import ASKS_TEACHER, FeatureRecipe, MaskRecipe
 from distill.config.trainer import given_arguments
@@ -47,13 +46,13 @@ from distill.training.directory import (
     write_record,
 )
 from distill.training.loggers import build_loggers
+from distill.training.position import KeepPosition
+from distill.training.start import Start, read_start
 
 TrainRecipe = FeatureRecipe | MaskRecipe
 
 BEST_METRIC = {"feature": "val/cosine", "mask": "val/box_miou"}
 VALIDATION_METRICS = ("val/cosine", "val/box_miou", "val/point_miou")
-# A run cannot be resumed with another value of these.
-FIXED = ("kind", "teacher.name", "student.name", "student.image_size")
 
 logger = logging.getLogger(__name__)
 
@@ -73,28 +72,34 @@ def train(recipe: TrainRecipe, *, callbacks: Sequence[lightning.Callback] = ()) 
     """
     run = Path(recipe.run)
     writes = is_rank_zero()  # other ranks may start when rank 0 has written already
-    checkpoint = find_checkpoint(run, resume=recipe.resume or not writes)
-    if recipe.resume and writes:
-        _check_resumable(run, recipe)
+    found = find_checkpoint(run, resume=recipe.resume or not writes)
+    start = read_start(recipe, found if recipe.resume else None)
     lightning.seed_everything(recipe.seed, workers=True, verbose=False)
     teacher = load_teacher(recipe.teacher)
     student = build_student(recipe.student, teacher)
     data = build_data(recipe, student, teacher)
     stage = build_stage(recipe, student, teacher)
-    trainer = _build_trainer(recipe, callbacks)
+    trainer = _build_trainer(recipe, [start.recipe, *callbacks])
+    start.recipe.check_teacher(teacher.weights_sha256)
+    is_finished, weights = start.is_finished(trainer), run / STUDENT_FILE
     if writes:
         data.prepare_data()
         data.setup()  # finds what is wrong with the shards
-        write_record(run, resolved_yaml(recipe))
+        start.check(stage, data, world_size=trainer.num_devices * trainer.num_nodes)
+        if not is_finished:
+            write_record(run, start.recipe.yaml())
+            start.recipe.write_changes(run)
     with LogFile(run / LOG_FILE) if writes else nullcontext():
-        if checkpoint is not None and recipe.resume:
-            logger.info("going on from %s", checkpoint)
-        _fit(trainer, stage, data, checkpoint if recipe.resume else None)
+        if is_finished:
+            if writes:
+                _leave_finished(start, stage, weights)
+            return weights
+        start.log()
+        _fit(trainer, stage, data, start.checkpoint)
         if trainer.global_step == 0:
             raise RunError("no step was trained, so there is no student; raise trainer.max_time, or see the log")
-        weights = run / STUDENT_FILE
         if trainer.is_global_zero:
-            save_model(student, weights, metadata={"recipe": resolved_yaml(recipe)})
+            save_model(student, weights, metadata={"recipe": start.recipe.yaml()})
         logger.info("%d steps; the student is %s", trainer.global_step, weights)
     return weights
 
@@ -154,7 +159,7 @@ def build_stage(recipe: TrainRecipe, student: PromptableModel, teacher: Teacher)
             seed=recipe.seed,
         )
     online = teacher if recipe.teacher.source == "online" else None
-    return FeatureStage(student, online, loss=recipe.loss, optim=recipe.optim, validator=validator)
+    return FeatureStage(student, online, loss=recipe.loss, optim=recipe.optim, validator=validator, seed=recipe.seed)
 
 
 def _build_trainer(recipe: TrainRecipe, callbacks: Sequence[lightning.Callback]) -> lightning.Trainer:
@@ -192,7 +197,8 @@ def _callbacks(recipe: TrainRecipe) -> list[lightning.Callback]:
     folder = Path(recipe.run) / CHECKPOINTS
     metrics = ("train/loss", *(VALIDATION_METRICS if recipe.data.val_images is not None else ()))
     callbacks: list[lightning.Callback] = [
-        ContinueMetrics(),
+        ContinueMetrics(),  # reads a checkpoint's position before the next one rewrites it
+        KeepPosition(),
         Hyperparameters(dict(flatten(asdict(recipe))), metrics),
         CostRecord(Path(recipe.run)),
         DataWait(),
@@ -234,24 +240,13 @@ def _fit(
         if trainer.interrupted:
             raise KeyboardInterrupt from None
         raise
-    callbacks: list[lightning.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    has_trained = any(isinstance(callback, CheckpointAtEnd) and callback.is_written for callback in callbacks)
-    if checkpoint is not None and not has_trained:
-        logger.warning("the run had reached its end before; for more steps raise trainer.max_steps or max_epochs")
-        # Lightning has restored the weights of the last step; those of a finished run are the averaged ones.
-        stage.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
 
 
-def _check_resumable(run: Path, recipe: TrainRecipe) -> None:
-    """Raise RunError if the run was begun with another model. Log other changes, which the user may make."""
-    if not (run / RECIPE_FILE).is_file():
-        return
-    begun = load_recipe(run / RECIPE_FILE, check_paths=False)
-    old, new = dict(flatten(asdict(begun))), dict(flatten(asdict(recipe)))
-    for key in [key for key in {**old, **new} if old.get(key) != new.get(key) and key not in ("resume", "run")]:
-        if key in FIXED:
-            raise RunError(
-                f"resume=true, but '{run}' was begun with {key}={old.get(key)}, not {new.get(key)}; "
-                "give the old value, or another directory: run=DIR"
-            )
-        logger.warning("resumed with %s=%s; the run was begun with %s", key, new.get(key), old.get(key))
+def _leave_finished(start: Start, stage: TrainingStage, weights: Path) -> None:
+    """Leave the record of a finished run as it is, and write its student if the run died before it could."""
+    logger.warning("the run had reached its end before; for more steps raise trainer.max_steps or max_epochs")
+    if not weights.is_file():
+        assert start.content is not None
+        stage.load_state_dict(start.content["state_dict"])  # the averaged weights, where there are some
+        begun = (weights.parent / RECIPE_FILE).read_text(encoding="utf-8")
+        save_model(stage.model, weights, metadata={"recipe": begun})

@@ -24,6 +24,8 @@ from distill.models.checkpoint import load_model, save_model
 from distill.models.initialization import build_student
 from distill.models.sam import ModelSpec, build_from_spec
 from distill.training import train
+from distill.training.checkpoint_file import RECIPE_KEY
+from distill.training.position import POSITION_KEY
 
 RECIPE = """\
 kind: {kind}
@@ -176,10 +178,12 @@ def test_a_run_that_was_begun_before_recipes_had_a_common_base_goes_on(place, ca
         section[name] = values[key]
     old["trainer"] = {key.partition(".")[2]: value for key, value in values.items() if key.startswith("trainer.")}
     file.write_text(yaml.safe_dump(old, sort_keys=False))
+    last = Path("feature/checkpoints/last.ckpt")
+    torch.save({key: value for key, value in torch.load(last).items() if key not in (RECIPE_KEY, POSITION_KEY)}, last)
     assert main(["train", "feature.yaml", "trainer.max_steps=5", "resume=true"]) == 0
     assert list(losses("feature")) == [0, 1, 2, 3, 4]
-    changed = [record.getMessage() for record in caplog.records if "the run was begun with" in record.getMessage()]
-    assert changed == ["resumed with trainer.max_steps=5; the run was begun with 3"]
+    changed = [record.getMessage() for record in caplog.records if "(before:" in record.getMessage()]
+    assert changed == ["from step 3 on: trainer.max_steps=5 (before: 3)"]
 
 
 def test_resuming_a_finished_run_changes_nothing(place, capsys):

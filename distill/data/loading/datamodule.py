@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import lightning
 import torch
 
 from distill.config.schema import DataConfig, ValidationConfig
 from distill.data.cache.embeddings import EmbeddingCache
-from distill.data.loading.loader import EpochLoader, EpochSampler
+from distill.data.loading.loader import EpochLoader, EpochSampler, check_same_epoch
 from distill.data.loading.samples import PhotoBatches
 from distill.data.shards.index import ShardIndex
 from distill.errors import DataError
@@ -86,6 +87,15 @@ class DistillDataModule(lightning.LightningDataModule):
                 f"{self.data.images}: these shards hold photos alone, and the mask stage needs masks; "
                 "make shards with masks by 'distill shards build coco'"
             )
+
+    def check_resumable(self, state: Mapping[str, Any], *, world_size: int) -> None:
+        """Raise DataError if training cannot go on from the state of its loader in a checkpoint. Call after `setup`."""
+        own = {
+            "images": self._indices[self.data.images].fingerprint,
+            "seed": self.seed,
+            "global_batch_size": world_size * self.data.batch_size,
+        }
+        check_same_epoch(state, own)
 
     def train_dataloader(self) -> EpochLoader:
         """Return the loader of training batches."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -170,16 +170,7 @@ class EpochLoader:
             DataError: the state is from the middle of an epoch, and other images, another seed or another global batch
                 size would change that epoch.
         """
-        own = self.state_dict()
-        differing = [name for name in ("images", "seed", "global_batch_size") if state[name] != own[name]]
-        between_epochs = state["position"] in (0, state["num_batches"])
-        if differing and not between_epochs:
-            details = ", ".join(f"{name.replace('_', ' ')} {state[name]} then, {own[name]} now" for name in differing)
-            raise DataError(
-                f"the checkpoint was written in the middle of an epoch (batch {state['position']} of "
-                f"{state['num_batches']}) which has changed since: {details}; resume with the same data, seed and "
-                "global batch (ranks x data.batch_size), or begin a new run with student.init_from"
-            )
+        check_same_epoch(state, self.state_dict())
         ended = state["position"] == state["num_batches"]
         self.sampler.epoch = state["epoch"]
         self.sampler.position = len(self.sampler) if ended else state["position"]
@@ -202,6 +193,24 @@ class EpochLoader:
                 f"({first_few(sorted(bad))}); "
                 "build the shards again without them, or raise data.max_bad_share"
             )
+
+
+def check_same_epoch(state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Raise DataError if a loader's state is from the middle of an epoch that would go on with other batches.
+
+    Args:
+        state: of EpochLoader.state_dict, from a checkpoint.
+        own: `images`, `seed` and `global_batch_size` of the epoch to come.
+    """
+    differing = [name for name in ("images", "seed", "global_batch_size") if state[name] != own[name]]
+    between_epochs = state["position"] in (0, state["num_batches"])
+    if differing and not between_epochs:
+        details = ", ".join(f"{name.replace('_', ' ')} {state[name]} then, {own[name]} now" for name in differing)
+        raise DataError(
+            f"the checkpoint was written in the middle of an epoch (batch {state['position']} of "
+            f"{state['num_batches']}) which has changed since: {details}; resume with the same data, seed and "
+            "global batch (ranks x data.batch_size), or begin a new run with student.init_from"
+        )
 
 
 def _as_it_is(loaded: LoadedBatch) -> LoadedBatch:
