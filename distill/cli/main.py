@@ -35,6 +35,7 @@ COMMANDS = (
     "predict",
     "card",
     "push",
+    "adapt",
     "quickstart",
 )
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from markupsafe import Markup
+
 from distill.cards.writing import refresh_card
 from distill.comparison.directory import CSV_FILE, MARKDOWN_FILE, PAGE_FILE, check_directory
 from distill.comparison.join import Comparison, add_benches, build_comparison, read_bench
@@ -66,11 +68,13 @@ def write_comparison(
     comparison: Comparison,
     out: Path,
     *,
+    title: str = "Comparison",
     images: Path | None = None,
     annotations: Path | None = None,
     num_rows: int = GALLERY_ROWS,
+    extra: Sequence[tuple[str, Markup]] = (),
 ) -> None:
     """Write the page and the tables of a comparison. The other arguments are those of `render_page`."""
-    page = render_page(comparison, images=images, annotations=annotations, num_rows=num_rows)
+    page = render_page(comparison, title=title, images=images, annotations=annotations, num_rows=num_rows, extra=extra)
     for name, text in ((PAGE_FILE, page), (CSV_FILE, to_csv(comparison)), (MARKDOWN_FILE, to_markdown(comparison))):
         write_text(out / name, text, raises=RunError)

@@ -53,16 +53,19 @@ class CocoSet:
     are left out too, and `empty` names them (annotation id -> key) as their photos are read. Boxes are clipped to the
     photo; a box that lies outside of it is replaced by the box of the mask. `content` is the file as it was read.
 
-    Both arguments are paths, or name a prepared public set (distill.data.catalogue).
+    Both paths may name a prepared public set instead (distill.data.catalogue). `content` takes the place of the file's,
+    which then only names it in errors.
 
     Raises:
         DataError: the file is not COCO's format, an annotation names a photo that the file does not list, or a
             photo is absent from the directory.
     """
 
-    def __init__(self, images_dir: str | Path, annotations_file: str | Path) -> None:
+    def __init__(
+        self, images_dir: str | Path, annotations_file: str | Path, *, content: dict[str, Any] | None = None
+    ) -> None:
         self.images_dir, self.annotations_file = resolve_photos(images_dir), resolve_annotations(annotations_file)
-        self.content = content = _read_annotations(self.annotations_file)
+        self.content = content = _read_annotations(self.annotations_file) if content is None else content
         self.categories: dict[int, str] = {row["id"]: row.get("name", "") for row in content.get("categories", [])}
         self.num_crowd = 0
         self.empty: dict[int, str] = {}
@@ -161,6 +164,20 @@ class CocoSet:
             box = clip_box((x, y, x + width, y + height), hw) or box
         area = float(row.get("area") or rle_area(rle))
         return Instance(identity, int(row.get("category_id", 0)), box, rle, area)
+
+
+def annotation_of(identity: int, image_id: int, rle: RLE, category_id: int) -> dict[str, Any]:
+    """Return a mask as a row of COCO's `annotations`. Its box is XYWH in original pixels."""
+    x0, y0, x1, y1 = rle_box_xyxy(rle)
+    return {
+        "id": identity,
+        "image_id": image_id,
+        "category_id": category_id,
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
+        "area": rle_area(rle),
+        "segmentation": rle,
+        "iscrowd": 0,
+    }
 
 
 def clip_box(box_xyxy: BoxXYXY, hw: HW) -> BoxXYXY | None:

@@ -68,7 +68,7 @@ class Probe(lightning.Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: ImageBatch, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, TrainingStage)
-        if batch_idx:
+        if self.steps:  # not by batch_idx, which begins again with each epoch
             self.waits.append(self._lap())
             return
         with trainer.precision_plugin.train_step_context():

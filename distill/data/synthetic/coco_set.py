@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from distill.data.rle import encode_mask, rle_area, rle_box_xyxy
+from distill.data.coco import annotation_of
+from distill.data.rle import encode_mask
 from distill.data.synthetic.scenes import Scene, compose, cut_shape, random_crop, vary_cutout, without_instances
 from distill.files import write_text
 
@@ -24,7 +25,7 @@ SHAPE_SIZE = (110, 220)  # pixels, longest side
 MIN_CONTRAST = 80.0  # RGB levels; a shape that nobody can see teaches nothing in minutes
 MIN_CROP_SHARE = 0.5
 JPEG_QUALITY = 92
-CATEGORY = {"id": 1, "name": "cut-out"}
+CATEGORY: dict[str, Any] = {"id": 1, "name": "cut-out"}
 
 
 def compose_scene(rng: np.random.Generator, photographs: list[np.ndarray]) -> Scene:
@@ -69,19 +70,7 @@ def write_coco_set(
         Image.fromarray(scene.pixels).save(photos / name, quality=JPEG_QUALITY)
         images.append({"id": number, "file_name": name, "height": height, "width": width})
         for mask in scene.masks:
-            rle = encode_mask(mask)
-            x0, y0, x1, y1 = rle_box_xyxy(rle)
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": number,
-                    "category_id": CATEGORY["id"],
-                    "bbox": [x0, y0, x1 - x0, y1 - y0],
-                    "area": rle_area(rle),
-                    "segmentation": rle,
-                    "iscrowd": 0,
-                }
-            )
+            annotations.append(annotation_of(len(annotations) + 1, number, encode_mask(mask), CATEGORY["id"]))
         advance(1)
     content = {"images": images, "annotations": annotations, "categories": [CATEGORY]}
     write_text(directory / "annotations.json", json.dumps(content))
