@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from distill.cli.arguments import add_command
@@ -33,13 +34,22 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def check(arguments: argparse.Namespace) -> int:
     """Load the recipe. RecipeError lists its mistakes; RunError says that its run directory is taken."""
-    from distill.config.loading import load_recipe, resolved_yaml
+    from distill.config.loading import load_recipe, resolved_yaml, stated_value
+    from distill.config.machine import count_gpus
+    from distill.config.outlook import cautions, foresee, num_devices
     from distill.config.run_directory import check_run_directory
-    from distill.config.schema import CacheRecipe
+    from distill.config.schema import CacheRecipe, FeatureRecipe, MaskRecipe
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     if not isinstance(recipe, CacheRecipe):
         check_run_directory(Path(recipe.run), resume=recipe.resume)
+    if isinstance(recipe, FeatureRecipe | MaskRecipe):
+        from distill.data.shards.quick_count import count_photos
+
+        devices = num_devices(recipe.trainer, count_gpus() or 0)
+        found = foresee(recipe, devices=devices, num_photos=count_photos(recipe.data.images))
+        for caution in cautions(recipe, found, meant_batch=stated_value(arguments.recipe, "optim.lr_for_batch")):
+            print(f"warning: {caution}", file=sys.stderr)
     if arguments.resolved:
         print(resolved_yaml(recipe), end="")
     else:

@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from distill.cli.arguments import add_command
+
+if TYPE_CHECKING:
+    from distill.config.schema import FeatureRecipe, MaskRecipe
+
+# The stage that follows a stage, as packaged recipes are named: the first that there is.
+NEXT_STAGES = (("feature", "prompt_loop"), ("feature", "mask"), ("prompt_loop", "mask"))
 
 EPILOG = """\
 examples:
@@ -39,27 +48,53 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(arguments: argparse.Namespace) -> int:
     """Load the recipe, then the heavy libraries; then train, or print the report of a dry run."""
-    from distill.config.loading import load_recipe
+    from distill.config.loading import load_recipe, stated_value
     from distill.config.schema import FeatureRecipe, MaskRecipe
 
     recipe = load_recipe(arguments.recipe, arguments.overrides, kinds=("feature", "mask"))
     assert isinstance(recipe, FeatureRecipe | MaskRecipe)
+    meant_batch = stated_value(arguments.recipe, "optim.lr_for_batch")
     if arguments.dry_run:
         from rich.console import Console
 
         from distill.training.dry_run import dry_run, tables
 
         console = Console(soft_wrap=True)
-        for item in tables(dry_run(recipe)):
+        for item in tables(dry_run(recipe, meant_batch=meant_batch)):
             console.print(item)
         return 0
 
     from distill.cards.writing import refresh_card
     from distill.training.directory import is_rank_zero
+    from distill.training.record import last_scores
     from distill.training.run import train
 
-    weights = train(recipe)
+    weights = train(recipe, meant_batch=meant_batch)
     if is_rank_zero():
         refresh_card(recipe.run)
+        scores = last_scores(Path(recipe.run))
+        print("the last scores: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
         print(f"wrote {weights}")
+        print(f"next: {next_command(arguments.recipe, recipe)}")
     return 0
+
+
+def next_command(source: str, recipe: FeatureRecipe | MaskRecipe) -> str:
+    """Return the command to type after a training: the packaged recipe's next stage, or else an evaluation.
+
+    Words in capitals are the user's to fill in.
+    """
+    from distill.config.loading import packaged_recipes
+
+    run = Path(recipe.run)
+    quoted = shlex.quote(str(run))
+    for stage, following in NEXT_STAGES:
+        name = source.replace(stage, following)
+        if name != source and name in packaged_recipes():
+            given = [f"data.images={recipe.data.images}"]
+            given += [f"data.val_images={recipe.data.val_images}"] if recipe.data.val_images else []
+            given += [f"cache.dir={recipe.cache.dir}"] if recipe.cache.dir else []
+            given += [f"teacher.checkpoint={recipe.teacher.checkpoint}"] if recipe.teacher.checkpoint else []
+            given += [f"student.init_from={run}", f"run={run}_{following}"]
+            return f"distill train {name} {shlex.join(given)}"
+    return f"distill evaluate {quoted} eval/coco_box data.images=PHOTOS data.annotations=FILE run={quoted}_box"

@@ -136,8 +136,13 @@ def find_recipe(source: str | Path) -> Path:
 
 def recipe_kind(source: str | Path) -> str:
     """Return the `kind` that a recipe file or one of its parents states, or an empty string."""
+    return str(stated_value(source, "kind") or "")
+
+
+def stated_value(source: str | Path, key: str) -> Any:
+    """Return the value of a dotted key that a recipe file states, or else the nearest parent. Ignore null."""
     settings = _read_layers(find_recipe(source), Problems())
-    return next((str(setting.value) for setting in reversed(settings) if setting.key == "kind"), "")
+    return next((found.value for found in reversed(settings) if found.key == key and found.value is not None), None)
 
 
 def _read_layers(path: Path, problems: Problems, children: tuple[Path, ...] = ()) -> list[Setting]:

@@ -168,6 +168,10 @@ class OptimConfig:
     """AdamW with warm-up and cosine decay per step."""
 
     lr: float = option(1e-3, above=0, below=float("inf"))
+    # The photos a step that lr is for. The rate then follows the global batch: devices x data.batch_size x
+    # trainer.accumulate_grad_batches. null: lr is used as it is.
+    lr_for_batch: Optional[int] = option(None, at_least=1)
+    lr_rule: Literal["linear", "sqrt"] = "linear"  # the rate grows with the global batch, or with its square root
     weight_decay: float = option(0.01, at_least=0)
     betas: tuple[float, float] = option((0.9, 0.999), at_least=0, below=1)
     warmup_steps: int = option(0, at_least=0)

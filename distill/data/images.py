@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import struct
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from distill.errors import DataError
-from distill.geometry import HW
+
+if TYPE_CHECKING:
+    from distill.geometry import HW  # which imports torch
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 SUFFIX_OF_FORMAT = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # MPO: JPEGs of some phones

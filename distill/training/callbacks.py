@@ -55,6 +55,25 @@ class ContinueMetrics(lightning.Callback):
                     logger.log_metrics(self._last_step, step - 1)
 
 
+class LastStep(lightning.Callback):
+    """A callback that lets the last step of a run be logged and validated, whatever the intervals are.
+
+    Lightning logs and validates the step in which it is told to stop; here that is the one in which it stops anyway.
+    The callback stands before those that log.
+    """
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        ends_epoch = batch_idx + 1 == trainer.num_training_batches
+        steps = ends_epoch or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        is_last = trainer.global_step + 1 == trainer.max_steps or (
+            ends_epoch and trainer.current_epoch + 1 == trainer.max_epochs
+        )
+        if steps and is_last:
+            trainer.should_stop = True
+
+
 class CheckpointAtEnd(lightning.Callback):
     """A callback that writes the last checkpoint when training ends, so that a longer run can go on from it.
 
@@ -84,7 +103,8 @@ class DataWait(lightning.Callback):
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *args: Any) -> None:
         self._worked += self._lap()
         total = self._waited + self._worked
-        if trainer.global_step % trainer.log_every_n_steps == 0 and total:  # type: ignore[attr-defined]
+        is_logged = trainer.should_stop or trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        if is_logged and total:
             pl_module.log("train/data_wait", self._waited / total)
             self._waited = self._worked = 0.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from distill.batch import ImageBatch
+from distill.config.outlook import Outlook, cautions, describe_lr
 from distill.config.trainer import given_arguments
 from distill.data.loading.epoch_plan import num_batches
 from distill.data.loading.loader import EpochLoader
@@ -22,7 +24,7 @@ from distill.stages.base import TrainingStage
 from distill.stages.optim import part_lr_scales
 from distill.text import BILLION, MILLION
 from distill.training.console import quiet_lightning
-from distill.training.run import TrainRecipe, build_data, build_stage, make_trainer
+from distill.training.run import TrainRecipe, build_data, build_stage, make_trainer, outlook
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -95,11 +97,13 @@ class Probe(lightning.Callback):
 
 
 @quiet_lightning()
-def dry_run(recipe: TrainRecipe) -> dict[str, Any]:
+def dry_run(recipe: TrainRecipe, *, meant_batch: int | None = None) -> dict[str, Any]:
     """Build everything that `distill train` builds, take a few steps on one device, and validate one batch.
 
+    Args:
+        meant_batch: as `distill.config.outlook.cautions` takes it.
     Returns:
-        The report, as `tables` prints it: shapes, parts, terms, step, memory and run.
+        The report, as `tables` prints it: shapes, parts, terms, step, memory, run, lr and cautions.
     Raises:
         DistillError: a mistake that would stop the run before its first step.
     """
@@ -108,6 +112,7 @@ def dry_run(recipe: TrainRecipe) -> dict[str, Any]:
     student = build_student(recipe.student, teacher)
     data, stage = build_data(recipe, student, teacher), build_stage(recipe, student, teacher)
     data.setup()  # without prepare_data, which would write an index beside the shards
+    found = outlook(recipe, data)
     probe, idle = Probe(), peak_memory()
     trainer = make_trainer({**given_arguments(recipe.trainer), **FEW_STEPS, "callbacks": [probe]})
     try:
@@ -124,7 +129,9 @@ def dry_run(recipe: TrainRecipe) -> dict[str, Any]:
         "terms": probe.terms,
         "step": _step(probe),
         "memory": _memory(idle),
-        "run": estimate(recipe, probe, _num_photos(loader), _num_photos(held_out)),
+        "run": estimate(recipe, found, probe, data.num_photos, _num_photos(held_out)),
+        "lr": describe_lr(recipe, found),
+        "cautions": cautions(recipe, found, meant_batch=meant_batch),
     }
 
 
@@ -183,54 +190,25 @@ def _num_photos(loader: object) -> int:
     return sum(loader.sampler.shard_sizes) if isinstance(loader, EpochLoader) else 0
 
 
-def estimate(recipe: TrainRecipe, probe: Probe, num_photos: int, num_held_out: int) -> dict[str, Any]:
+def estimate(recipe: TrainRecipe, found: Outlook, probe: Probe, num_photos: int, num_held_out: int) -> dict[str, Any]:
     """Estimate steps, photos and hours of the complete run on the recipe's devices, each as fast as this one."""
-    devices, batch_size = num_devices(recipe.trainer), recipe.data.batch_size
-    accumulated = int(recipe.trainer.get("accumulate_grad_batches", 1))
-    batches = num_batches(num_photos, world_size=devices, batch_size=batch_size)
-    steps, epochs = num_steps(recipe.trainer, -(-batches // accumulated))
+    assert found.steps is not None and found.epochs is not None  # the number of photos is known
+    devices, batch_size = found.devices, recipe.data.batch_size
+    accumulated = recipe.trainer.get("accumulate_grad_batches") or 1
     step = _step(probe)
-    seconds = steps * accumulated * (step["seconds"] + step["data_wait_seconds"])
-    validations = steps // recipe.validation.every_n_steps if num_held_out else 0
+    seconds = found.steps * accumulated * (step["seconds"] + step["data_wait_seconds"])
+    validations = math.ceil(found.steps / recipe.validation.every_n_steps) if num_held_out else 0  # the last step too
     if validations:
         batches = num_batches(num_held_out, world_size=devices, batch_size=batch_size)
         seconds += validations * batches * statistics.mean(probe.validations)
     return {
         "devices": devices,
-        "steps": steps,
-        "epochs": epochs,
-        "photos": round(epochs * num_photos),
+        "steps": found.steps,
+        "epochs": found.epochs,
+        "photos": round(found.epochs * num_photos),
         "validations": validations,
         "hours": seconds / HOUR,
     }
-
-
-def num_devices(trainer: dict[str, Any]) -> int:
-    """Return how many processes Lightning starts with these arguments on machines like this one."""
-    devices = trainer.get("devices", "auto")
-    if isinstance(devices, str) and "," in devices:
-        devices = [device for device in devices.split(",") if device]
-    if isinstance(devices, list):
-        of_one_node = len(devices)
-    elif devices in ("auto", -1, "-1"):
-        of_one_node = 1 if trainer.get("accelerator") == "cpu" else max(1, torch.cuda.device_count())
-    else:
-        of_one_node = int(devices)
-    return of_one_node * int(trainer.get("num_nodes", 1))
-
-
-def num_steps(trainer: dict[str, Any], steps_an_epoch: int) -> tuple[int, float]:
-    """Return the length of a run in steps and epochs. The run ends with whichever limit comes first."""
-    limit = trainer.get("limit_train_batches")
-    if isinstance(limit, int):
-        steps_an_epoch = min(steps_an_epoch, limit)
-    elif limit is not None:
-        steps_an_epoch = max(1, int(steps_an_epoch * limit))
-    steps, epochs = trainer.get("max_steps"), trainer.get("max_epochs")
-    lengths = [steps] if steps not in (None, -1) else []
-    lengths += [epochs * steps_an_epoch] if epochs not in (None, -1) else []
-    found = min(lengths, default=int(trainer.get("fast_dev_run") or 0))
-    return found, found / steps_an_epoch
 
 
 def tables(found: dict[str, Any]) -> list[Table | str]:
@@ -257,6 +235,8 @@ def tables(found: dict[str, Any]) -> list[Table | str]:
         f"{memory['idle_bytes'] / BILLION:.2f} GB of them before its first batch{on_gpu}",
         f"run: {run['steps']:,} steps ({run['epochs']:.2f} epochs, {run['photos']:,} photos) on {run['devices']} "
         f"device(s) and {run['validations']:,} validations: about {run['hours']:.2f} hours at this one's speed",
+        found["lr"],
+        *(f"warning: {caution}" for caution in found["cautions"]),
         "nothing was written",
     )
     return [shapes, parts, terms, *lines]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from distill.config.run_directory import read_recipe_tree
 from distill.models.checkpoint import STUDENT_FILE
 from distill.training.cost import Cost, read_cost
+from distill.training.directory import SCALARS_FILE
 
 TRAINING_KINDS = ("feature", "mask")
 
@@ -25,6 +27,14 @@ class Training:
     def teacher(self) -> str:
         """The name or path of the teacher; "?" if the recipe names none."""
         return str(self.recipe.get("teacher", {}).get("name", "?"))
+
+
+def last_scores(run: Path) -> dict[str, float]:
+    """Return the last training loss and the last validation scores of a run, by the names of metrics.jsonl."""
+    path = run / SCALARS_FILE
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    wanted = {name for line in lines for name in line if name == "train/loss" or name.startswith("val/")}
+    return {name: next(line[name] for line in reversed(lines) if name in line) for name in sorted(wanted)}
 
 
 def read_trainings(run: Path) -> list[Training]:

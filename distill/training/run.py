@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
 
 from distill.config.loading import flatten
+from distill.config.outlook import Outlook, cautions, describe_lr, foresee, num_devices, optim_for
 from distill.config.run_directory import RECIPE_FILE
 from distill.config.schema import ASKS_TEACHER, FeatureRecipe, MaskRecipe
 from distill.config.trainer import given_arguments
@@ -32,7 +34,7 @@ from distill.stages.base import TrainingStage
 from distill.stages.feature import FeatureStage
 from distill.stages.mask import MaskStage
 from distill.stages.validation import Validator
-from distill.training.callbacks import CheckpointAtEnd, ContinueMetrics, DataWait, Hyperparameters
+from distill.training.callbacks import CheckpointAtEnd, ContinueMetrics, DataWait, Hyperparameters, LastStep
 from distill.training.console import TrainingProgress, quiet_lightning
 from distill.training.cost import CostRecord
 from distill.training.directory import (
@@ -58,12 +60,13 @@ logger = logging.getLogger(__name__)
 
 
 @quiet_lightning()
-def train(recipe: TrainRecipe, *, callbacks: Sequence[lightning.Callback] = ()) -> Path:
+def train(recipe: TrainRecipe, *, callbacks: Sequence[lightning.Callback] = (), meant_batch: int | None = None) -> Path:
     """Train a student by a recipe, as `distill train` does. Every rank calls it, and rank 0 writes.
 
     Args:
         recipe: what `distill.config.loading.load_recipe` returns, or a dataclass that is filled in Python.
         callbacks: further callbacks of Lightning, after our own.
+        meant_batch: as `distill.config.outlook.cautions` takes it.
     Returns:
         The path of the student's weights.
     Raises:
@@ -78,14 +81,16 @@ def train(recipe: TrainRecipe, *, callbacks: Sequence[lightning.Callback] = ()) 
     teacher = load_teacher(recipe.teacher)
     student = build_student(recipe.student, teacher)
     data = build_data(recipe, student, teacher)
-    stage = build_stage(recipe, student, teacher)
     trainer = _build_trainer(recipe, [start.recipe, *callbacks])
+    devices = trainer.num_devices * trainer.num_nodes
+    stage = build_stage(recipe, student, teacher, devices=devices)
     start.recipe.check_teacher(teacher.weights_sha256)
     is_finished, weights = start.is_finished(trainer), run / STUDENT_FILE
     if writes:
         data.prepare_data()
         data.setup()  # finds what is wrong with the shards
-        start.check(stage, data, world_size=trainer.num_devices * trainer.num_nodes)
+        start.check(stage, data, world_size=devices)
+        expected = foresee(recipe, devices=devices, num_photos=data.num_photos)
         if not is_finished:
             write_record(run, start.recipe.yaml())
             start.recipe.write_changes(run)
@@ -95,6 +100,10 @@ def train(recipe: TrainRecipe, *, callbacks: Sequence[lightning.Callback] = ()) 
                 _leave_finished(start, stage, weights)
             return weights
         start.log()
+        if writes:
+            logger.info("%s", describe_lr(recipe, expected))
+            for caution in cautions(recipe, expected, meant_batch=meant_batch):
+                logger.warning("%s", caution)
         _fit(trainer, stage, data, start.checkpoint)
         if trainer.global_step == 0:
             raise RunError("no step was trained, so there is no student; raise trainer.max_time, or see the log")
@@ -139,12 +148,24 @@ def _asks_teacher(recipe: TrainRecipe) -> bool:
     return isinstance(recipe, FeatureRecipe) or any(attrgetter(option)(recipe) for option in ASKS_TEACHER)
 
 
-def build_stage(recipe: TrainRecipe, student: PromptableModel, teacher: Teacher) -> TrainingStage:
+def outlook(recipe: TrainRecipe, data: DistillDataModule) -> Outlook:
+    """Return what a recipe will do on this machine's devices with the photos of `data`, which is set up."""
+    devices = num_devices(recipe.trainer, torch.cuda.device_count())
+    return foresee(recipe, devices=devices, num_photos=data.num_photos)
+
+
+def build_stage(
+    recipe: TrainRecipe, student: PromptableModel, teacher: Teacher, *, devices: int | None = None
+) -> TrainingStage:
     """Build the stage that a recipe describes, around a student.
 
+    Args:
+        devices: how many train together, for the learning rate. None: as many as Lightning starts on such machines.
     Raises:
         DistillError: student and teacher do not fit each other.
     """
+    devices = devices or num_devices(recipe.trainer, torch.cuda.device_count())
+    optim = optim_for(recipe.optim, foresee(recipe, devices=devices, num_photos=None).photos_a_step)
     validator = Validator(recipe.validation, teacher) if recipe.data.val_images is not None else None
     if isinstance(recipe, MaskRecipe):
         return MaskStage(
@@ -154,12 +175,12 @@ def build_stage(recipe: TrainRecipe, student: PromptableModel, teacher: Teacher)
             targets=recipe.targets,
             loss=recipe.loss,
             decoder=recipe.decoder,
-            optim=recipe.optim,
+            optim=optim,
             validator=validator,
             seed=recipe.seed,
         )
     online = teacher if recipe.teacher.source == "online" else None
-    return FeatureStage(student, online, loss=recipe.loss, optim=recipe.optim, validator=validator, seed=recipe.seed)
+    return FeatureStage(student, online, loss=recipe.loss, optim=optim, validator=validator, seed=recipe.seed)
 
 
 def _build_trainer(recipe: TrainRecipe, callbacks: Sequence[lightning.Callback]) -> lightning.Trainer:
@@ -197,6 +218,7 @@ def _callbacks(recipe: TrainRecipe) -> list[lightning.Callback]:
     folder = Path(recipe.run) / CHECKPOINTS
     metrics = ("train/loss", *(VALIDATION_METRICS if recipe.data.val_images is not None else ()))
     callbacks: list[lightning.Callback] = [
+        LastStep(),
         ContinueMetrics(),  # reads a checkpoint's position before the next one rewrites it
         KeepPosition(),
         Hyperparameters(dict(flatten(asdict(recipe))), metrics),
@@ -222,7 +244,7 @@ def _callbacks(recipe: TrainRecipe) -> list[lightning.Callback]:
                 enable_version_counter=False,
             )
         )
-    if recipe.trainer.get("enable_progress_bar", True):
+    if recipe.trainer.get("enable_progress_bar") is not False:
         callbacks.append(TrainingProgress())
     if recipe.optim.ema_decay:
         callbacks.append(EMAWeightAveraging(decay=recipe.optim.ema_decay))

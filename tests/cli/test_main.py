@@ -6,6 +6,7 @@ import argparse
 import errno
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -40,12 +41,14 @@ def test_help_imports_nothing_heavy(tmp_path, arguments):
 
 
 def test_check_imports_nothing_heavy(tmp_path):
+    """Beside numpy, which it needs to count the photos, and which takes a tenth of a second."""
     (tmp_path / "shards").mkdir()
-    (tmp_path / "shards" / "sa_000000.tar").touch()
+    with tarfile.open(tmp_path / "shards" / "sa_000000.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("a.jpg"))
     arguments = ["check", "quickstart/feature", "data.images=shards", "run=out", "teacher.source=online"]
     code, output, modules = run(arguments, tmp_path)
-    assert (code, output) == (0, "quickstart/feature: no mistakes found\n")
-    assert not modules & HEAVY
+    assert (code, output.splitlines()[-1]) == (0, "quickstart/feature: no mistakes found")
+    assert not modules & (HEAVY - {"numpy"})
 
 
 @pytest.mark.parametrize("module", ["distill", "distill.cli.main"])

@@ -97,7 +97,7 @@ def test_two_mistakes_are_both_printed_and_nothing_is_written(place, capsys):
     before = sorted(place.rglob("*"))
     assert main(["train", "feature.yaml", "optim.lrr=1", "data.batch_size=none"]) == 2
     error = capsys.readouterr().err
-    assert "optim.lrr: unknown key. Did you mean 'optim.lr'?" in error
+    assert "optim.lrr: unknown key. Did you mean 'optim.lr' or 'optim.lr_rule'?" in error
     assert "data.batch_size: expected a whole number, got 'none'" in error
     assert "2 errors" in error and "Traceback" not in error
     assert sorted(place.rglob("*")) == before

@@ -6,10 +6,19 @@ import inspect
 import typing
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
-from distill.config.loading import find_recipe, load_recipe, packaged_recipes, recipe_kind, resolved_yaml
+from distill.config.loading import (
+    find_recipe,
+    load_recipe,
+    packaged_recipes,
+    recipe_kind,
+    resolved_yaml,
+    stated_value,
+)
 from distill.config.schema import EVALUATIONS, FeatureRecipe, MaskRecipe
 from distill.config.trainer import PRECISIONS, SHORT_PRECISIONS, STRATEGIES, TRAINER, TRAINER_TAKEN
 from distill.errors import RecipeError
@@ -102,7 +111,7 @@ def test_all_mistakes_at_once_with_origin_and_hint(write):
         "trainer.max_stepz=4",
     )
     expected = [
-        "recipe.yaml:8: optim.lrr: unknown key. Did you mean 'optim.lr'?",
+        "recipe.yaml:8: optim.lrr: unknown key. Did you mean 'optim.lr' or 'optim.lr_rule'?",
         "recipe.yaml:9: optim.lr: expected a number, got 'fast'",
         "recipe.yaml:11: studnet.name: unknown key. Did you mean 'student'?",
         "recipe.yaml:12: lr: unknown key. Did you mean 'optim.lr'?",
@@ -301,6 +310,30 @@ def test_trainer_arguments_are_those_of_lightning():
 
 @pytest.mark.parametrize("path", sorted(BEFORE.glob("*.yaml")), ids=lambda path: path.stem)
 def test_recipes_of_old_run_directories_load_and_are_written_as_before(path):
+    """Options that are new since then are written with their defaults, and change nothing."""
     recipe = load_recipe(path, check_paths=False)
     assert recipe.kind == path.stem
-    assert resolved_yaml(recipe) == path.read_text()
+    old, written = yaml.safe_load(path.read_text()), yaml.safe_load(resolved_yaml(recipe))
+    assert yaml.safe_dump(_only_keys_of(old, written), sort_keys=False) == yaml.safe_dump(old, sort_keys=False)
+
+
+def _only_keys_of(old: Any, written: Any) -> Any:
+    """Return a tree without the options that an older one does not have, in the order of the tree."""
+    if not isinstance(old, dict):
+        return written
+    return {name: _only_keys_of(old[name], value) for name, value in written.items() if name in old}
+
+
+def test_what_a_recipe_states_is_found_behind_an_override_and_null(write):
+    write("optim: {lr_for_batch: 64}\n", "base.yaml")
+    child = write("extends: base.yaml\noptim: {lr_for_batch: null, lr: 1}\n", "child.yaml")
+    assert stated_value(child, "optim.lr_for_batch") == 64
+    assert stated_value(child, "optim.lr") == 1 and stated_value(child, "optim.betas") is None
+
+
+@pytest.mark.parametrize("name", packaged_recipes())
+def test_a_published_recipe_says_for_which_batch_its_rate_is(name):
+    if recipe_kind(name) in ("feature", "mask") and not name.startswith("quickstart/"):
+        assert stated_value(name, "optim.lr_for_batch") >= 1
+        if name.endswith("_10k"):  # made for one device
+            assert stated_value(name, "optim.lr_for_batch") == stated_value(name, "data.batch_size")

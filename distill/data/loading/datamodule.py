@@ -97,6 +97,11 @@ class DistillDataModule(lightning.LightningDataModule):
         }
         check_same_epoch(state, own)
 
+    @property
+    def num_photos(self) -> int:
+        """The number of training photos, once the data is set up."""
+        return len(self._indices[self.data.images])
+
     def train_dataloader(self) -> EpochLoader:
         """Return the loader of training batches."""
         index = self._indices[self.data.images]
