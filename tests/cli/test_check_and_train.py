@@ -9,7 +9,7 @@ import yaml
 
 from distill.cli.main import main
 from distill.config.loading import load_recipe
-from distill.errors import RunError
+from distill.errors import RecipeError
 from distill.training import train
 
 TREE = {
@@ -124,6 +124,7 @@ def test_what_a_check_passes_a_training_begins(place: Path, capsys, overrides: l
     assert main(["check", *command]) == 0
     assert main(["train", *command]) == 0, capsys.readouterr().err
     assert Path("out", "student.safetensors").is_file()
+    capsys.readouterr()
     assert main(["check", *command]) == 2  # the run directory is taken now, as `train` says too
     refusal = capsys.readouterr().err
     assert main(["train", *command]) == 2
@@ -135,6 +136,6 @@ def test_a_run_without_a_step_gives_no_student(place: Path, capsys) -> None:
     assert "limit_train_batches" in capsys.readouterr().err
     recipe = load_recipe("feature.yaml", ["run=other"])
     recipe.trainer["limit_train_batches"] = 0  # as no file can say
-    with pytest.raises(RunError, match="no step was trained"):
+    with pytest.raises(RecipeError, match="nothing would be trained"):
         train(recipe)
     assert not list(place.rglob("student.safetensors"))
