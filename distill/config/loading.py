@@ -38,16 +38,18 @@ Recipe = Union[FeatureRecipe, MaskRecipe, CacheRecipe, EvaluationRecipe]
 
 EXTENDS = "extends"
 OVERRIDE = re.compile(r"(?P<key>[A-Za-z_]\w*(\.[A-Za-z_]\w*)*)=(?P<value>.*)", re.DOTALL)
+COMMENT = re.compile(r"[^#\"']*\s#(?P<text>.*)")  # behind a value without quotes
 TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One value of a recipe: its dotted key and the file line or override that it comes from."""
+    """One value of a recipe: its dotted key, the file line or override that it comes from, and its comment there."""
 
     key: str
     value: Any
     origin: str
+    comment: str = ""
 
 
 @dataclass
@@ -104,11 +106,41 @@ def load_recipe(
 
 def resolved_yaml(recipe: Recipe) -> str:
     """Return the complete recipe as YAML, every default written out. `load_recipe` reads it back to an equal recipe."""
-    tree = OmegaConf.to_container(OmegaConf.structured(recipe), resolve=True)
-    assert isinstance(tree, dict)
-    first = {name: value for name, value in tree.items() if name not in WRITTEN_LAST}
-    last = {name: tree[name] for name in WRITTEN_LAST if name in tree}
+    return _ordered_yaml(OmegaConf.structured(recipe), resolve=True)
+
+
+def _ordered_yaml(tree: DictConfig, *, resolve: bool) -> str:
+    """Return a recipe's tree as YAML, in the order in which recipes are written."""
+    content = OmegaConf.to_container(tree, resolve=resolve)
+    assert isinstance(content, dict)
+    first = {name: value for name, value in content.items() if name not in WRITTEN_LAST}
+    last = {name: content[name] for name in WRITTEN_LAST if name in content}
     return OmegaConf.to_yaml(OmegaConf.create(first | last))
+
+
+def complete_yaml(source: str | Path) -> str:
+    """Return a recipe without a parent as YAML: every option, with the comments beside the values that were set.
+
+    What the reader has to give stays `???`.
+
+    Raises:
+        RecipeError: the recipe or one of its parents has keys or values that no recipe of its kind has.
+    """
+    problems = Problems()
+    settings = _read_layers(find_recipe(source), problems)
+    recipe_class = _recipe_class(settings, tuple(RECIPE_KINDS), problems)
+    if recipe_class is None:
+        raise RecipeError(str(source), problems.lines)
+    tree = _merge(recipe_class, options_of(recipe_class), settings, problems)
+    if problems.lines:
+        raise RecipeError(str(source), problems.lines)
+    text = _ordered_yaml(tree, resolve=False)
+    comments = {setting.key: setting.comment for setting in settings}
+    lines = text.splitlines()
+    for key, line in _key_lines(yaml.compose(text, Loader=yaml.SafeLoader)):
+        if comments.get(key):
+            lines[line - 1] += f"  # {comments[key]}"
+    return "".join(f"{line}\n" for line in lines)
 
 
 def packaged_recipes() -> dict[str, Path]:
@@ -122,16 +154,24 @@ def _packaged_files() -> dict[str, Path]:
 
 
 def find_recipe(source: str | Path) -> Path:
-    """Return the file of a recipe given as a path or a packaged name. Raise RecipeError if neither exists."""
+    """Return the file of a recipe: a path, a packaged name, or the end of one, such as `l0_feature`.
+
+    Raises:
+        RecipeError: neither exists, or several packaged names end so.
+    """
     path = Path(source)
     if path.is_file():
         return path
-    name = path.as_posix().removesuffix(".yaml")
-    packaged = _packaged_files().get(name)
-    if packaged is None:
+    name, packaged = path.as_posix().removesuffix(".yaml"), _packaged_files()
+    if name in packaged:
+        return packaged[name]
+    ending = [whole for whole in packaged_recipes() if whole.endswith(f"/{name}")]
+    if len(ending) > 1:
+        raise RecipeError(str(source), [f"no such file, and several packaged recipes; give one: {', '.join(ending)}"])
+    if not ending:
         hint = did_you_mean(name, packaged_recipes())
         raise RecipeError(str(source), [f"no such file, and no packaged recipe '{name}'. {hint}"])
-    return packaged
+    return packaged[ending[0]]
 
 
 def recipe_kind(source: str | Path) -> str:
@@ -189,8 +229,13 @@ def _read_file(path: Path, problems: Problems) -> list[Setting]:
     if not isinstance(node, yaml.MappingNode) or not isinstance(tree, dict):
         problems.add("a recipe is a mapping of `key: value` lines", origin=str(path))
         return []
-    lines = dict(_key_lines(node))
-    return [Setting(key, value, f"{path}:{lines.get(key, 1)}") for key, value in flatten(tree)]
+    lines, written = dict(_key_lines(node)), text.splitlines()
+    settings = []
+    for key, value in flatten(tree):
+        line = lines.get(key, 1)
+        comment = COMMENT.match(written[line - 1])
+        settings.append(Setting(key, value, f"{path}:{line}", comment["text"].strip() if comment else ""))
+    return settings
 
 
 def _key_lines(node: yaml.MappingNode, prefix: str = "") -> Iterator[tuple[str, int]]:

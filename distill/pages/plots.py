@@ -25,6 +25,7 @@ INK, FAINT, AXIS = "#1c2733", "#d8dee6", "#8a94a0"
 PLOT_WIDTH = 6.0  # inches: two plots fit side by side
 MAX_POINTS = 250  # of a curve, so that the page of a long run stays small
 FEW_POINTS = 12  # a curve of fewer points shows each of them
+TREND_POINTS = 5  # fewer points are drawn as points: a line through them would look like a trend
 # matplotlib writes these into an SVG by default. A page links to nothing, matplotlib's home page included.
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 PLOT_STYLE: Any = {  # keys of matplotlib.rcParams, which matplotlib types as literals
@@ -97,13 +98,15 @@ def read_curves(scalars_file: Path, names: list[str]) -> list[Curve]:
 
 
 def plot_curves(curves: Sequence[Curve], title: str, ylabel: str) -> Markup:
-    """Plot curves over the training steps. Of a long curve, draw the means of equal pieces."""
+    """Plot curves over the training steps. Of a long curve, draw the means of equal pieces; of a short one, points."""
     with new_figure(PLOT_WIDTH, 3.2) as (figure, axes):
         for curve in curves:
             steps, values = _thinned(curve)
             (line,) = axes.plot(steps, values, label=curve.title, linewidth=1.6, color=curve.colour)
             if len(steps) < FEW_POINTS:
                 line.set(marker="o", markersize=3.5)
+            if len(steps) < TREND_POINTS:
+                line.set(linestyle="none", markersize=6)
         axes.set(title=title, xlabel="step", ylabel=ylabel)
         if len(curves) > 1:
             axes.legend(fontsize=8, frameon=False)

@@ -158,6 +158,43 @@ def test_a_copied_recipe_still_finds_its_parent(tmp_path, monkeypatch, capsys):
     assert "extends" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("quickstart/cache", "distill cache build"),
+        ("quickstart/mask", "distill train"),
+        ("l0_feature_10k", "distill train"),
+        ("eval/everything", "distill evaluate MODEL"),
+    ],
+)
+def test_the_command_after_a_copy_fits_the_recipe(tmp_path, capsys, name, command):
+    for options in ([], ["--resolved"]):
+        target = tmp_path / f"mine{len(options)}.yaml"
+        assert cli.main(["recipes", "copy", name, str(target), *options]) == 0
+        assert capsys.readouterr().out == f"wrote {target}; run it with: {command} {target}\n"
+
+
+def test_a_resolved_copy_keeps_its_head_and_the_sources_of_its_values(tmp_path, capsys):
+    target = tmp_path / "mine.yaml"
+    assert cli.main(["recipes", "copy", "efficientvit_sam/l0_mask", str(target), "--resolved"]) == 0
+    text = target.read_text()
+    assert text.startswith("# EfficientViT-SAM-L0, stage 2") and f"distill train {target} data.images" in text
+    assert "extends" not in text and "  dice_weight: 1.0  # sam_trainer.py\n" in text
+    assert "  images: ???\n" in text
+
+
+def test_the_end_of_a_recipes_name_is_enough_where_no_other_ends_so(capsys):
+    assert cli.main(["recipes", "show", "l0_feature"]) == 0
+    short = capsys.readouterr().out
+    assert cli.main(["recipes", "show", "efficientvit_sam/l0_feature"]) == 0
+    assert short == capsys.readouterr().out
+    assert cli.main(["recipes", "show", "feature"]) == 2
+    error = capsys.readouterr().err
+    assert "several packaged recipes; give one:" in error and "mobile_sam/feature, nano_sam/feature" in error
+    assert cli.main(["check", "l0_feature", "optim.lr=fast"]) == 2
+    assert "optim.lr: expected a number" in capsys.readouterr().err
+
+
 def test_recipes_ls_lists_kinds_and_summaries(capsys):
     assert cli.main(["recipes", "ls"]) == 0
     output = capsys.readouterr().out

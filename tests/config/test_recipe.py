@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from distill.config.loading import (
+    complete_yaml,
     find_recipe,
     load_recipe,
     packaged_recipes,
@@ -337,3 +338,11 @@ def test_a_published_recipe_says_for_which_batch_its_rate_is(name):
         assert stated_value(name, "optim.lr_for_batch") >= 1
         if name.endswith("_10k"):  # made for one device
             assert stated_value(name, "optim.lr_for_batch") == stated_value(name, "data.batch_size")
+
+
+@pytest.mark.parametrize("name", packaged_recipes())
+def test_a_complete_recipe_says_what_its_family_says(write, name):
+    blanks = [*BLANKS[recipe_kind(name)], *(["data.detections=d"] if name.endswith("_detections") else [])]
+    copy = write(complete_yaml(name), "complete.yaml")
+    assert "extends" not in Path(copy).read_text()
+    assert load_recipe(copy, blanks, check_paths=False) == load_recipe(name, blanks, check_paths=False)

@@ -6,6 +6,7 @@ from pathlib import Path
 from distill.pages.plots import (
     COLOURS,
     MAX_POINTS,
+    TREND_POINTS,
     Curve,
     colour_of,
     marker_of,
@@ -25,6 +26,18 @@ def test_curves_come_from_the_steps_that_logged_them(tmp_path: Path) -> None:
 
 def test_a_plot_is_inline_svg() -> None:
     assert plot_curves([Curve("one", [0, 1], [0.0, 1.0])], "title", "unit").startswith("<figure><svg")
+
+
+def test_few_points_are_no_trend() -> None:
+    """A line of a curve is a path with `fill: none`; axes and grid are paths too, so count what a curve adds."""
+
+    def num_lines(num_points: int) -> int:
+        steps = list(range(num_points))
+        curve = Curve("one", steps, [float(step) for step in steps], colour=COLOURS[0])
+        return plot_curves([curve], "title", "unit").count(f"fill: none; stroke: {COLOURS[0].lower()}")
+
+    assert [num_lines(n) for n in (1, 2, TREND_POINTS - 1)] == [0, 0, 0]
+    assert num_lines(TREND_POINTS) == num_lines(300) == 1
 
 
 def test_a_long_curve_is_thinned() -> None:
