@@ -35,6 +35,22 @@ class RunError(DistillError):
     """A run directory that cannot be used, or a run that cannot go on."""
 
 
+class Interrupted(BaseException):
+    """A signal that ended the work: no error, and no code but the outermost should stop it.
+
+    step: finished steps of the training; None outside of steps.
+    message: for the user; "" if another process says it.
+    exit_code: 128 and the signal's number, as shells report it.
+    """
+
+    def __init__(self, signum: int, *, step: int | None = None) -> None:
+        super().__init__(signum)
+        self.signum = signum
+        self.step = step
+        self.message = ""
+        self.exit_code = 128 + signum
+
+
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """Return the hint that ends an error about an unknown name: the near names, else all names (up to 20)."""
     choices = sorted(choices)

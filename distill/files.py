@@ -74,7 +74,7 @@ def commit_file(file: BinaryIO, temporary: Path, path: Path) -> None:
 
 def write_whole(
     path: Path,
-    content: bytes,
+    content: bytes | memoryview,
     *,
     raises: type[DistillError] = DataError,
     elsewhere: str = "another place",

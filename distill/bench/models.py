@@ -31,7 +31,7 @@ PRECISIONS = ("fp32", "bf16")
 ROUNDS = 5
 MAX_REPEATS = 50  # timed passes of one form; enough for a median
 MEGABYTE = 1e6
-CHECKPOINT_SUFFIXES = (".safetensors", ".pt", ".pth")
+CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth")
 
 logger = logging.getLogger(__name__)
 

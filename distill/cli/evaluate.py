@@ -37,7 +37,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="a student.safetensors, a run directory, a .pt/.pth, `quickstart`; or a baseline: `fill-box`, "
+        help="a student.safetensors, a run directory, a .ckpt, a .pt/.pth, `quickstart`; or a baseline: `fill-box`, "
         "`fill-ellipse` (for round objects), `oracle` (the truth)",
     )
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file or a packaged name, such as eval/coco_box")

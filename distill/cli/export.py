@@ -11,6 +11,7 @@ from distill.text import MILLION
 EPILOG = """\
 examples:
   distill export runs/mask --out onnx
+  distill export runs/mask/checkpoints/best.ckpt --out onnx
   distill export mobile_sam.pt --name mobile_sam --out onnx
 
 Writes encoder.onnx, decoder.onnx and model.json. The encoder has its batch norms and branches fused and takes any batch
@@ -23,7 +24,7 @@ onnxruntime and compared with torch before they get their names.
 def add_parser(subparsers: Subparsers) -> None:
     """Add `distill export`."""
     parser = add_command(subparsers, "export", "ONNX files of a model", EPILOG, description="Export a model to ONNX.")
-    parser.add_argument("model", help="student.safetensors, a run directory, 'quickstart', or a released .pt/.pth")
+    parser.add_argument("model", help="student.safetensors, a run directory, a .ckpt, 'quickstart', or a .pt/.pth")
     parser.add_argument("--name", help="which model a released .pt/.pth holds, as efficientvit_sam_l0")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the directory to write")
     parser.add_argument("--opset", type=int, metavar="N", help="version of ONNX's operators (default: 17)")

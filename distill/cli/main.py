@@ -1,7 +1,7 @@
 """`distill`: the command line. Each command is a file of this folder.
 
 Exit codes: 0 done; 2 the user's mistake or the state of the machine, told in clear lines without a traceback; 1 a
-fault of ours; 130 interrupted.
+fault of ours; 130 interrupted by Ctrl-C, 143 by SIGTERM, 138 by SIGUSR1.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Sequence
 
 from distill import __version__
-from distill.errors import DistillError
+from distill.errors import DistillError, Interrupted
 from distill.files import FULL_DISK
 
 DONE, OURS, USERS, INTERRUPTED = 0, 1, 2, 130
@@ -76,6 +76,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DistillError as error:
         print(f"error: {error}", file=sys.stderr)
         return USERS
+    except Interrupted as stop:
+        if stop.message:
+            print(stop.message, file=sys.stderr)
+        return stop.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -24,7 +24,7 @@ def add_parser(subparsers: Subparsers) -> None:
         EPILOG,
         description="Segment one object of a photo; write its masks and an overlay picture.",
     )
-    parser.add_argument("model", help="student.safetensors, a run directory, 'quickstart', or a released .pt/.pth")
+    parser.add_argument("model", help="student.safetensors, a run directory, a .ckpt, 'quickstart', or a .pt/.pth")
     parser.add_argument("photo", type=Path, help="JPEG, PNG or WebP")
     parser.add_argument("--box", nargs=4, type=float, metavar=("X0", "Y0", "X1", "Y1"), help="in the photo's pixels")
     parser.add_argument(

@@ -48,6 +48,7 @@ def value_findings(values: Values, options: Mapping[str, Option]) -> list[Findin
         _embeddings,
         _flipped_photos,
         _evaluated,
+        _student_of,
         _trainer,
     )
     return found + [finding for check in checks for finding in check(values)]
@@ -162,6 +163,15 @@ def _evaluated(values: Values) -> Iterable[Finding]:
                 yield f"sets.{name}.{key}", f"unknown key. {did_you_mean(key, (*SET_FIELDS, 'format'))}"
         if one.get("format", "coco") not in ("coco", "lvis"):
             yield f"sets.{name}.format", f"expected one of coco, lvis, got {one['format']!r}"
+
+
+def _student_of(values: Values) -> Iterable[Finding]:
+    if values.get("checkpoint.student") != "best":
+        return
+    if values.get("data.val_images") is None:
+        yield "checkpoint.student", "the best step is found by validation, and data.val_images is not set; set it"
+    if values.get("checkpoint.keep_best") == 0:
+        yield "checkpoint.student", "the best step is not kept with checkpoint.keep_best=0; raise it"
 
 
 def _trainer(values: Values) -> Iterable[Finding]:

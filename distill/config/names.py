@@ -48,4 +48,4 @@ def logger_mistakes(names: Sequence[str]) -> Iterator[str]:
 
 def is_path(name: str) -> bool:
     """Return whether a model's name is meant as a path."""
-    return "/" in name or "\\" in name or name.endswith(".safetensors") or Path(name).exists()
+    return "/" in name or "\\" in name or name.endswith((".safetensors", ".ckpt")) or Path(name).exists()

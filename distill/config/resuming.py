@@ -63,6 +63,7 @@ OBEYED = (
     "targets.*",
     "decoder.*",
     "validation.*",
+    "checkpoint.*",
     "logger",
     "trainer.*",  # those that are not refused
 )

@@ -43,7 +43,7 @@ class StudentConfig:
     name: str = required("the encoder to train: student.name=NAME", check=student_mistakes)
     image_size: Optional[int] = option(None, at_least=1)  # S in pixels; None: the student's own
     # What the student starts from:
-    # - a student.safetensors or a run directory: the complete model;
+    # - a student.safetensors, a run directory or a .ckpt of its checkpoints: the complete model;
     # - a released file of the student: the complete model, or the encoder if the file holds no more;
     # - an ImageNet classifier of its backbone: the backbone;
     # - `teacher`: the encoder takes the teacher's tensors of the same name and shape, as a student with fewer of the
@@ -194,6 +194,21 @@ class ValidationConfig:
 
 
 @dataclass
+class CheckpointConfig:
+    """When a training keeps its state in checkpoints/last.ckpt, and what else it keeps.
+
+    It is also kept before each validation, at the end, and when SIGTERM, SIGUSR1 or Ctrl-C ends the run.
+    """
+
+    every_n_steps: int = option(500, at_least=0)  # 0: not by steps
+    every_n_minutes: float = option(10.0, at_least=0, below=float("inf"))  # 0: not by time
+    keep_best: int = option(1, at_least=0)  # of the validated steps, by val/cosine or val/box_miou
+    # whose weights student.safetensors gets, the averaged ones with optim.ema_decay: those of the last step, or those
+    # of the best validated one
+    student: Literal["last", "best"] = "last"
+
+
+@dataclass
 class _TrainingRecipe:
     """What both training stages have in common."""
 
@@ -207,6 +222,7 @@ class _TrainingRecipe:
     cache: CacheConfig = field(default_factory=CacheConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     # in addition to metrics.jsonl; also csv, wandb, mlflow
     logger: list[str] = option(["tensorboard"], check=logger_mistakes)
     trainer: dict[str, Any] = field(default_factory=dict)  # passed to lightning.Trainer as it is
@@ -371,5 +387,5 @@ RECIPE_KINDS = {
 }
 EVALUATIONS = ("evaluate", "evaluate_sets", "everything", "agreement")  # the kinds that `distill evaluate` runs
 # The sections and options that a written recipe has at its end, in this order.
-WRITTEN_LAST = ("optim", "validation", "logger", "trainer", "prompt_batch_size", "num_workers", "fuse")
+WRITTEN_LAST = ("optim", "validation", "checkpoint", "logger", "trainer", "prompt_batch_size", "num_workers", "fuse")
 SET_FIELDS = ("images", "annotations", "detections")  # what each of an EvaluateSetsRecipe's sets must have

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from distill.errors import CheckpointError, DistillError
 from distill.files import hash_file, write_whole
-from distill.models.foreign_checkpoint import listed, read_tensors
+from distill.models.foreign_checkpoint import listed, read_tensors, read_torch_file
 from distill.models.sam import ModelSpec, PromptableModel, build_from_spec, build_model, spec_for
 from distill.students import check_student_name
 from distill.students.fuse import fuse, is_fused
@@ -27,6 +28,8 @@ QUICKSTART_FILE = "quickstart_teacher.safetensors"  # in distill/quickstart/weig
 QUICKSTART_SHA256 = "ee0f3ee54e1badcba33d6fe54ec92d6c35e06ad43756bf3e30f82440475b87fa"
 SPEC_KEY = "distill"  # in the safetensors metadata; its value is the JSON text {"format": 1, "spec": {...}}
 SPEC_FORMAT = 1
+TRAINING_SUFFIX = ".ckpt"  # of a checkpoint of a training, which holds the spec under SPEC_KEY too
+STUDENT_PREFIX = "model."  # of the student's tensors in it
 ENCODER_PREFIX, DECODER_PARTS = "image_encoder.", ("prompt_encoder", "mask_decoder")
 
 
@@ -44,11 +47,16 @@ def save_model(
             no file is left behind.
     """
     _refuse_fused(model)
-    spec = json.dumps({"format": SPEC_FORMAT, "spec": asdict(model.spec)})
+    spec = json.dumps(describe(model.spec))
     tensors = _tensors(model)
     if half:
         tensors = {name: _to_half(name, tensor) for name, tensor in tensors.items()}
     _write(Path(path), safetensors.torch.save(tensors, {**(metadata or {}), SPEC_KEY: spec}))
+
+
+def describe(spec: ModelSpec) -> dict[str, Any]:
+    """Return what a file of a model says about it under SPEC_KEY."""
+    return {"format": SPEC_FORMAT, "spec": asdict(spec)}
 
 
 def save_published(model: PromptableModel, path: str | Path) -> None:
@@ -110,14 +118,17 @@ def load_model(
     """Load a promptable model on the CPU, in eval mode.
 
     Args:
-        path_or_name: a student.safetensors, a run directory that holds one, 'quickstart' (the model that ships with
-            the package), or a released .pt/.pth file of another project.
+        path_or_name: a student.safetensors, a run directory that holds one, a .ckpt of a run's checkpoints (the
+            averaged weights where there are some), 'quickstart' (the model that ships with the package), or a
+            released .pt/.pth file of another project.
         name: the student (students.STUDENTS) that a released file holds. Our own files contain this name.
         decoder: a model file whose prompt encoder and mask decoder complete a released file of only an encoder.
     Raises:
         CheckpointError: the file is missing, damaged, of another model, or would run code when read.
     """
     path = find_weights(path_or_name)
+    if path.suffix == TRAINING_SUFFIX and (training := _read_training(path)) is not None:
+        return _load_training(path, training, name)
     if path.suffix == ".safetensors" and (SPEC_KEY in read_metadata(path) or name is None):
         if decoder is not None:
             raise CheckpointError(f"{path}: holds a decoder of its own; leave the other one out")
@@ -202,8 +213,8 @@ def find_weights(path_or_name: str | Path) -> Path:
         return path / STUDENT_FILE
     if not path.is_file():
         raise CheckpointError(
-            f"{path}: no such file. A model is a {STUDENT_FILE}, a run directory that holds one, '{QUICKSTART}', "
-            "or a released .pt/.pth file"
+            f"{path}: no such file. A model is a {STUDENT_FILE}, a run directory that holds one, a .ckpt of a run, "
+            f"'{QUICKSTART}', or a released .pt/.pth file"
         )
     return path
 
@@ -219,6 +230,17 @@ def _packaged_weights() -> Path:
             "install the package again"
         )
     return packaged
+
+
+def is_own(path: Path) -> bool:
+    """Return whether a file was written by distill and says which model it holds.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    if path.suffix == TRAINING_SUFFIX:
+        return _read_training(path) is not None
+    return path.suffix == ".safetensors" and SPEC_KEY in read_metadata(path)
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -240,20 +262,46 @@ def _load_own(path: Path, name: str | None) -> PromptableModel:
         raise CheckpointError(
             f"{path}: not written by distill (no '{SPEC_KEY}' in its metadata): give the model's name"
         )
-    spec = _parse_spec(metadata[SPEC_KEY], path)
+    return _build(_parse_spec(metadata[SPEC_KEY], path), read_tensors(path), path, name)
+
+
+def _build(spec: ModelSpec, tensors: Mapping[str, Tensor], path: Path, name: str | None) -> PromptableModel:
     if name not in (None, spec.encoder):
         raise CheckpointError(f"{path}: holds {spec.encoder}, not {name}")
     try:
         model = build_from_spec(spec)
     except DistillError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    load_state_dict_strict(model, read_tensors(path), source=f"{path} as {spec.encoder}")
+    load_state_dict_strict(model, tensors, source=f"{path} as {spec.encoder}")
     return model
 
 
-def _parse_spec(text: str, path: Path) -> ModelSpec:
+def _read_training(path: Path) -> dict[str, Any] | None:
+    """Read a checkpoint of a training. Return None if another project wrote the file."""
+    content = read_torch_file(path, mmap=True)
+    is_training = isinstance(content, dict) and {"loops", "state_dict"} <= content.keys()
+    return content if is_training and isinstance(content["state_dict"], dict) else None
+
+
+def _load_training(path: Path, training: Mapping[str, Any], name: str | None) -> PromptableModel:
+    """Build the student of a training's checkpoint. Those of earlier versions do not say which one it is."""
+    described = training.get(SPEC_KEY)
+    if described is None:
+        student = path.parent.parent / STUDENT_FILE
+        if not student.is_file():
+            raise CheckpointError(
+                f"{path}: an earlier version of distill wrote it, and only {student} would say which model it holds; "
+                "go on with the run (resume=true), which writes it"
+            )
+        described = read_metadata(student).get(SPEC_KEY, "")
+    held = training["state_dict"]
+    tensors = {key.removeprefix(STUDENT_PREFIX): held[key] for key in held if key.startswith(STUDENT_PREFIX)}
+    return _build(_parse_spec(described, path), tensors, path, name)
+
+
+def _parse_spec(described: str | Mapping[str, Any], path: Path) -> ModelSpec:
     try:
-        content = json.loads(text)
+        content = json.loads(described) if isinstance(described, str) else described
         if content["format"] != SPEC_FORMAT:
             raise ValueError(f"format {content['format']}, this version reads {SPEC_FORMAT}")
         return ModelSpec(**content["spec"])

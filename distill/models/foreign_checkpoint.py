@@ -46,7 +46,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    content = _read_torch_file(path)
+    content = read_torch_file(path)
     container = content
     if isinstance(content, dict):
         container = next((content[key] for key in CONTAINER_KEYS if isinstance(content.get(key), dict)), content)
@@ -64,7 +64,14 @@ def _describe(content: Any) -> str:
     return "nothing" if content == {} else f"a {type(content).__name__}"
 
 
-def _read_torch_file(path: Path) -> Any:
+def read_torch_file(path: Path, *, mmap: bool = False) -> Any:
+    """Read what `torch.save` wrote, on the CPU, if it holds no objects that could run code.
+
+    Args:
+        mmap: whether tensors stay on the disk until they are used.
+    Raises:
+        CheckpointError: the file is damaged, is no checkpoint, or holds such objects.
+    """
     try:
         with path.open("rb") as file:
             start = file.read(2)
@@ -78,7 +85,7 @@ def _read_torch_file(path: Path) -> Any:
         raise CheckpointError(damaged)
     try:
         with torch.serialization.safe_globals([(OrderedDict, name) for name in READ_AS_MAPPING]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_zip)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         what = f" ({found[1]})" if found else ""

@@ -14,11 +14,10 @@ from distill.errors import CheckpointError
 from distill.models.checkpoint import (
     DECODER_PARTS,
     ENCODER_PREFIX,
-    SPEC_KEY,
     find_weights,
+    is_own,
     load_model,
     load_state_dict_strict,
-    read_metadata,
     without_prefix,
 )
 from distill.models.foreign_checkpoint import listed, read_tensors
@@ -63,7 +62,7 @@ def build_student(config: StudentConfig, teacher: Teacher) -> PromptableModel:
             embedding, or no tensor of the teacher's encoder fits.
     """
     path = None if config.init_from in (None, FROM_TEACHER) else find_weights(config.init_from)
-    if path is not None and path.suffix == ".safetensors" and SPEC_KEY in read_metadata(path):
+    if path is not None and is_own(path):
         model = load_model(path)
         _check_start(model, config, teacher)
         return model

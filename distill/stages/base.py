@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from distill.batch import ImageBatch
 from distill.config.schema import OptimConfig
+from distill.models.checkpoint import SPEC_KEY, describe
 from distill.models.sam import PromptableModel
 from distill.prompts.seeded_noise import seed_generators
 from distill.stages.finite_loss import FiniteLoss
@@ -70,8 +71,13 @@ class TrainingStage(lightning.LightningModule):
         return terms["loss"]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to write a checkpoint after a step without a finite loss, so that the last good one stays."""
+        """Say which model the checkpoint holds.
+
+        Raises:
+            RunError: the last step had no finite loss. So the last good checkpoint stays.
+        """
         self.finite_loss.check(wait=True)
+        checkpoint[SPEC_KEY] = describe(self.model.spec)
 
     def validation_step(self, batch: ImageBatch, batch_index: int) -> None:
         if self.validator is not None:

@@ -82,11 +82,9 @@ class CheckpointAtEnd(lightning.Callback):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.is_written = False  # stays so when a resumed run has nothing left to do
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         trainer.save_checkpoint(self.path)
-        self.is_written = True
 
 
 class DataWait(lightning.Callback):

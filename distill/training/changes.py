@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import WeightAveraging
 
 from distill.config.loading import flatten, load_recipe, resolved_yaml
 from distill.config.resuming import HELD_OUT, Change, changes
@@ -18,6 +18,7 @@ from distill.config.schema import RECIPE_KINDS, FeatureRecipe, MaskRecipe
 from distill.errors import RunError
 from distill.files import write_json
 from distill.training.checkpoint_file import AVERAGED_FROM, RECIPE_KEY
+from distill.training.checkpoints import forget_best
 
 CHANGES_FILE = "changes.json"
 UNKNOWN_TEACHER = ""  # the hash of the teacher's weights in checkpoints of earlier versions
@@ -109,9 +110,7 @@ class RunRecipe(lightning.Callback):
         if AVERAGED_FROM in checkpoint and not averages:
             pl_module.load_state_dict(checkpoint[AVERAGED_FROM])  # in place of the average
         if any(change.key in HELD_OUT for change in self.changed):
-            for callback in callbacks:
-                if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
-                    checkpoint["callbacks"].pop(callback.state_key, None)
+            forget_best(checkpoint["callbacks"])
 
 
 def options_of_recipe(recipe: object) -> dict[str, Any]:

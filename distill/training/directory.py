@@ -38,7 +38,7 @@ def find_checkpoint(directory: Path, *, resume: bool) -> Path | None:
     """
     if not check_run_directory(directory, resume=resume):
         return None
-    last = directory / CHECKPOINTS / f"{LAST_CHECKPOINT}.ckpt"
+    last = last_checkpoint(directory)
     if not last.exists():  # the run was killed before its first checkpoint
         return None
     if last.is_file() and not zipfile.is_zipfile(last):  # a directory is a sharded checkpoint
@@ -47,6 +47,11 @@ def find_checkpoint(directory: Path, *, resume: bool) -> Path | None:
             "or start again in another directory: run=DIR"
         )
     return last
+
+
+def last_checkpoint(directory: Path) -> Path:
+    """Return where a run directory keeps the last checkpoint, whether it has one or not."""
+    return directory / CHECKPOINTS / f"{LAST_CHECKPOINT}.ckpt"
 
 
 def write_record(directory: Path, recipe_yaml: str) -> None:

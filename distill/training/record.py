@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.config.run_directory import read_recipe_tree
-from distill.models.checkpoint import STUDENT_FILE
+from distill.models.checkpoint import STUDENT_FILE, TRAINING_SUFFIX
 from distill.training.cost import Cost, read_cost
 from distill.training.directory import SCALARS_FILE
 
@@ -46,6 +46,12 @@ def read_trainings(run: Path) -> list[Training]:
     ):
         seen.add(run.resolve())
         trainings.append(Training(run, recipe, read_cost(run)))
-        start = Path(str(recipe.get("student", {}).get("init_from")))
-        run = start.parent if start.name == STUDENT_FILE else start
+        run = _run_of(Path(str(recipe.get("student", {}).get("init_from"))))
     return trainings[::-1]
+
+
+def _run_of(start: Path) -> Path:
+    """Return the run directory that a stage started from, whichever of its files was named."""
+    if start.suffix == TRAINING_SUFFIX:
+        return start.parent.parent
+    return start.parent if start.name == STUDENT_FILE else start

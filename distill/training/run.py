@@ -12,21 +12,23 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor
 
 from distill.config.loading import flatten
 from distill.config.outlook import Outlook, cautions, describe_lr, foresee, num_devices, optim_for
-from distill.config.run_directory import RECIPE_FILE
 from distill.config.schema import ASKS_TEACHER, FeatureRecipe, MaskRecipe
 from distill.config.trainer import given_arguments
 from distill.data.cache.embeddings import EmbeddingCache
 from distill.data.cache.manifest import fingerprint_of
 from distill.data.loading.datamodule import DistillDataModule
 from distill.data.shards.index import ShardIndex
-from distill.errors import RecipeError, RunError
+from distill.errors import Interrupted, RecipeError, RunError
+from distill.leases import Lease
+from distill.lock import hold_directory
 from distill.memory import keep_freed_memory
-from distill.models.checkpoint import STUDENT_FILE, save_model
+from distill.models.checkpoint import STUDENT_FILE, load_model, save_model
 from distill.models.initialization import build_student
 from distill.models.sam import PromptableModel
 from distill.models.teacher import Teacher, load_teacher
@@ -35,6 +37,7 @@ from distill.stages.feature import FeatureStage
 from distill.stages.mask import MaskStage
 from distill.stages.validation import Validator
 from distill.training.callbacks import CheckpointAtEnd, ContinueMetrics, DataWait, Hyperparameters, LastStep
+from distill.training.checkpoints import BestCheckpoints, LastCheckpoint, WholeFiles, remove_unfinished
 from distill.training.console import TrainingProgress, quiet_lightning
 from distill.training.cost import CostRecord
 from distill.training.directory import (
@@ -45,8 +48,10 @@ from distill.training.directory import (
     LogFile,
     find_checkpoint,
     is_rank_zero,
+    last_checkpoint,
     write_record,
 )
+from distill.training.interrupts import Signals, explain, is_started_by_lightning
 from distill.training.loggers import build_loggers
 from distill.training.position import KeepPosition
 from distill.training.start import Start, read_start
@@ -70,18 +75,42 @@ def train(recipe: TrainRecipe, *, callbacks: Sequence[lightning.Callback] = (), 
     Returns:
         The path of the student's weights.
     Raises:
-        DistillError: something that the recipe names is wrong, before the run directory is made; or the run cannot
-            go on.
+        DistillError: something that the recipe names is wrong, before the run directory is made; another process
+            holds the directory; or the run cannot go on.
+        Interrupted: SIGTERM, SIGUSR1 or Ctrl-C ended it. The last finished step is in its checkpoint.
     """
     run = Path(recipe.run)
     writes = is_rank_zero()  # other ranks may start when rank 0 has written already
+    with Signals() as signals:
+        try:
+            with hold_directory(run, give="run=DIR") if writes else nullcontext() as lease:
+                return _train(recipe, callbacks, meant_batch, signals=signals, lease=lease)
+        except Interrupted as stop:
+            explain(stop, run, last_checkpoint(run), is_writer=writes)
+            raise
+
+
+def _train(
+    recipe: TrainRecipe,
+    callbacks: Sequence[lightning.Callback],
+    meant_batch: int | None,
+    *,
+    signals: Signals,
+    lease: Lease | None,
+) -> Path:
+    """Train while `signals` are answered. In rank 0, `lease` holds the run directory."""
+    run = Path(recipe.run)
+    writes = lease is not None
     found = find_checkpoint(run, resume=recipe.resume or not writes)
     start = read_start(recipe, found if recipe.resume else None)
     lightning.seed_everything(recipe.seed, workers=True, verbose=False)
     teacher = load_teacher(recipe.teacher)
     student = build_student(recipe.student, teacher)
     data = build_data(recipe, student, teacher)
-    trainer = _build_trainer(recipe, [start.recipe, *callbacks])
+    trainer = _build_trainer(recipe, [start.recipe, *callbacks], signals)
+    signals.keep_from(trainer)
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # others write what only they can read
+        trainer.strategy.checkpoint_io = WholeFiles(lease)
     devices = trainer.num_devices * trainer.num_nodes
     stage = build_stage(recipe, student, teacher, devices=devices)
     start.recipe.check_teacher(teacher.weights_sha256)
@@ -91,13 +120,14 @@ def train(recipe: TrainRecipe, *, callbacks: Sequence[lightning.Callback] = (), 
         data.setup()  # finds what is wrong with the shards
         start.check(stage, data, world_size=devices)
         expected = foresee(recipe, devices=devices, num_photos=data.num_photos)
-        if not is_finished:
+        if not is_finished or start.chooses_student:
             write_record(run, start.recipe.yaml())
             start.recipe.write_changes(run)
+        remove_unfinished(run / CHECKPOINTS)
     with LogFile(run / LOG_FILE) if writes else nullcontext():
         if is_finished:
             if writes:
-                _leave_finished(start, stage, weights)
+                _leave_finished(start, recipe, stage, weights)
             return weights
         start.log()
         if writes:
@@ -108,9 +138,20 @@ def train(recipe: TrainRecipe, *, callbacks: Sequence[lightning.Callback] = (), 
         if trainer.global_step == 0:
             raise RunError("no step was trained, so there is no student; raise trainer.max_time, or see the log")
         if trainer.is_global_zero:
-            save_model(student, weights, metadata={"recipe": start.recipe.yaml()})
+            save_model(_chosen_student(recipe, student), weights, metadata={"recipe": start.recipe.yaml()})
         logger.info("%d steps; the student is %s", trainer.global_step, weights)
     return weights
+
+
+def _chosen_student(recipe: TrainRecipe, student: PromptableModel) -> PromptableModel:
+    """Return the student of the last step, or of the best validated one if the recipe wants it."""
+    best = Path(recipe.run) / CHECKPOINTS / f"{BEST_CHECKPOINT}.ckpt"
+    if recipe.checkpoint.student == "last":
+        return student
+    if not best.is_file():
+        logger.warning("no step was validated, so the student is that of the last step")
+        return student
+    return load_model(best)
 
 
 def build_data(recipe: TrainRecipe, student: PromptableModel, teacher: Teacher) -> DistillDataModule:
@@ -183,14 +224,14 @@ def build_stage(
     return FeatureStage(student, online, loss=recipe.loss, optim=optim, validator=validator, seed=recipe.seed)
 
 
-def _build_trainer(recipe: TrainRecipe, callbacks: Sequence[lightning.Callback]) -> lightning.Trainer:
+def _build_trainer(recipe: TrainRecipe, callbacks: Sequence[lightning.Callback], signals: Signals) -> lightning.Trainer:
     """Build Lightning's trainer with the recipe's arguments as they are, our loggers, and all callbacks."""
     run = Path(recipe.run)
     options = {
         **given_arguments(recipe.trainer),
         "default_root_dir": run,
         "logger": build_loggers(recipe.logger, run),
-        "callbacks": [*_callbacks(recipe), *callbacks],
+        "callbacks": [*_callbacks(recipe, signals), *callbacks],
         "use_distributed_sampler": False,  # the loading plan gives each rank its share
         "check_val_every_n_epoch": None,  # validation goes by steps, across epochs
     }
@@ -214,7 +255,7 @@ def make_trainer(options: dict[str, Any]) -> lightning.Trainer:
     return trainer
 
 
-def _callbacks(recipe: TrainRecipe) -> list[lightning.Callback]:
+def _callbacks(recipe: TrainRecipe, signals: Signals) -> list[lightning.Callback]:
     folder = Path(recipe.run) / CHECKPOINTS
     metrics = ("train/loss", *(VALIDATION_METRICS if recipe.data.val_images is not None else ()))
     callbacks: list[lightning.Callback] = [
@@ -226,24 +267,10 @@ def _callbacks(recipe: TrainRecipe) -> list[lightning.Callback]:
         DataWait(),
         LearningRateMonitor(logging_interval="step"),
         CheckpointAtEnd(folder / f"{LAST_CHECKPOINT}.ckpt"),
-        ModelCheckpoint(
-            folder,
-            filename=LAST_CHECKPOINT,
-            every_n_train_steps=recipe.validation.every_n_steps,
-            enable_version_counter=False,
-        ),
+        LastCheckpoint(folder / f"{LAST_CHECKPOINT}.ckpt", recipe.checkpoint, signals),
     ]
-    if recipe.data.val_images is not None:
-        callbacks.append(
-            ModelCheckpoint(
-                folder,
-                filename=BEST_CHECKPOINT,
-                monitor=BEST_METRIC[recipe.kind],
-                mode="max",
-                save_on_train_epoch_end=False,
-                enable_version_counter=False,
-            )
-        )
+    if recipe.data.val_images is not None and recipe.checkpoint.keep_best:
+        callbacks.append(BestCheckpoints(folder, BEST_METRIC[recipe.kind], recipe.checkpoint.keep_best))
     if recipe.trainer.get("enable_progress_bar") is not False:
         callbacks.append(TrainingProgress())
     if recipe.optim.ema_decay:
@@ -258,17 +285,23 @@ def _fit(
         trainer.fit(stage, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except MisconfigurationException as error:
         raise RecipeError("trainer", [f"lightning.Trainer refuses these arguments: {error}"]) from error
-    except SystemExit:  # Lightning's answer to Ctrl-C
+    except SystemExit:  # Lightning's answer to KeyboardInterrupt, which a second Ctrl-C raises
         if trainer.interrupted:
             raise KeyboardInterrupt from None
         raise
+    except Interrupted as stop:
+        if is_started_by_lightning(trainer):
+            stop.exit_code = 0
+        if stop.step is None and trainer.strategy.launcher is not None:  # the other ranks have not agreed to end
+            trainer.strategy.launcher.kill(stop.signum)
+        raise
 
 
-def _leave_finished(start: Start, stage: TrainingStage, weights: Path) -> None:
-    """Leave the record of a finished run as it is, and write its student if the run died before it could."""
+def _leave_finished(start: Start, recipe: TrainRecipe, stage: TrainingStage, weights: Path) -> None:
+    """Leave the record of a finished run as it is, and write its student if it is missing or another one is wanted."""
     logger.warning("the run had reached its end before; for more steps raise trainer.max_steps or max_epochs")
-    if not weights.is_file():
-        assert start.content is not None
-        stage.load_state_dict(start.content["state_dict"])  # the averaged weights, where there are some
-        begun = (weights.parent / RECIPE_FILE).read_text(encoding="utf-8")
-        save_model(stage.model, weights, metadata={"recipe": begun})
+    if weights.is_file() and not start.chooses_student:
+        return
+    assert start.content is not None
+    stage.load_state_dict(start.content["state_dict"])  # the averaged weights, where there are some
+    save_model(_chosen_student(recipe, stage.model), weights, metadata={"recipe": start.recipe.yaml()})

@@ -47,6 +47,11 @@ class Start:
         limits = ((trainer.max_steps, self.position.step), (max_epochs, self.position.finished_epochs))
         return any(limit != -1 and done >= limit for limit, done in limits)
 
+    @property
+    def chooses_student(self) -> bool:
+        """Whether the student is to be that of another step than before."""
+        return any(change.key == "checkpoint.student" for change in self.recipe.changed)
+
     def log(self) -> None:
         """Log from where the run goes on, and with what."""
         if self.checkpoint is not None:

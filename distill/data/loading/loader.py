@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -120,6 +123,7 @@ class EpochLoader:
             in_workers["persistent_workers"] = True
             in_workers["prefetch_factor"] = PREFETCHED_BATCHES
             in_workers["multiprocessing_context"] = multiprocessing_context
+            in_workers["worker_init_fn"] = _leave_signals_to_the_parent
         self._loader: DataLoader[LoadedBatch] | None = DataLoader(
             photos,
             sampler=sampler,
@@ -211,6 +215,25 @@ def check_same_epoch(state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
             f"{state['num_batches']}) which has changed since: {details}; resume with the same data, seed and "
             "global batch (ranks x data.batch_size), or begin a new run with student.init_from"
         )
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Let a worker end when its parent says so, and not by a signal that a scheduler or a terminal sends to all.
+
+    The parent answers such a signal: it finishes its step, for which it needs its workers.
+    """
+    if not hasattr(signal, "sigwaitinfo"):  # as on macOS
+        return
+    sent_to_all = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    signal.pthread_sigmask(signal.SIG_BLOCK, sent_to_all)
+    parent = os.getppid()
+
+    def wait() -> None:
+        while signal.sigwaitinfo(sent_to_all).si_pid != parent:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, name="signals", daemon=True).start()
 
 
 def _as_it_is(loaded: LoadedBatch) -> LoadedBatch:
