@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,18 @@ class AnnotatedPhotos:
         ids = {image["id"] for image in images}
         annotations = [row for row in self.content["annotations"] if row["image_id"] in ids]
         return AnnotatedPhotos(self.photos, {**self.content, "images": images, "annotations": annotations})
+
+    def with_few_masks(self, most: int, seed: int) -> AnnotatedPhotos:
+        """Return the photos with at most `most` masks each, drawn at random."""
+        rows = self.content["annotations"]
+        taken: Counter[Any] = Counter()
+        kept = []
+        for number in np.random.default_rng(seed).permutation(len(rows)):
+            image_id = rows[number]["image_id"]
+            if taken[image_id] < most:
+                taken[image_id] += 1
+                kept.append(int(number))
+        return AnnotatedPhotos(self.photos, {**self.content, "annotations": [rows[number] for number in sorted(kept)]})
 
     def write(self, path: Path) -> None:
         """Write the COCO-format file."""

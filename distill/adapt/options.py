@@ -23,6 +23,7 @@ class AdaptOptions:
     photos, annotations: a folder of photos, and a COCO-format file or a folder of masks.
     teacher: as `teacher.name` of a recipe. teacher_checkpoint: the released file of a `sam_vit_*`.
     val_photos, val_annotations: the validation part; None: a share `val_share` of the photos, drawn by `seed`.
+    val_masks: the most masks of each held-out photo that are scored, drawn by `seed`; None: all.
     student, image_size: as in a recipe; None: chosen for the teacher.
     init_from, pretrained: what the student's encoder starts from, as in a recipe.
     feature_steps, mask_steps: of the two stages; None: the recipes' own.
@@ -38,6 +39,7 @@ class AdaptOptions:
     val_photos: Path | None = None
     val_annotations: Path | None = None
     val_share: float = VAL_SHARE
+    val_masks: int | None = None
     connected_regions: bool = False
     skip_unannotated: bool = False
     student: str | None = None

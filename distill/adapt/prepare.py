@@ -103,6 +103,8 @@ def prepare(options: AdaptOptions) -> Prepared:
         train, (val, further) = found, _read(options, options.val_photos, options.val_annotations)
         notes += further
         check_parts(train, val)
+    if options.val_masks is not None:
+        val = val.with_few_masks(options.val_masks, options.seed)
     prepared = Prepared(options, teacher, student, train, val, notes)
     prepared.build_student()  # refuses a student that is unknown, or of another shape than the teacher
     return prepared

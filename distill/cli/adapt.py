@@ -46,6 +46,12 @@ def add_parser(subparsers: Subparsers) -> None:
     add("--val-share", type=share, default=VAL_SHARE, metavar="X", help="of photos held out (default: %(default)s)")
     add("--val-photos", type=Path, metavar="DIR", help="photos to hold out, in the place of a share of PHOTOS")
     add("--val-annotations", type=Path, metavar="FILE|MASKS", help="of --val-photos")
+    add(
+        "--val-masks",
+        type=positive_int,
+        metavar="N",
+        help="score at most N masks a photo, drawn by --seed (default: all)",
+    )
     data = parser.add_argument_group("masks")
     data.add_argument(
         "--connected-regions", action="store_true", help="MASKS: each connected region of a mask is an object"

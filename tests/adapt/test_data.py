@@ -99,3 +99,12 @@ def test_a_photo_is_not_in_both_parts(coco_files: CocoFiles, tmp_path: Path) -> 
         check_parts(found, val)
     with pytest.raises(DataError, match="2 annotated photos are too few; PHOTOS needs 4"):
         check_parts(val, val)
+
+
+def test_few_masks_of_each_photo_are_drawn_by_a_seed(coco_files: CocoFiles) -> None:
+    found, _ = read_annotated(*coco_files(masks_of(*[0] * 9, 1, 1)))
+    few = found.with_few_masks(3, seed=0)
+    drawn = [(row["image_id"], row["id"]) for row in few.content["annotations"]]
+    assert [image for image, _ in drawn] == [0, 0, 0, 1, 1] and len(few) == 2
+    assert found.with_few_masks(3, seed=0) == few != found.with_few_masks(3, seed=1)
+    assert found.with_few_masks(9, seed=0) == found
