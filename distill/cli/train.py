@@ -25,6 +25,9 @@ examples:
   torchrun --nproc-per-node 8 --nnodes 2 ... $(which distill) train my_recipe.yaml trainer.num_nodes=2 run=runs/l0
   srun distill train my_recipe.yaml trainer.devices=8 trainer.num_nodes=8 run=runs/l0 resume=true
 
+SIGTERM, SIGUSR1 and Ctrl-C end a run after the step under way, which checkpoints/last.ckpt keeps: exit code 143, 138 or
+130. `checkpoint.every_n_steps` and `checkpoint.every_n_minutes` say how much a power cut may cost.
+
 The options under `trainer` go to lightning.Trainer as they are. The run directory gets recipe.yaml, environment.json,
 metrics.jsonl, tensorboard/, checkpoints/, log.txt, and at the end student.safetensors.
 """

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
+import shlex
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +23,7 @@ from distill.training.position import Position, read_position
 LISTS, MAPPINGS = ("optimizer_states", "lr_schedulers"), ("state_dict", "callbacks")
 RECIPE_KEY = "distill_recipe"  # the options that the last steps had, and all changes before (distill.training.changes)
 AVERAGED_FROM = "current_model_state"  # Lightning's weight averaging keeps the weights in training under this name
-MEND = "put another checkpoint of this run there (as best.ckpt), or start again in another directory: run=DIR"
+AGAIN = "start again in another directory: run=DIR"
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], Position]:
@@ -31,17 +33,37 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], Position]:
         RunError: the file is damaged, would run code, or is not a checkpoint of a training of ours.
     """
     try:
+        return _read(path)
+    except RunError as error:
+        raise RunError(f"{error}; {_mend(path)}") from error
+
+
+def _read(path: Path) -> tuple[dict[str, Any], Position]:
+    try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
-        raise RunError(f"'{path}' holds objects that could run code, not a checkpoint of distill; {MEND}") from error
+        raise RunError(f"'{path}' holds objects that could run code, not a checkpoint of distill") from error
     except (RuntimeError, EOFError, ValueError, LookupError, zipfile.BadZipFile, OSError) as error:
-        raise RunError(f"'{path}' cannot be read as a checkpoint ({_in_one_line(error)}); {MEND}") from error
+        raise RunError(f"'{path}' is cut short or damaged ({_in_one_line(error)})") from error
     try:
         _check_sections(content)
         return content, read_position(content)
     except (LookupError, TypeError, ValueError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else _in_one_line(error)
-        raise RunError(f"'{path}' is not a checkpoint of a training of distill: {reason}; {MEND}") from error
+        raise RunError(f"'{path}' is not a checkpoint of a training of distill: {reason}") from error
+
+
+def _mend(path: Path) -> str:
+    """Return how to go on where a checkpoint cannot be used: with the furthest of its neighbours that can."""
+    found = []
+    for other in path.parent.glob("*.ckpt"):
+        if other != path and other.is_file():
+            with contextlib.suppress(RunError):
+                found.append((_read(other)[1].step, other))
+    if not found:
+        return f"no other checkpoint of the run can be used; {AGAIN}"
+    step, other = max(found)
+    return f"to go on after step {step}: cp {shlex.quote(str(other))} {shlex.quote(str(path))}; or {AGAIN}"
 
 
 def _check_sections(content: Any) -> None:
@@ -72,10 +94,10 @@ def check_fits(content: Mapping[str, Any], path: Path, stage: lightning.Lightnin
         if differing:
             raise RunError(
                 f"'{path}' is of another student: {len(differing)} tensors are missing, too many or of another shape "
-                f"({first_few(differing)}); {MEND}"
+                f"({first_few(differing)}); {AGAIN}"
             )
     if not _holds(content["optimizer_states"], optimizer):
-        raise RunError(f"'{path}' holds the state of another optimizer: other tensors were trained; {MEND}")
+        raise RunError(f"'{path}' holds the state of another optimizer: other tensors were trained; {AGAIN}")
 
 
 def _holds(states: list[Any], optimizer: Optimizer) -> bool:

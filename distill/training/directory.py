@@ -6,7 +6,6 @@ import logging
 import os
 import platform
 import sys
-import zipfile
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -34,19 +33,14 @@ def find_checkpoint(directory: Path, *, resume: bool) -> Path | None:
     """Return the checkpoint that a training continues from, or None to start at step 0. Writes nothing.
 
     Raises:
-        RunError: the directory is refused (`check_run_directory`), or its checkpoint is cut short.
+        RunError: the directory is refused (`check_run_directory`).
     """
     if not check_run_directory(directory, resume=resume):
         return None
-    last = last_checkpoint(directory)
-    if not last.exists():  # the run was killed before its first checkpoint
-        return None
-    if last.is_file() and not zipfile.is_zipfile(last):  # a directory is a sharded checkpoint
-        raise RunError(
-            f"'{last}' is cut short or damaged; copy {BEST_CHECKPOINT}.ckpt over it, "
-            "or start again in another directory: run=DIR"
-        )
-    return last
+    # Lightning's answer to SLURM's warning wrote hpc_ckpt_N.ckpt in earlier versions.
+    written = [path for path in (last_checkpoint(directory), *directory.glob("hpc_ckpt_*.ckpt")) if path.exists()]
+    # None: the run was killed before its first checkpoint.
+    return max(written, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def last_checkpoint(directory: Path) -> Path:

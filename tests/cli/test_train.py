@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import signal
 import subprocess
@@ -194,26 +193,6 @@ def test_resuming_a_finished_run_changes_nothing(place, capsys):
     assert metrics("feature") == lines
     for name, tensor in weights("feature").items():
         assert torch.equal(tensor, before[name]), name
-
-
-def test_a_checkpoint_cut_short(place, capsys):
-    assert main(["train", "feature.yaml", "trainer.max_steps=2"]) == 0
-    last = Path("feature/checkpoints/last.ckpt")
-    last.write_bytes(last.read_bytes()[:1000])
-    capsys.readouterr()
-    assert main(["train", "feature.yaml", "resume=true"]) == 2
-    error = capsys.readouterr().err
-    assert "cut short or damaged" in error and "best.ckpt" in error and "Traceback" not in error
-
-
-def test_a_full_disk_is_one_line(place, capsys, monkeypatch):
-    def full(*args, **kwargs):
-        raise OSError(errno.ENOSPC, "No space left on device", "feature/checkpoints/last.ckpt")
-
-    monkeypatch.setattr("lightning.pytorch.Trainer.save_checkpoint", full)
-    assert main(["train", "feature.yaml"]) == 2
-    error = capsys.readouterr().err
-    assert "the disk is full while writing feature/checkpoints/last.ckpt" in error and "Traceback" not in error
 
 
 def start(*arguments: str) -> subprocess.Popen:

@@ -87,6 +87,13 @@ def test_sbatch_sees_its_options(path):
         assert SLURM[match["name"]] in {"", *given}, match["name"]
 
 
+def test_the_warning_reaches_the_training():
+    """With `B:` SLURM would send it to the script alone; and a shell that waits for srun would not pass it on."""
+    text = (CLUSTER / "train.sbatch").read_text()
+    (warning,) = re.findall(r"^#SBATCH --signal=(\S+)$", text, re.MULTILINE)
+    assert re.fullmatch(r"USR1@\d+", warning) and "\nexec srun " in text
+
+
 def test_one_task_for_each_gpu():
     head = (CLUSTER / "train.sbatch").read_text()
     (tasks,) = re.findall(r"--ntasks-per-node=(\d+)", head)

@@ -10,7 +10,8 @@
 # GPUS   processes on each machine; default: one for each GPU that nvidia-smi lists
 #
 # The photos, the cache and the run directory must lie on a file system that both machines see.
-# Run the same lines again after a failure: the run goes on from its last checkpoint.
+# SIGTERM or Ctrl-C to either torchrun ends the run on both machines, and the last finished step is kept.
+# Run the same lines again after that or after a failure: the run goes on from its last checkpoint.
 set -euo pipefail
 
 HEAD="${HEAD:?give the name of the machine at which both meet: HEAD=NAME}"
