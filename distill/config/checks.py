@@ -24,7 +24,7 @@ from distill.config.schema import (
     FeatureLossConfig,
     MaskLossConfig,
 )
-from distill.config.trainer import machine_findings, trainer_findings
+from distill.config.trainer import SHARDED, machine_findings, trainer_findings
 from distill.errors import did_you_mean
 from distill.students import STUDENTS
 from distill.students.published import PUBLISHED
@@ -175,7 +175,13 @@ def _student_of(values: Values) -> Iterable[Finding]:
 
 
 def _trainer(values: Values) -> Iterable[Finding]:
-    return trainer_findings(values["trainer"]) if "trainer" in values else ()
+    if "trainer" not in values:
+        return
+    yield from trainer_findings(values["trainer"])
+    strategy = str(values["trainer"].get("strategy"))
+    if values.get("optim.ema_decay") and strategy.startswith(SHARDED):
+        mend = "give optim.ema_decay=0, or trainer.strategy=ddp"
+        yield "optim.ema_decay", f"lightning cannot average weights that '{strategy}' divides among devices; {mend}"
 
 
 def _machine(values: Values) -> Iterable[Finding]:

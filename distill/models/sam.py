@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
@@ -103,6 +105,21 @@ class PromptableModel(nn.Module):
         """Side of the decoder's masks, 4E."""
         return LOW_RES_PER_CELL * self.spec.embedding_size
 
+    @property
+    def decoder_dtype(self) -> torch.dtype:
+        """The number format of the decoder's weights: float32, but for a model in half or double precision."""
+        return self.mask_decoder.iou_token.weight.dtype
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> PromptableModel:
+        """Move or convert the model. The positions of prompts stay in float32, in which segment_anything computes."""
+        layer = self.prompt_encoder.pe_layer
+        exact = layer.positional_encoding_gaussian_matrix
+        super()._apply(fn, recurse)
+        moved = layer.positional_encoding_gaussian_matrix
+        if moved.dtype != exact.dtype:
+            layer.positional_encoding_gaussian_matrix = exact.to(moved.device)
+        return self
+
     def encode(self, pixels: Tensor) -> Tensor:
         """Encode normalised pixels (B, 3, S, S) as embeddings (B, C, E, E)."""
         embeddings: Tensor = self.image_encoder(pixels)
@@ -141,7 +158,9 @@ class PromptableModel(nn.Module):
         Returns:
             low-res mask logits (P, K, 4E, 4E) and predicted IoU (P, K).
         """
-        positions = flatten_grid(self.prompt_encoder.get_dense_pe())[0]  # (E E, C)
+        positions = flatten_grid(self.prompt_encoder.get_dense_pe())[0].to(self.decoder_dtype)  # (E E, C)
+        if self.decoder_dtype != torch.float32:  # with float32 weights the sums below convert; so they do in autocast
+            embeddings = embeddings.to(self.decoder_dtype)
         images: SharedImages | Tensor = embeddings
         if not self._has_masks(prompts):
             no_mask = self.prompt_encoder.no_mask_embed.weight[..., None, None]  # (1, C, 1, 1)
@@ -183,7 +202,10 @@ class PromptableModel(nn.Module):
         if self.spec.paint_prompts:
             painted = paint_prompts(prompts, prompt_size=self.prompt_size, low_res_size=self.low_res_size)
             masks = painted if masks is None else masks + painted
+        if masks is not None:
+            masks = masks.to(self.decoder_dtype)
         sparse, dense = self.prompt_encoder(points=points, boxes=prompts.boxes_xyxy, masks=masks)
+        sparse, dense = sparse.to(self.decoder_dtype), dense.to(self.decoder_dtype)
         if len(sparse) != len(prompts):  # for prompts of only masks segment_anything returns a batch of one
             sparse = sparse.expand(len(prompts), -1, -1)
         return sparse, dense

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import lightning
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -64,7 +68,8 @@ class TrainingStage(lightning.LightningModule):
         self.finite_loss.check()
         # Dropout draws from the global generators: in a resumed run it has to draw what it would have drawn.
         seed_generators(self.seed, self.global_step, batch_index, self.global_rank)
-        terms = self.compute_terms(batch)
+        with float32_by_default():
+            terms = self.compute_terms(_with_float32_targets(batch))
         self.finite_loss.note(terms["loss"], keys=batch.keys, step=self.global_step)
         for name, value in terms.items():
             self.log(f"train/{name}", value, prog_bar=name == "loss", batch_size=len(batch.keys))
@@ -81,7 +86,8 @@ class TrainingStage(lightning.LightningModule):
 
     def validation_step(self, batch: ImageBatch, batch_index: int) -> None:
         if self.validator is not None:
-            self.validator.update(self.model, batch)
+            with float32_by_default():
+                self.validator.update(self.model, _with_float32_targets(batch))
 
     def on_validation_epoch_end(self) -> None:
         if self.validator is not None:
@@ -102,3 +108,23 @@ class TrainingStage(lightning.LightningModule):
         schedule = self.lr_schedulers()
         if isinstance(schedule, LambdaLR) and self._options_of_groups:
             restore_group_options(schedule, self._options_of_groups)
+
+
+@contextmanager
+def float32_by_default() -> Iterator[None]:
+    """Let new tensors be float32, also where Lightning's precisions bf16-true, 16-true and 64-true say otherwise.
+
+    These precisions are for the networks. Prompts, draws and losses are computed in float32 under each of them.
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _with_float32_targets(batch: ImageBatch) -> ImageBatch:
+    """Return a batch whose masks, boxes and cached embeddings are float32 again, after Lightning has converted it."""
+    names = ("masks", "boxes_xyxy", "teacher_embeddings")
+    return replace(batch, **{name: value.float() for name in names if (value := getattr(batch, name)) is not None})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from operator import attrgetter
@@ -15,6 +15,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor
+from torch import Tensor
 
 from distill.config.loading import flatten
 from distill.config.outlook import Outlook, cautions, describe_lr, foresee, num_devices, optim_for
@@ -30,9 +31,9 @@ from distill.lock import hold_directory
 from distill.memory import keep_freed_memory
 from distill.models.checkpoint import STUDENT_FILE, load_model, save_model
 from distill.models.initialization import build_student
-from distill.models.sam import PromptableModel
+from distill.models.sam import ModelSpec, PromptableModel, build_from_spec
 from distill.models.teacher import Teacher, load_teacher
-from distill.stages.base import TrainingStage
+from distill.stages.base import TrainingStage, float32_by_default
 from distill.stages.feature import FeatureStage
 from distill.stages.mask import MaskStage
 from distill.stages.validation import Validator
@@ -137,8 +138,10 @@ def _train(
         _fit(trainer, stage, data, start.checkpoint)
         if trainer.global_step == 0:
             raise RunError("no step was trained, so there is no student; raise trainer.max_time, or see the log")
+        tensors = trainer.strategy.lightning_module_state_dict()  # all ranks: each may hold a part of each tensor
         if trainer.is_global_zero:
-            save_model(_chosen_student(recipe, student), weights, metadata={"recipe": start.recipe.yaml()})
+            whole = rebuild_student(student.spec, tensors)
+            save_model(_chosen_student(recipe, whole), weights, metadata={"recipe": start.recipe.yaml()})
         logger.info("%d steps; the student is %s", trainer.global_step, weights)
     return weights
 
@@ -295,6 +298,16 @@ def _fit(
         if stop.step is None and trainer.strategy.launcher is not None:  # the other ranks have not agreed to end
             trainer.strategy.launcher.kill(stop.signum)
         raise
+
+
+def rebuild_student(spec: ModelSpec, tensors: Mapping[str, Tensor]) -> PromptableModel:
+    """Return a student in float32 with the tensors of a stage's state, whatever it was trained in and wherever."""
+    prefix = "model."
+    own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    with float32_by_default():
+        student = build_from_spec(spec)
+    student.load_state_dict(own)
+    return student
 
 
 def _leave_finished(start: Start, recipe: TrainRecipe, stage: TrainingStage, weights: Path) -> None:

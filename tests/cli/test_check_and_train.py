@@ -49,6 +49,7 @@ REFUSED = [
     ("run=file/run", "file' is a file; give a directory"),
     ("seed=4294967296", "seed: must be between 0 and 4294967295"),
     ("trainer.precision=fp8", "trainer.precision: expected one of 32-true, 16-mixed"),
+    ("trainer.precision=16-true", "AdamW's eps of 1e-8 is 0 in fp16: use 16-mixed or bf16-true"),
     ("trainer.precision=bf16-mixd", "Did you mean 'bf16-mixed'"),
     ("trainer.strategy=ddpp", "got 'ddpp'. Did you mean 'ddp'"),
     ("trainer.strategy=ddp_notebook", "expected a strategy of lightning"),

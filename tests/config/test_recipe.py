@@ -214,6 +214,12 @@ def test_values_and_combinations(write, override, message):
     assert len(found) == 1 and message in found[0], found
 
 
+def test_weights_that_are_divided_among_devices_have_no_average(write):
+    given = ["trainer.strategy=fsdp", "trainer.accelerator=gpu", "optim.ema_decay=0.9"]
+    found = problems(write(FEATURE), *given, check_paths=False)
+    assert len(found) == 1 and "optim.ema_decay: lightning cannot average weights that 'fsdp' divides" in found[0]
+
+
 def test_remote_shards_are_looked_for_when_they_are_opened(write):
     recipe = load_recipe(write(FEATURE), ["data.images=s3://bucket/sa1b"])
     assert recipe.data.images == "s3://bucket/sa1b"  # type: ignore[union-attr]
