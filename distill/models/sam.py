@@ -108,13 +108,14 @@ class PromptableModel(nn.Module):
     @property
     def decoder_dtype(self) -> torch.dtype:
         """The number format of the decoder's weights: float32, but for a model in half or double precision."""
-        return self.mask_decoder.iou_token.weight.dtype
+        dtype: torch.dtype = self.mask_decoder.iou_token.weight.dtype
+        return dtype
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> PromptableModel:
         """Move or convert the model. The positions of prompts stay in float32, in which segment_anything computes."""
         layer = self.prompt_encoder.pe_layer
         exact = layer.positional_encoding_gaussian_matrix
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call] # torch's own has no types
         moved = layer.positional_encoding_gaussian_matrix
         if moved.dtype != exact.dtype:
             layer.positional_encoding_gaussian_matrix = exact.to(moved.device)
