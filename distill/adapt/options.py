@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from distill.config.schema import FROM_TEACHER
+from distill.config.names import FROM_TEACHER
 
 VAL_SHARE = 0.2
 # The student where none is named: a backbone without its last stages at a small resolution (6 pixels a cell), with a

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.cards.writing import refresh_card
+from distill.cards.writing import is_run, refresh_card
 from distill.comparison.measure import EvaluationData, evaluate_missing
 from distill.comparison.models import ComparedModel
 from distill.config.loading import load_recipe
@@ -137,6 +137,9 @@ class Steps:
         """Evaluate a model by each protocol, below OUT/evaluations. The evaluations are added to the model."""
         evaluate_missing([model], protocols, data, self.out, self.device)
         assert model.source is not None
+        if is_run(Path(model.source)):
+            folders = [evaluation.directory for evaluation in model.evaluations.values()]
+            print_command("card", model.source, "--add", *folders)
         refresh_card(model.source, list(model.evaluations.values()))
 
     def export(self, stage: str) -> Path:

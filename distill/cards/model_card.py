@@ -15,7 +15,7 @@ from distill.models.complexity import encoder_macs
 from distill.models.sam import ModelSpec
 from distill.text import BILLION, MILLION, markdown_table
 from distill.training.cost import read_cost
-from distill.training.record import Training, read_trainings
+from distill.training.record import Training, lost_start, read_trainings
 
 CODE_LICENCE = "the code that trained it, `distill`: Apache-2.0"
 # Licences of a teacher's weights, by the beginning of its name.
@@ -86,8 +86,8 @@ def _front_matter(title: str, trainings: Sequence[Training], evaluations: Sequen
         results.append(
             EvalResult(
                 task_type="mask-generation",
-                dataset_type=Path(str(metrics.get("annotations", "unknown"))).stem,
-                dataset_name=Path(str(metrics.get("annotations", "unknown"))).stem,
+                dataset_type=Path(_set_name(metrics)).stem,
+                dataset_name=f"{Path(_set_name(metrics)).stem}{_part_of_set(metrics)}",
                 metric_type=headline,
                 metric_name=f"{HEADLINE_WORDS[headline]}, {protocol_of(metrics).title}",
                 metric_value=round(metrics[headline], 4),
@@ -125,7 +125,8 @@ def _architecture(spec: ModelSpec, num_params: int) -> str:
 
 def _scores(evaluations: Sequence[Mapping[str, Any]]) -> str:
     if not evaluations:
-        return "## Scores\n\nNot evaluated yet: `distill evaluate` adds its scores here.\n"
+        mend = "`distill card RUN --add EVALUATION` adds the scores of `distill evaluate`"
+        return f"## Scores\n\nNot evaluated yet: {mend}.\n"
     rows = []
     for metrics in evaluations:
         headline = headline_of(metrics)
@@ -138,7 +139,7 @@ def _scores(evaluations: Sequence[Mapping[str, Any]]) -> str:
                 f"[{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "",
                 *(_number(metrics.get(f"{headline}_{size}")) for size in ("large", "medium", "small")),
                 *(f"{metrics[key]:,}" if metrics.get(key) else "" for key in ("num_images", "num_instances")),
-                Path(str(metrics.get("annotations", ""))).name,
+                f"{_set_name(metrics)}{_part_of_set(metrics)}",
             ]
         )
     header = ["prompt", "mask", "score", "95 % interval", "large", "medium", "small", "photos", "instances", "set"]
@@ -148,6 +149,15 @@ def _scores(evaluations: Sequence[Mapping[str, Any]]) -> str:
         + "\nBy `distill evaluate`: masks compared at each photo's own resolution; intervals by resampling photos. "
         "`single` is the decoder's one mask, `best` the best of three by predicted IoU.\n"
     )
+
+
+def _set_name(metrics: Mapping[str, Any]) -> str:
+    """Return the name of what was scored: of the annotations' file, or else of the photos' directory."""
+    return Path(str(metrics.get("annotations") or metrics.get("images") or "unknown")).name
+
+
+def _part_of_set(metrics: Mapping[str, Any]) -> str:
+    return f", the first {metrics['num_images']:,} photos" if metrics.get("max_images") else ""
 
 
 def _speed(bench: Mapping[str, Any] | None) -> str:
@@ -192,6 +202,8 @@ def _training(trainings: Sequence[Training]) -> str:
         return "## Training\n\nNot recorded.\n"
     header = ["stage", "teacher", "data", "learning rate", "batch per device", "steps", "photos seen"]
     table = markdown_table([*header, "device hours", "devices"], rows)
+    if (lost := lost_start(trainings)) is not None:
+        table += f"\nIt started from `{_short(lost)}`, of whose training no record is left: its cost is not counted.\n"
     return f"## Training\n\n{table}\nThe whole recipe is in `recipe.yaml`.\n"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import cast
 
@@ -49,15 +50,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    """Evaluate, print the metrics, and add them to the model's card."""
+    """Evaluate, and print the metrics."""
     from distill.config.loading import EvaluationRecipe, load_recipe
     from distill.config.schema import EVALUATIONS
 
     recipe = cast(EvaluationRecipe, load_recipe(arguments.recipe, arguments.overrides, kinds=EVALUATIONS))
 
     # Imported here, so that a mistake in the recipe is told before torch is imported.
-    from distill.cards.writing import refresh_card
-    from distill.evaluation.finished import metrics_lines, read_evaluation
+    from distill.cards.writing import is_run
+    from distill.evaluation.finished import metrics_lines
     from distill.evaluation.record import EVALUATION_METRICS_FILE
     from distill.evaluation.run import evaluate_recipe, start_ranks
 
@@ -66,5 +67,6 @@ def evaluate(arguments: argparse.Namespace) -> int:
     if ranks.global_rank == 0:
         run = Path(recipe.run)
         print("\n".join([*metrics_lines(metrics), f"written to {run / EVALUATION_METRICS_FILE}"]))
-        refresh_card(arguments.model, [read_evaluation(run)])
+        if is_run(Path(arguments.model)):
+            print(f"for the model's card: distill card {shlex.join([arguments.model, '--add', str(run)])}")
     return 0

@@ -11,7 +11,10 @@ examples:
   distill push runs/l0_mask my-name/l0 --dry-run      # lists the files; nothing leaves this machine
   distill push runs/l0_mask my-name/l0 --private
 
-Uploads student.safetensors, README.md (the model card, written now if it is not there) and recipe.yaml in one commit.
+Uploads student.safetensors, README.md and recipe.yaml in one commit, and writes nothing here. README.md is the model
+card with the scores that `distill card RUN --add EVALUATION` added, and with no others; a card that you edited to keep
+goes as it is. recipe.yaml has ??? in the place of this machine's paths.
+
 The repository is made where there is none. Log in before: hf auth login.
 """
 
@@ -33,8 +36,8 @@ def push(arguments: argparse.Namespace) -> int:
 
     check_repo_id(arguments.repo_id)
     files = files_to_push(arguments.model)
-    for path in files:
-        print(f"{path.stat().st_size:>14,} bytes  {path}")
+    for file in files:
+        print(f"{file.num_bytes:>14,} bytes  {file.name}")
     if arguments.dry_run:
         print(f"would be uploaded to {arguments.repo_id}; nothing was")
         return 0

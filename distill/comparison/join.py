@@ -13,6 +13,7 @@ from distill.comparison.models import ComparedModel
 from distill.errors import RunError, did_you_mean
 from distill.evaluation.bootstrap import Difference, paired_difference
 from distill.evaluation.finished import FinishedEvaluation, ProtocolKey
+from distill.training.record import lost_start
 
 # Keys of metrics.json that evaluations by one protocol must share, beside their instances.
 SHARED = ("num_images", "num_instances", "num_detections", "teacher_sha256")
@@ -182,6 +183,8 @@ def _caveats(comparison: Comparison) -> list[str]:
     for model in comparison.models:
         if any(training.cost is None for training in model.trainings):
             notes.append(f"{model.label}: no record of what its training took")
+        if (lost := lost_start(model.trainings)) is not None:
+            notes.append(f"{model.label}: it started from {lost}, of whose training no record is left, nor of its cost")
     return notes
 
 

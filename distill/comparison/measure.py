@@ -12,6 +12,7 @@ from distill.comparison.directory import BENCH_FILE, EVALUATIONS
 from distill.comparison.join import read_bench
 from distill.comparison.models import ComparedModel
 from distill.config.loading import load_recipe
+from distill.config.paths import absolute_options, absolute_paths
 from distill.config.schema import EvaluateRecipe
 from distill.errors import RunError
 from distill.evaluation.finished import metrics_lines, read_evaluation
@@ -114,10 +115,13 @@ def _is_finished(directory: Path, model: ComparedModel, recipe: EvaluateRecipe) 
     if not (directory / EVALUATION_METRICS_FILE).is_file():
         return False
     metrics = read_evaluation(directory).metrics
+    paths = absolute_options({f"data.{key}": metrics.get(key) for key in ("images", "annotations")}, type(recipe))
+    metrics = {**metrics, "images": paths["data.images"], "annotations": paths["data.annotations"]}
+    data = absolute_paths(recipe).data
     wanted = {
         "weights_sha256": model.sha256,
-        "images": recipe.data.images,
-        "annotations": recipe.data.annotations,
+        "images": data.images,
+        "annotations": data.annotations,
         "max_images": recipe.data.max_images,
         "multimask": recipe.multimask,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,7 +82,7 @@ def read_models(sources: Sequence[str], folders: Sequence[Path] = ()) -> tuple[l
                 add_evaluation(models, evaluation, None)
             elif (model := find_model(models, evaluation)) is not None:
                 model.add(evaluation)
-            elif any(model.source == evaluation.metrics["model"] for model in models):
+            elif any(_same_place(model.source, evaluation.metrics["model"]) for model in models):
                 notes.append(
                     f"{evaluation.directory} evaluated other weights of {evaluation.metrics['model']}: left out"
                 )
@@ -163,6 +164,10 @@ def default_label(source: str) -> str:
     """Return the label of a model without one: the name of its run directory, or of its file."""
     path = Path(source)
     return path.parent.name if path.name == STUDENT_FILE and path.parent.name else path.stem or source
+
+
+def _same_place(source: str | None, model: str) -> bool:
+    return source is not None and os.path.abspath(source) == os.path.abspath(model)
 
 
 def _baseline_names(model: ComparedModel) -> set[str]:

@@ -16,6 +16,7 @@ from distill.errors import DistillError
 from distill.pages import mask_gallery
 from distill.pages.html import NOTHING, figures, joined, notes, page, part, remark, table
 from distill.pages.plots import colour_of
+from distill.training.record import lost_start
 
 GALLERY_ROWS = 30  # for each protocol; a row takes about 20 kB
 COSTS = ("latency", "encoder GMACs")  # beginnings of the columns that quality is plotted against
@@ -106,6 +107,8 @@ def _differences(comparison: Comparison) -> Markup:
 def _training(comparison: Comparison) -> Markup:
     rows = []
     for model in comparison.models:
+        if (lost := lost_start(model.trainings)) is not None:
+            rows.append([_name(comparison, model), "before", lost, "no record is left", "", "", ""])
         for training in model.trainings:
             took = ["not recorded", "", "", ""]
             if (cost := training.cost) is not None:

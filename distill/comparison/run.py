@@ -7,7 +7,6 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from distill.cards.writing import refresh_card
 from distill.comparison.directory import CSV_FILE, MARKDOWN_FILE, PAGE_FILE, check_directory
 from distill.comparison.join import Comparison, add_benches, build_comparison, read_bench
 from distill.comparison.measure import EvaluationData, evaluate_missing, measure_speed
@@ -31,7 +30,7 @@ def compare_models(
     reference: str | None = None,
     device: str | None = None,
 ) -> Comparison:
-    """Read models, measure what is missing, and compare them. The cards of the models get what was measured.
+    """Read models, measure what is missing, and compare them. Nothing but `out` is written.
 
     Args:
         sources: runs, evaluations and models, each as PATH or LABEL=PATH.
@@ -58,9 +57,6 @@ def compare_models(
         bench = measure_speed(models, out, device)
     if bench is not None:
         add_benches(comparison, bench, str(bench_file or out))
-    for model in models:
-        if model.source is not None:
-            refresh_card(model.source, list(model.evaluations.values()), bench)
     return comparison
 
 

@@ -10,6 +10,8 @@ from distill.comparison.join import Comparison, bench_run, differences, teachers
 from distill.comparison.models import ComparedModel
 from distill.evaluation.finished import HEADLINE_WORDS, FinishedEvaluation, ProtocolKey
 from distill.text import BILLION, MILLION, markdown_table, print_tables
+from distill.training.cost import Cost
+from distill.training.record import lost_start
 
 ABSENT = "–"
 PIPE_WIDTH = 160  # columns of the main table, where there is no terminal
@@ -178,15 +180,19 @@ def _text(value: str | None) -> Cell:
 
 
 def _hours(model: ComparedModel) -> Cell:
-    costs = [training.cost for training in model.trainings]
-    if not costs or any(cost is None for cost in costs):
-        return Cell(None, ABSENT)
-    hours = sum(cost.device_hours for cost in costs if cost is not None)
-    return Cell(hours, f"{hours:,.2f}")
+    costs = _costs(model)
+    hours = sum(cost.device_hours for cost in costs)
+    return Cell(hours, f"{hours:,.2f}") if costs else Cell(None, ABSENT)
 
 
 def _photos(model: ComparedModel) -> Cell:
-    counts = [training.cost.photos for training in model.trainings if training.cost is not None]
-    if not counts or len(counts) < len(model.trainings):
-        return Cell(None, ABSENT)
-    return Cell(sum(counts), f"{sum(counts):,}")
+    costs = _costs(model)
+    photos = sum(cost.photos for cost in costs)
+    return Cell(photos, f"{photos:,}") if costs else Cell(None, ABSENT)
+
+
+def _costs(model: ComparedModel) -> list[Cost]:
+    """Return the costs of all stages of a training, or none of them if one is not known: a part is no cost."""
+    costs = [training.cost for training in model.trainings if training.cost is not None]
+    is_complete = len(costs) == len(model.trainings) and lost_start(model.trainings) is None
+    return costs if is_complete else []

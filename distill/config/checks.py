@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from distill.config.named_data import SET_ROOT, SplitName, datasets_root, parse_split_name, shards_folder
-from distill.config.names import HFLIP, LOGGERS, PACKAGED_MODELS, is_path
+from distill.config.names import FROM_TEACHER, HFLIP, LOGGERS, PACKAGED_MODELS, TIMM_HUB, is_path
 from distill.config.options import Option
 from distill.config.schema import (
     ASKS_TEACHER,
     EVALUATIONS,
-    FROM_TEACHER,
     SET_FIELDS,
-    TIMM_HUB,
     FeatureLossConfig,
     MaskLossConfig,
 )

@@ -137,7 +137,9 @@ def complete_yaml(source: str | Path) -> str:
     text = _ordered_yaml(tree, resolve=False)
     comments = {setting.key: setting.comment for setting in settings}
     lines = text.splitlines()
-    for key, line in _key_lines(yaml.compose(text, Loader=yaml.SafeLoader)):
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    assert isinstance(node, yaml.MappingNode)
+    for key, line in _key_lines(node):
         if comments.get(key):
             lines[line - 1] += f"  # {comments[key]}"
     return "".join(f"{line}\n" for line in lines)

@@ -60,6 +60,11 @@ def parse_split_name(value: str | Path) -> SplitName | None:
     return SplitName(dataset, split) if dataset in catalogue_files(datasets_root()) else None
 
 
+def is_data_path(value: str) -> bool:
+    """Return whether a value is a path of this machine: neither an address nor the name of a set."""
+    return "://" not in value and parse_split_name(value) is None
+
+
 def shards_folder(root: Path, name: SplitName) -> Path:
     """Return where the image shards of a prepared split lie."""
     return root / name.dataset / "shards" / name.split

@@ -9,6 +9,8 @@ from distill.errors import DistillError, did_you_mean
 from distill.students import STUDENTS, check_student_name
 
 PACKAGED_MODELS = ("quickstart",)
+FROM_TEACHER = "teacher"  # of student.init_from
+TIMM_HUB = "timm"  # of student.pretrained
 IDENTITY, HFLIP = "identity", "hflip"
 VIEWS = (IDENTITY, HFLIP)  # what a cache may hold of a photo: the photo as it is, and flipped left to right
 # The names that `logger` takes, each with the package that it needs beside ours.
@@ -49,3 +51,18 @@ def logger_mistakes(names: Sequence[str]) -> Iterator[str]:
 def is_path(name: str) -> bool:
     """Return whether a model's name is meant as a path."""
     return "/" in name or "\\" in name or name.endswith((".safetensors", ".ckpt")) or Path(name).exists()
+
+
+def is_local(value: str) -> bool:
+    """Return whether a path is one of this machine, and no address such as s3://..."""
+    return "://" not in value
+
+
+def is_teacher_path(name: str) -> bool:
+    """Return whether a teacher's name is a path and not a known name."""
+    return name not in (*PACKAGED_MODELS, *STUDENTS) and is_path(name)
+
+
+def is_start_path(value: str) -> bool:
+    """Return whether what a student starts from is a path and not a name."""
+    return value not in (*PACKAGED_MODELS, FROM_TEACHER, TIMM_HUB)

@@ -26,6 +26,7 @@ class Rule:
 
     at_least, above: lower bounds. at_most, below: upper bounds. None means no bound. In a list they hold for each item.
     check: a function that yields a message for each further mistake in a value.
+    path: a function that says whether a value is a path of this machine, for an option that may hold one.
     give: how to set the option, for the message about a missing one: "the directory to write: run=DIR".
     """
 
@@ -34,6 +35,7 @@ class Rule:
     at_most: float | None = None
     below: float | None = None
     check: Callable[[Any], Iterable[str]] | None = None
+    path: Callable[[str], bool] | None = None
     give: str = ""
 
     def findings(self, key: str, value: Any) -> Iterator[tuple[str, str]]:
@@ -75,18 +77,26 @@ def option(
     at_most: float | None = None,
     below: float | None = None,
     check: Callable[[Any], Iterable[str]] | None = None,
+    path: Callable[[str], bool] | None = None,
     give: str = "",
 ) -> T:
     """Return a dataclass field with a default and a rule. The arguments are those of `Rule`."""
-    metadata = {RULE: Rule(at_least=at_least, above=above, at_most=at_most, below=below, check=check, give=give)}
-    if isinstance(default, list):
+    metadata = {
+        RULE: Rule(at_least=at_least, above=above, at_most=at_most, below=below, check=check, path=path, give=give)
+    }
+    if isinstance(default, list | dict):
         return dataclasses.field(default_factory=lambda: copy.copy(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def required(give: str = "", *, check: Callable[[Any], Iterable[str]] | None = None) -> Any:
+def required(
+    give: str = "",
+    *,
+    check: Callable[[Any], Iterable[str]] | None = None,
+    path: Callable[[str], bool] | None = None,
+) -> Any:
     """Return a dataclass field without a default, which a recipe must set. The arguments are those of `Rule`."""
-    return option(MISSING, check=check, give=give)
+    return option(MISSING, check=check, path=path, give=give)
 
 
 @dataclass(frozen=True)

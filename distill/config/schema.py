@@ -9,10 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, Optional
 
-from distill.config.names import IDENTITY, logger_mistakes, student_mistakes, teacher_mistakes, view_mistakes
+from distill.config.named_data import is_data_path
+from distill.config.names import (
+    IDENTITY,
+    is_local,
+    is_start_path,
+    is_teacher_path,
+    logger_mistakes,
+    student_mistakes,
+    teacher_mistakes,
+    view_mistakes,
+)
 from distill.config.options import option, required
 
-FROM_TEACHER = "teacher"  # of student.init_from
 ASKS_TEACHER = (  # the options of a mask recipe that need the teacher's embeddings
     "targets.teacher_weight",
     "loss.logit_weight",
@@ -21,7 +30,6 @@ ASKS_TEACHER = (  # the options of a mask recipe that need the teacher's embeddi
     "prompts.teacher_instances",
 )
 MAX_SEED = 2**32 - 1  # numpy takes no larger seed
-TIMM_HUB = "timm"  # of student.pretrained
 
 
 @dataclass
@@ -29,8 +37,10 @@ class TeacherConfig:
     """The frozen model that the student imitates."""
 
     # sam_vit_b | sam_vit_l | sam_vit_h | quickstart | a released student | a student.safetensors of ours
-    name: str = option("quickstart", check=teacher_mistakes)
-    checkpoint: Optional[str] = None  # the released .pt or .pth of a sam_vit_* or efficientvit_sam_*
+    name: str = option("quickstart", check=teacher_mistakes, path=is_teacher_path)
+    checkpoint: Optional[str] = option(
+        None, path=is_local
+    )  # the released .pt or .pth of a sam_vit_* or efficientvit_sam_*
     verify_sha256: bool = True  # false: a sam_vit_* file that is not the published one (fine-tuned weights) is accepted
     source: Literal["cache", "online"] = "cache"  # where the feature stage takes embeddings from
 
@@ -48,9 +58,11 @@ class StudentConfig:
     # - an ImageNet classifier of its backbone: the backbone;
     # - `teacher`: the encoder takes the teacher's tensors of the same name and shape, as a student with fewer of the
     #   same layers may (DistilBERT, arXiv:1910.01108, section 3).
-    init_from: Optional[str] = option(None, give="the run directory that this stage starts from: student.init_from=DIR")
+    init_from: Optional[str] = option(
+        None, path=is_start_path, give="the run directory that this stage starts from: student.init_from=DIR"
+    )
     # For timm/NAME alone: the backbone starts from a classifier's file, or from `timm`'s hub.
-    pretrained: Optional[str] = None
+    pretrained: Optional[str] = option(None, path=is_start_path)
 
 
 @dataclass
@@ -58,8 +70,8 @@ class DataConfig:
     """Image shards and how they are read."""
 
     # a directory of SA-1B-format tars, its address (s3://, hf://, https://), or SET/SPLIT of `distill datasets`
-    images: str = required("the directory of images: data.images=DIR")
-    val_images: Optional[str] = None  # held-out tars; None: no validation
+    images: str = required("the directory of images: data.images=DIR", path=is_data_path)
+    val_images: Optional[str] = option(None, path=is_data_path)  # held-out tars; None: no validation
     batch_size: int = option(8, at_least=1)  # images per device and step
     num_workers: int = option(2, at_least=0)
     max_instances: int = option(16, at_least=1)  # masks drawn per image in the mask stage
@@ -77,7 +89,7 @@ class DataConfig:
 class CacheConfig:
     """A directory of teacher-embedding shards."""
 
-    dir: Optional[str] = option(None, give="the directory of teacher embeddings: cache.dir=DIR")
+    dir: Optional[str] = option(None, path=is_local, give="the directory of teacher embeddings: cache.dir=DIR")
     codec: Literal["fp16", "bf16", "int8"] = "fp16"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the teacher's forward; the lower two through autocast
     views: list[str] = option([IDENTITY], check=view_mistakes)  # [identity, hflip]: flipped photos too
@@ -213,7 +225,7 @@ class _TrainingRecipe:
     """What both training stages have in common."""
 
     kind: str = required()
-    run: str = required("the directory to write: run=DIR")
+    run: str = required("the directory to write: run=DIR", path=is_local)
     resume: bool = False
     seed: int = option(0, at_least=0, at_most=MAX_SEED)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
@@ -252,7 +264,7 @@ class CacheDataConfig:
     """Image shards for a caching job."""
 
     # a directory of SA-1B-format tars, its address (s3://, hf://, https://), or SET/SPLIT of `distill datasets`
-    images: str = required("the directory of images: data.images=DIR")
+    images: str = required("the directory of images: data.images=DIR", path=is_data_path)
     max_bad_share: float = option(0.01, at_least=0, at_most=1)
 
 
@@ -270,13 +282,15 @@ class CacheRecipe:
 class EvaluateDataConfig:
     """Photographs with their annotations."""
 
-    images: str = required("the directory of images: data.images=DIR")  # or SET/SPLIT of `distill datasets`
+    images: str = required(
+        "the directory of images: data.images=DIR", path=is_data_path
+    )  # or SET/SPLIT of `distill datasets`
     # or LVIS's JSON; may be left out when `images` is a SET/SPLIT
-    annotations: str = required("a COCO-format instances file: data.annotations=FILE")
+    annotations: str = required("a COCO-format instances file: data.annotations=FILE", path=is_data_path)
     max_images: int = option(0, at_least=0)  # 0: all
     format: Literal["coco", "lvis"] = "coco"  # LVIS has its own rules for AP
     # a detector's results JSON, for prompt.kind=detection
-    detections: Optional[str] = option(None, give="a detector's results JSON: data.detections=FILE")
+    detections: Optional[str] = option(None, path=is_data_path, give="a detector's results JSON: data.detections=FILE")
 
 
 @dataclass
@@ -294,7 +308,7 @@ class _EvaluationRecipe:
 
     kind: str = required()
     protocol: str = ""  # its name in tables
-    run: str = required("the directory to write: run=DIR")
+    run: str = required("the directory to write: run=DIR", path=is_local)
     resume: bool = False
     num_workers: Optional[int] = option(None, at_least=0)  # processes beside this one; null: by cores and photos
     fuse: bool = True  # batch norms folded into convolutions
@@ -323,7 +337,7 @@ class EvaluateSetsRecipe(_PromptedEvaluationRecipe):
     """One protocol over many sets, as segmentation in the wild: the mean of the sets' AP."""
 
     kind: Literal["evaluate_sets"] = "evaluate_sets"
-    sets: dict[str, Any] = field(default_factory=dict)  # NAME: {images, annotations, detections, format}
+    sets: dict[str, Any] = option({}, path=is_data_path)  # NAME: {images, annotations, detections, format}
     max_images: int = option(0, at_least=0)  # of each set; 0: all
     multimask: Literal["single", "best"] = "single"
 
@@ -353,7 +367,7 @@ class EverythingRecipe(_EvaluationRecipe):
 class AgreementDataConfig:
     """Photographs without annotations."""
 
-    images: str = required("the directory of images: data.images=DIR")
+    images: str = required("the directory of images: data.images=DIR", path=is_data_path)
     max_images: int = option(0, at_least=0)  # 0: all
 
 

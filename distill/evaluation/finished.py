@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -62,6 +63,16 @@ class FinishedEvaluation:
     def instances(self) -> ScoredInstances:
         """The scored instances, read from disk on the first use."""
         return read_instances(self.directory / INSTANCES_FILE)
+
+    @cached_property
+    def data_sha256(self) -> str:
+        """The hash of what was scored: of the annotations, or of the photos' names where there are none."""
+        if (annotations := self.metrics.get("annotations_sha256")) is not None:
+            return str(annotations)
+        if "sets" in self.metrics:
+            of_sets = {name: read_evaluation(self.directory / name).data_sha256 for name in self.metrics["sets"]}
+            return _sha256_of(of_sets)
+        return _sha256_of(sorted(set(self.instances.photos)))
 
 
 @dataclass(frozen=True)
@@ -126,23 +137,26 @@ def protocol_of(metrics: Mapping[str, Any]) -> ProtocolKey:
     return ProtocolKey(name, *(metrics.get(key) for key in ("prompt", "num_clicks", "multimask")))
 
 
-def find_evaluations(folder: Path) -> tuple[list[FinishedEvaluation], list[Path]]:
+def find_evaluations(folder: Path, *, option: str = "--evaluations") -> tuple[list[FinishedEvaluation], list[Path]]:
     """Find the evaluations below a directory.
 
     An evaluation over many sets counts once: the directories of its sets are left out.
 
+    Args:
+        folder: holds evaluations, or is one.
+        option: of the command that names the directory, for messages.
     Returns:
         the finished evaluations, and the directories of those that were begun but not finished.
     Raises:
         RunError: the directory does not exist, or holds no evaluation.
     """
     if not folder.is_dir():
-        raise RunError(f"--evaluations {folder}: no such directory")
+        raise RunError(f"{option} {folder}: no such directory")
     directories = sorted(path.parent for path in folder.rglob(MODEL_FILE))
     directories = [d for d in directories if d == folder or d.parent not in directories]
     finished = [directory for directory in directories if (directory / EVALUATION_METRICS_FILE).is_file()]
     if not directories:
-        raise RunError(f"--evaluations {folder}: no evaluation in it (no {MODEL_FILE}); `distill evaluate` writes them")
+        raise RunError(f"{option} {folder}: no evaluation in it (no {MODEL_FILE}); `distill evaluate` writes them")
     return [read_evaluation(directory) for directory in finished], [d for d in directories if d not in finished]
 
 
@@ -164,3 +178,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
     except (OSError, json.JSONDecodeError) as error:
         raise RunError(f"{path}: missing or cut short ({error}); evaluate again") from error
+
+
+def _sha256_of(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -66,15 +66,19 @@ class Record:
     def __init__(
         self, run: Path, recipe: EvaluationRecipe, model: dict[str, Any], data: dict[str, Any], ranks: Ranks
     ) -> None:
-        from distill.config.loading import resolved_yaml
+        from distill.config.loading import flatten, resolved_yaml
+        from distill.config.paths import absolute_options, absolute_paths
 
+        recipe = absolute_paths(recipe)  # its readers may be in another working directory
         self.run, self.recipe, self.model, self.data, self.ranks = run, recipe, model, data, ranks
         check_run_directory(run, resume=recipe.resume, what="evaluation", first_files=(RECIPE_FILE, MODEL_FILE))
         recipe_text = resolved_yaml(replace(recipe, resume=False))
         if (run / MODEL_FILE).is_file():
             named = model["weights_sha256"] is None  # a baseline: its name alone says which
             _check_same("model", _read_json(run / MODEL_FILE), model, run, may_differ=() if named else MAY_DIFFER)
-            _check_same("recipe", yaml.safe_load((run / RECIPE_FILE).read_text()), yaml.safe_load(recipe_text), run)
+            begun = dict(flatten(yaml.safe_load((run / RECIPE_FILE).read_text(encoding="utf-8"))))
+            begun = absolute_options(begun, type(recipe))  # those of earlier versions are relative
+            _check_same("recipe", begun, yaml.safe_load(recipe_text), run)
             if (run / DATA_FILE).is_file():
                 _check_same("set of files", _read_json(run / DATA_FILE), data, run)
         ranks.barrier()  # all processes have checked the directory before one writes

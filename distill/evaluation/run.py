@@ -22,7 +22,7 @@ from distill.evaluation.record import OneProcess, Ranks, Record, write_metrics
 from distill.evaluation.teacher_agreement import AgreementEvaluation
 from distill.evaluation.worker_pool import WorkerPool
 from distill.lock import hold_directory
-from distill.models.checkpoint import find_weights, load_model, sha256_file
+from distill.models.checkpoint import find_weights, is_packaged, load_model, sha256_file
 from distill.models.devices import usable_device
 from distill.models.launch import launch_fabric
 from distill.models.teacher import load_teacher
@@ -188,6 +188,7 @@ def choose_num_workers(wanted: int | None, num_photos: int) -> int:
 
 
 def describe_model(source: str) -> dict[str, Any]:
-    """Return what identifies a model: its path or name, and the hash of its weights (None for a baseline)."""
+    """Return what identifies a model: its name or absolute path, and the hash of its weights (a baseline: None)."""
     digest = None if source in BASELINES else sha256_file(find_weights(source))
-    return {"model": source, "weights_sha256": digest}
+    is_name = source in BASELINES or is_packaged(source)
+    return {"model": source if is_name else os.path.abspath(source), "weights_sha256": digest}

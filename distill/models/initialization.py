@@ -9,7 +9,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from distill.config.schema import FROM_TEACHER, TIMM_HUB, StudentConfig
+from distill.config.names import FROM_TEACHER, TIMM_HUB
+from distill.config.schema import StudentConfig
 from distill.errors import CheckpointError
 from distill.models.checkpoint import (
     DECODER_PARTS,

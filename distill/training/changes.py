@@ -12,6 +12,7 @@ import lightning
 from lightning.pytorch.callbacks import WeightAveraging
 
 from distill.config.loading import flatten, load_recipe, resolved_yaml
+from distill.config.paths import absolute_options, absolute_paths
 from distill.config.resuming import HELD_OUT, Change, changes
 from distill.config.run_directory import RECIPE_FILE
 from distill.config.schema import RECIPE_KINDS, FeatureRecipe, MaskRecipe
@@ -27,7 +28,7 @@ UNKNOWN_TEACHER = ""  # the hash of the teacher's weights in checkpoints of earl
 class RunRecipe(lightning.Callback):
     """The recipe of a run with all that was changed of it while it went on. As a callback it stays in the checkpoints.
 
-    options: by dotted key, as the next steps have them.
+    options: by dotted key, as the next steps have them, with absolute paths.
     changed: what the run was resumed with this time. history: what it was resumed with before, as written.
     step: the step from which `changed` holds.
     """
@@ -37,7 +38,7 @@ class RunRecipe(lightning.Callback):
     ) -> None:
         self.recipe = recipe
         self.step = step
-        self.options = options_of_recipe(recipe)
+        self.options = absolute_options(options_of_recipe(recipe), type(recipe))
         self.changed: list[Change] = []
         self.history: list[dict[str, Any]] = []
         self.teacher_sha256 = self._begun_teacher = UNKNOWN_TEACHER
@@ -48,7 +49,8 @@ class RunRecipe(lightning.Callback):
             begun = load_recipe(Path(recipe.run) / RECIPE_FILE, kinds=tuple(RECIPE_KINDS), check_paths=False)
             kept = {"options": options_of_recipe(begun), "history": [], "teacher_sha256": UNKNOWN_TEACHER}
         defaults = dict(flatten(asdict(type(recipe)())))
-        self.changed = changes(kept["options"], self.options, defaults)
+        begun_options = absolute_options(kept["options"], type(recipe))
+        self.changed = changes(begun_options, self.options, defaults)
         self.history = kept["history"]
         self._begun_teacher = kept["teacher_sha256"]
 
@@ -78,9 +80,15 @@ class RunRecipe(lightning.Callback):
         """Return every change of the run, with the step from which it held: the content of changes.json."""
         return [*self.history, *({"step": self.step, **asdict(change)} for change in self.changed)]
 
-    def yaml(self) -> str:
-        """Return the recipe as its last steps have it, with a comment for each change."""
-        return "".join(f"# {_in_words(entry)}\n" for entry in self.all_changes) + resolved_yaml(self.recipe)
+    def yaml(self, *, absolute: bool) -> str:
+        """Return the recipe as its last steps have it, with a comment for each change.
+
+        Args:
+            absolute: make its paths absolute, for a reader in another working directory. The weights, which are
+                published, get them as they were given.
+        """
+        recipe = absolute_paths(self.recipe) if absolute else self.recipe
+        return "".join(f"# {_in_words(entry)}\n" for entry in self.all_changes) + resolved_yaml(recipe)
 
     def messages(self) -> list[str]:
         """Return a line for each option that the run was resumed with."""

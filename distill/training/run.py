@@ -55,6 +55,7 @@ from distill.training.directory import (
 from distill.training.interrupts import Signals, explain, is_started_by_lightning
 from distill.training.loggers import build_loggers
 from distill.training.position import KeepPosition
+from distill.training.record import write_earlier_stages
 from distill.training.start import Start, read_start
 
 TrainRecipe = FeatureRecipe | MaskRecipe
@@ -122,7 +123,8 @@ def _train(
         start.check(stage, data, world_size=devices)
         expected = foresee(recipe, devices=devices, num_photos=data.num_photos)
         if not is_finished or start.chooses_student:
-            write_record(run, start.recipe.yaml())
+            write_record(run, start.recipe.yaml(absolute=True))
+            write_earlier_stages(run, recipe.student.init_from)
             start.recipe.write_changes(run)
         remove_unfinished(run / CHECKPOINTS)
     with LogFile(run / LOG_FILE) if writes else nullcontext():
@@ -141,7 +143,7 @@ def _train(
         tensors = trainer.strategy.lightning_module_state_dict()  # all ranks: each may hold a part of each tensor
         if trainer.is_global_zero:
             whole = rebuild_student(student.spec, tensors)
-            save_model(_chosen_student(recipe, whole), weights, metadata={"recipe": start.recipe.yaml()})
+            save_model(_chosen_student(recipe, whole), weights, metadata={"recipe": start.recipe.yaml(absolute=False)})
         logger.info("%d steps; the student is %s", trainer.global_step, weights)
     return weights
 
