@@ -319,4 +319,4 @@ def _leave_finished(start: Start, recipe: TrainRecipe, stage: TrainingStage, wei
         return
     assert start.content is not None
     stage.load_state_dict(start.content["state_dict"])  # the averaged weights, where there are some
-    save_model(_chosen_student(recipe, stage.model), weights, metadata={"recipe": start.recipe.yaml()})
+    save_model(_chosen_student(recipe, stage.model), weights, metadata={"recipe": start.recipe.yaml(absolute=False)})
