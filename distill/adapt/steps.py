@@ -15,15 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from distill.cards.writing import is_run, refresh_card
+from distill.comparison.directory import EVALUATIONS
 from distill.comparison.measure import EvaluationData, evaluate_missing
 from distill.comparison.models import ComparedModel
 from distill.config.loading import load_recipe
-from distill.config.schema import CacheRecipe, FeatureRecipe, MaskRecipe
+from distill.config.schema import CacheRecipe, EvaluateRecipe, FeatureRecipe, MaskRecipe
 from distill.data.cache.run import run_cache_job
 from distill.data.coco import CocoSet
 from distill.data.shards.build import build_coco_shards
 from distill.data.shards.index import INDEX_NAME
 from distill.errors import RunError
+from distill.evaluation.finished import FinishedEvaluation, metrics_lines, read_evaluation
+from distill.evaluation.record import EVALUATION_METRICS_FILE
+from distill.evaluation.run import evaluate_recipe
 from distill.export.onnx import DESCRIPTION_FILE, export_onnx
 from distill.files import write_json
 from distill.lock import contents
@@ -134,13 +138,27 @@ class Steps:
             print(f"wrote {weights}")
 
     def evaluate(self, model: ComparedModel, protocols: Sequence[str], data: EvaluationData) -> None:
-        """Evaluate a model by each protocol, below OUT/evaluations. The evaluations are added to the model."""
+        """Evaluate a model by each protocol, below OUT/evaluations. The evaluations are added to the model.
+
+        A student of OUT gets them into its card. A teacher, which is only read, does not.
+        """
         evaluate_missing([model], protocols, data, self.out, self.device)
         assert model.source is not None
-        if is_run(Path(model.source)):
+        if self.out in Path(model.source).parents and is_run(Path(model.source)):
             folders = [evaluation.directory for evaluation in model.evaluations.values()]
             print_command("card", model.source, "--add", *folders)
-        refresh_card(model.source, list(model.evaluations.values()))
+            refresh_card(model.source, list(model.evaluations.values()))
+
+    def evaluate_baseline(self, name: str, protocol: str, data: EvaluationData) -> FinishedEvaluation:
+        """Evaluate a baseline, which looks at no photo, below OUT/evaluations."""
+        directory = self.out / EVALUATIONS / name
+        if not (directory / EVALUATION_METRICS_FILE).is_file():
+            words = [*data.overrides, f"run={directory}", *(["resume=true"] if directory.exists() else [])]
+            print_command("evaluate", name, protocol, *words)
+            recipe = load_recipe(protocol, words, kinds=("evaluate",))
+            assert isinstance(recipe, EvaluateRecipe)
+            print("\n".join(metrics_lines(evaluate_recipe(name, recipe))))
+        return read_evaluation(directory)
 
     def export(self, stage: str) -> Path:
         """Export the student of a stage to OUT/onnx, and return the directory."""

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from distill.adapt.rehearsal import REST_SECONDS, Estimate
-from distill.adapt.run import ADAPTED, MARKER_FILE, TEACHER, ZERO_SHOT
+from distill.adapt.run import ADAPTED, BASELINE, MARKER_FILE, TEACHER, ZERO_SHOT
 from distill.cli.main import main
 from distill.comparison import measure
 from distill.errors import RunError
@@ -61,8 +61,10 @@ def test_one_command_gives_a_student_and_a_page_and_goes_on_where_it_stopped(pla
     out = place / "adapted"
     summary = json.loads((out / "summary.json").read_text())
     assert summary["photos"] == {"train": 4, "val": 2} and summary["masks"] == {"train": 8, "val": 4}
-    assert list(summary["models"]) == [TEACHER, ZERO_SHOT, ADAPTED]
-    for model in summary["models"].values():
+    assert list(summary["models"]) == [TEACHER, ZERO_SHOT, ADAPTED, BASELINE]
+    assert summary["models"][BASELINE]["scores"]["box"]["miou"] > 0.5
+    for label in (TEACHER, ZERO_SHOT, ADAPTED):
+        model = summary["models"][label]
         assert model["params"] > 0 and model["encoder_macs"] > 0 and model["latency_ms"] > 0
         for score in (model["scores"]["box"], model["scores"]["1 click"]):
             assert score["interval"][0] <= score["miou"] <= score["interval"][1]
