@@ -129,11 +129,13 @@ def _measure(prepared: Prepared, steps: Steps) -> dict[str, Any]:
         add_benches(comparison, bench, str(out))
         for model in models[1:3]:
             refresh_card(str(model.source), list(model.evaluations.values()), bench)
+    result = closing_sentence(comparison, models[2])
+    comparison.notes.insert(0, result)
     summary = _summary(prepared, comparison, steps)
     write_report(comparison, out, title=f"{ADAPTED} of {prepared.options.photos.name}", summary=summary)
     print_table(comparison)
     print(f"{out / 'index.html'}: the page\n{out / 'mask'}: the student; {onnx}: its ONNX files")
-    print(closing_sentence(comparison, models[2]))
+    print(result)
     return summary
 
 
