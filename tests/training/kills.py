@@ -17,6 +17,7 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import lightning
@@ -33,7 +34,8 @@ from distill.training.run import train
 KINDS = ("SIGKILL", "SIGKILL", "SIGTERM", "SIGTERM", "SIGUSR1", "full disk")
 EVERY_N_STEPS = 5
 STEPS = 60
-LONGEST_SECONDS = 2.5  # of a training before it is killed
+STARTS_SHARE, START_SECONDS = 0.2, 1.5  # so many are killed in their first seconds, before a step or in one
+MOST_STEPS, STEP_SECONDS = 12, 0.2  # the others so many steps and seconds later
 FULL_DISK_BYTES = 400_000  # less than a checkpoint, more than any other file
 LAST, STEPS_FILE = "checkpoints/last.ckpt", "steps.txt"
 
@@ -101,16 +103,35 @@ def start(recipe: Path, run: Path, notes: Path, file_bytes: int | None = None) -
     return pid
 
 
-def ended(pid: int, seconds: float | None) -> int | None:
-    """Wait for a process, at most so many seconds. Return its exit code, or None if it still runs."""
-    deadline = None if seconds is None else time.monotonic() + seconds
-    while True:
-        done, status = os.waitpid(pid, 0 if deadline is None else os.WNOHANG)
+def ended(pid: int) -> int:
+    """Wait for a process and return its exit code."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def ends_before(pid: int, is_time: Callable[[], bool]) -> int | None:
+    """Wait until it is time to kill a process. Return its exit code if it ended before."""
+    while not is_time():
+        done, status = os.waitpid(pid, os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status)
-        if deadline is not None and time.monotonic() >= deadline:
-            return None
-        time.sleep(0.005)
+        time.sleep(0.002)
+    return None
+
+
+def random_moment(draw: random.Random, notes: Path) -> Callable[[], bool]:
+    """Return a function that says whether a random moment of a training has come."""
+    if draw.random() < STARTS_SHARE:
+        moment = time.monotonic() + draw.uniform(0, START_SECONDS)
+        return lambda: time.monotonic() >= moment
+    num_steps, seconds = draw.randint(1, MOST_STEPS), draw.uniform(0, STEP_SECONDS)
+
+    def is_time() -> bool:
+        if not notes.exists() or notes.read_text().count("\n") < num_steps:
+            return False
+        time.sleep(seconds)
+        return True
+
+    return is_time
 
 
 def finished_steps(notes: Path) -> int:
@@ -129,17 +150,19 @@ def kill(kind: str, recipe: Path, run: Path, draw: random.Random, counts: Counte
     notes.unlink(missing_ok=True)
     before = kept_steps(run)
     pid = start(recipe, run, notes, FULL_DISK_BYTES if kind == "full disk" else None)
-    code = ended(pid, None if kind == "full disk" else draw.uniform(0, LONGEST_SECONDS))
     if kind == "full disk":
+        code = ended(pid)
+        if code == 0:  # there was nothing left to write
+            return False
         assert code == 2, code
         error = (run.parent / f"{run.name}.error").read_text()
         assert "the disk is full" in error and "cannot be written" in error, error
         counts["steps lost"] += finished_steps(notes) - before if notes.exists() else 0
         assert kept_steps(run) == before
-    elif code is None:
+    elif (code := ends_before(pid, random_moment(draw, notes))) is None:
         signum = signal.Signals[kind]
         os.kill(pid, signum)
-        code = ended(pid, None)
+        code = ended(pid)
         lost = max(0, finished_steps(notes) - kept_steps(run))
         counts["steps lost"] += lost
         if kind == "SIGKILL":
@@ -185,7 +208,7 @@ def main(num_kills: int, seed: int, folder: Path) -> None:
     draw, counts = random.Random(seed), Counter[str]()
     for kind in ("feature", "mask"):
         pid = start(folder / f"{kind}.yaml", folder / f"{kind}_undisturbed", folder / "notes.txt")
-        assert ended(pid, None) == 0
+        assert ended(pid) == 0
     killed, number = 0, 0
     while killed < num_kills:
         stage = ("feature", "mask")[number % 2]
@@ -194,7 +217,7 @@ def main(num_kills: int, seed: int, folder: Path) -> None:
         while killed < num_kills and kill(KINDS[draw.randrange(len(KINDS))], recipe, run, draw, counts):
             killed += 1
         pid = start(recipe, run, folder / "notes.txt")
-        assert ended(pid, None) == 0
+        assert ended(pid) == 0
         assert_same(run, folder / f"{stage}_undisturbed")
         counts[f"{stage} trainings"] += 1
     print(json.dumps({"kills": killed, **counts}))
