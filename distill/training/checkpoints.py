@@ -62,7 +62,8 @@ class LastCheckpoint(Checkpoint):
     """A callback that keeps last.ckpt up to date, and ends the run when a signal asks for it.
 
     It writes between steps: after every so many steps and minutes, before a validation, which may take long, and after
-    a signal to any of the ranks. `CheckpointAtEnd` writes the last one.
+    a signal to any of the ranks. The last step is left to `CheckpointAtEnd`, which comes after its validation: a run
+    with all of its steps counts as finished, and would not be validated when it goes on.
     """
 
     def __init__(self, path: Path, config: CheckpointConfig, signals: Signals) -> None:
@@ -83,7 +84,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *batch: Any) -> None:
         step = trainer.global_step
-        if step == self._step:  # gradients are accumulated
+        if step == self._step or _ends(trainer):  # gradients are accumulated; it is the last step
             return
         self._step = step
         signum, is_time = self._agree(self.signals.received, self._is_time())
@@ -122,6 +123,10 @@ class LastCheckpoint(Checkpoint):
         told = torch.tensor([signum, int(is_time)])
         torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX, group=self._group)
         return int(told[0]), bool(told[1])
+
+
+def _ends(trainer: lightning.Trainer) -> bool:
+    return trainer.should_stop and trainer.fit_loop._can_stop_early
 
 
 def _validates_next(trainer: lightning.Trainer) -> bool:

@@ -214,7 +214,8 @@ def main(num_kills: int, seed: int, folder: Path) -> None:
         stage = ("feature", "mask")[number % 2]
         run, recipe = folder / f"{stage}{number}", folder / f"{stage}.yaml"
         number += 1
-        while killed < num_kills and kill(KINDS[draw.randrange(len(KINDS))], recipe, run, draw, counts):
+        most = min(num_kills, killed + -(-num_kills // 2))  # so that a few kills meet both stages
+        while killed < most and kill(KINDS[draw.randrange(len(KINDS))], recipe, run, draw, counts):
             killed += 1
         pid = start(recipe, run, folder / "notes.txt")
         assert ended(pid) == 0

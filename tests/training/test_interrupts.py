@@ -102,6 +102,12 @@ def test_a_signal_loses_no_finished_step(place, signum, code):
     assert losses("run") == losses("whole") and list(losses("run")) == [0, 1, 2, 3, 4]
 
 
+def test_a_signal_in_the_last_step_lets_the_run_end(place):
+    options = ("data.val_images=held_out", "validation.max_images=2", "checkpoint.student=best")
+    assert run(*options, callbacks=(Send(signal.SIGTERM, step=4),)).is_file()
+    assert steps_of(LAST) == 5 == steps_of(LAST.with_name("best.ckpt"))
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="finds children in /proc")
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_to_every_process_finds_the_workers_standing(place, signum):
