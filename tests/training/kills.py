@@ -31,9 +31,9 @@ from distill.models.checkpoint import load_model, save_model
 from distill.models.sam import build_from_spec
 from distill.training.run import train
 
-KINDS = ("SIGKILL", "SIGKILL", "SIGTERM", "SIGTERM", "SIGUSR1", "full disk")
+KINDS = ("SIGTERM", "SIGKILL", "full disk", "SIGUSR1", "SIGKILL", "SIGTERM")  # in turn; the moments are random
 EVERY_N_STEPS = 5
-STEPS = 60
+FEW_KILLS, FEW_STEPS, STEPS = 10, 24, 60  # a training for few kills is short
 STARTS_SHARE, START_SECONDS = 0.2, 1.5  # so many are killed in their first seconds, before a step or in one
 MOST_STEPS, STEP_SECONDS = 12, 0.2  # the others so many steps and seconds later
 FULL_DISK_BYTES = 400_000  # less than a checkpoint, more than any other file
@@ -51,7 +51,7 @@ class NoteSteps(lightning.Callback):
             file.write(f"{trainer.global_step}\n")
 
 
-def write_inputs(folder: Path) -> None:
+def write_inputs(folder: Path, steps: int) -> None:
     """Write shards of tiny photos and a tiny teacher."""
     for name, num_photos in (("images", 14), ("held_out", 2)):
         with ShardWriter(folder / name, 5) as writer:
@@ -71,7 +71,7 @@ def write_inputs(folder: Path) -> None:
             "validation": {"every_n_steps": 12, "max_images": 2, "num_pictures": 0},
             "checkpoint": {"every_n_steps": EVERY_N_STEPS, "keep_best": 2, "student": "best"},
             "logger": [],
-            "trainer": {"max_steps": STEPS, "log_every_n_steps": 1, "accelerator": "cpu"}
+            "trainer": {"max_steps": steps, "log_every_n_steps": 1, "accelerator": "cpu"}
             | {"enable_progress_bar": False, "enable_model_summary": False},
         }
         (folder / f"{kind}.yaml").write_text(json.dumps(tree))
@@ -204,7 +204,7 @@ def assert_same(run: Path, undisturbed: Path) -> None:
 def main(num_kills: int, seed: int, folder: Path) -> None:
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
-    write_inputs(folder)
+    write_inputs(folder, FEW_STEPS if num_kills <= FEW_KILLS else STEPS)
     draw, counts = random.Random(seed), Counter[str]()
     for kind in ("feature", "mask"):
         pid = start(folder / f"{kind}.yaml", folder / f"{kind}_undisturbed", folder / "notes.txt")
@@ -215,7 +215,7 @@ def main(num_kills: int, seed: int, folder: Path) -> None:
         run, recipe = folder / f"{stage}{number}", folder / f"{stage}.yaml"
         number += 1
         most = min(num_kills, killed + -(-num_kills // 2))  # so that a few kills meet both stages
-        while killed < most and kill(KINDS[draw.randrange(len(KINDS))], recipe, run, draw, counts):
+        while killed < most and kill(KINDS[killed % len(KINDS)], recipe, run, draw, counts):
             killed += 1
         pid = start(recipe, run, folder / "notes.txt")
         assert ended(pid) == 0
