@@ -127,7 +127,9 @@ def _lines(dataset: Dataset) -> list[str]:
         f"licence of the annotations: {dataset.annotation_licence.name}",
         f"  {dataset.annotation_licence.terms}",
         "",
-        f"files, below ROOT/{dataset.name}:" if dataset.files else "files: none; the set is composed on this machine",
+        f"files, below ROOT/{dataset.name}:"
+        if dataset.files
+        else "files: none to download; the photos ship with the package",
     ]
     for file in dataset.files.values():
         lines += _file_lines(file)
@@ -137,7 +139,7 @@ def _lines(dataset: Dataset) -> list[str]:
     first = next(iter(dataset.splits))
     lines += [f"  distill datasets prepare {dataset.name} --split {first}"]
     lines += [f"  distill train RECIPE data.images={dataset.name}/{first} ..."]
-    if dataset.kind in ("coco", "lvis", "composed"):
+    if dataset.kind in ("coco", "lvis"):
         protocol = "eval/lvis_box" if dataset.kind == "lvis" else "eval/coco_box"
         lines += [f"  distill evaluate MODEL {protocol} data.images={dataset.name}/{list(dataset.splits)[-1]} run=OUT"]
     return lines

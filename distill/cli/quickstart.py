@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
-from distill.cli.arguments import Subparsers, add_command
+from distill.cli.arguments import Subparsers, add_command, positive_int
 
-TRAIN_PHOTOS = 320
+TRAIN_PHOTOS, HELD_OUT_PHOTOS = 76, 24  # all photos of the packaged set `nuclei`
 
 EPILOG = """\
 examples:
   distill quickstart                     # some minutes on two cores; writes quickstart/index.html
-  distill quickstart --out /tmp/try --train-photos 400
+  distill quickstart --out /tmp/try --train-photos 40 --held-out-photos 12
 
 Stopped and started again it goes on with the first step that is not finished.
 """
@@ -24,19 +23,29 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = add_command(
         subparsers,
         "quickstart",
-        "the whole pipeline in minutes: data, cache, both stages, evaluation, report",
+        "the whole pipeline in minutes: data, cache, both stages, evaluation, export, report",
         EPILOG,
-        description="Distil the packaged teacher into a small student on data that the command composes itself.",
+        description="Distil the packaged teacher into a student of a tenth of its cost, on photographs of cell nuclei.",
     )
     parser.add_argument("--out", type=Path, default=Path("quickstart"), metavar="DIR", help="default: %(default)s")
-    parser.add_argument("--train-photos", type=int, default=TRAIN_PHOTOS, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--train-photos", type=positive_int, default=TRAIN_PHOTOS, metavar="N", help="at most, and default: %(default)s"
+    )
+    parser.add_argument(
+        "--held-out-photos",
+        type=positive_int,
+        default=HELD_OUT_PHOTOS,
+        metavar="N",
+        help="at most, and default: %(default)s",
+    )
     parser.set_defaults(run=quickstart)
 
 
 def quickstart(arguments: argparse.Namespace) -> int:
-    """Run every step that is not finished, and print the summary."""
-    from distill.quickstart.pipeline import REPORT_FILE, QuickstartPipeline
+    """Run every step that is not finished, and print what came out of it."""
+    from distill.quickstart.pipeline import REPORT_FILE, SUMMARY_FILE, QuickstartPipeline, sentence
 
-    summary = QuickstartPipeline(arguments.out, arguments.train_photos).run()
-    print(f"{arguments.out / REPORT_FILE}: the report\n{json.dumps(summary, indent=2)}")
+    out = arguments.out
+    summary = QuickstartPipeline(out, arguments.train_photos, arguments.held_out_photos).run()
+    print(f"{out / REPORT_FILE}: the report\n{out / SUMMARY_FILE}: its numbers\n\n{sentence(summary)}")
     return 0

@@ -26,8 +26,26 @@ def gallery_rows(
 ) -> Iterator[GalleryRow]:
     """Yield instances of a protocol with the mask of every model that was evaluated by it.
 
+    The arguments and errors are those of `instance_rows`; num_rows: the most instances, see `choose_instances`.
+    """
+    found = comparison.evaluations(protocol)
+    ious = np.stack([evaluation.instances.ious for _, evaluation in found])  # (M, N)
+    chosen = choose_instances(ious, found[0][1].instances.areas, num_rows)
+    return instance_rows(comparison, protocol, chosen, images=images, annotations=annotations)
+
+
+def instance_rows(
+    comparison: Comparison,
+    protocol: ProtocolKey,
+    chosen: Sequence[int],
+    *,
+    images: Path | None,
+    annotations: Path | None,
+) -> Iterator[GalleryRow]:
+    """Yield some instances of a protocol with the mask of every model that was evaluated by it.
+
     Args:
-        num_rows: the most instances.
+        chosen: indices of the instances, in the order of the evaluations.
         images, annotations: where the photos are; None: where the first evaluation read them.
     Raises:
         DistillError: photos, annotations or masks are missing, or are not those that were evaluated.
@@ -35,7 +53,6 @@ def gallery_rows(
     found = comparison.evaluations(protocol)
     first = found[0][1]
     ious = np.stack([evaluation.instances.ious for _, evaluation in found])  # (M, N)
-    chosen = choose_instances(ious, first.instances.areas, num_rows)
     keys = [first.instances.keys[i] for i in chosen]
     photos = _photos(first, keys, images, annotations)
     prompts = {key: row["prompt"] for key, row in _rows_of(first.directory / INSTANCES_FILE, keys)}

@@ -31,6 +31,7 @@ def render_page(
     images: Path | None = None,
     annotations: Path | None = None,
     num_rows: int = GALLERY_ROWS,
+    lead: Markup = NOTHING,
     extra: Sequence[tuple[str, Markup]] = (),
 ) -> str:
     """Return the page. A gallery that cannot be shown becomes one of the comparison's notes.
@@ -38,6 +39,7 @@ def render_page(
     Args:
         images, annotations: where the photos of the gallery are; None: where the evaluations read them.
         num_rows: the most instances of each protocol in the gallery.
+        lead: what stands below the title, before what the comparison says of itself.
         extra: headings and contents of further sections, which come last.
     """
     gallery = _gallery(comparison, images, annotations, num_rows)  # first, because it may add a note
@@ -52,9 +54,9 @@ def render_page(
         ("How this was measured", _measured(comparison)),
         *extra,
     ]
-    lead = remark(_summary(comparison)) + notes(comparison.notes)
+    head = lead + remark(_summary(comparison)) + notes(comparison.notes)
     shown = [(heading, content) for heading, content in sections if content]
-    return page(title, shown, lead=lead, styles=[mask_gallery.STYLE])
+    return page(title, shown, lead=head, styles=[mask_gallery.STYLE])
 
 
 def _scores(comparison: Comparison) -> Markup:

@@ -12,7 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from distill.config.named_data import SET_ROOT, SplitName, datasets_root, parse_split_name, shards_folder
+from distill.config.named_data import SET_ROOT, SplitName, datasets_root, parse_split_name, set_folder, shards_folder
 from distill.config.names import FROM_TEACHER, HFLIP, LOGGERS, PACKAGED_MODELS, TIMM_HUB, is_path
 from distill.config.options import Option
 from distill.config.schema import (
@@ -250,10 +250,12 @@ def _set_problems(one: dict[str, Any]) -> Iterable[Finding]:
 def _named_problems(name: SplitName, *, reads_shards: bool) -> Iterable[str]:
     """Yield why a public set cannot be read. That the split exists is checked when it is opened."""
     root = datasets_root()
-    if root is None:
+    folder = set_folder(root, name.dataset)
+    if folder is None or (root is None and reads_shards):
         yield f"no such directory: '{name}'; for the public set of this name, {SET_ROOT}"
         return
-    folder = shards_folder(root, name) if reads_shards and name.split else root / name.dataset
+    if root is not None and reads_shards and name.split:
+        folder = shards_folder(root, name)
     if not folder.is_dir():
         yield f"no such directory: '{name}'; the public set of this name is not prepared: run '{name.prepare_command}'"
 

@@ -42,6 +42,17 @@ def catalogue_files(root: Path | None = None) -> dict[str, Path]:
     return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
 
 
+def set_folder(root: Path | None, dataset: str) -> Path | None:
+    """Return the folder of the files of a set: in the package if they ship with it, else ROOT/NAME.
+
+    Return None if the set does not ship with the package and there is no `root`.
+    """
+    beside = catalogue_files(root)[dataset].with_suffix("")
+    if beside.is_dir():
+        return beside
+    return None if root is None else root / dataset
+
+
 def datasets_root() -> Path | None:
     """Return the folder of the user's sets, or None if the environment names none."""
     value = os.environ.get(ROOT_VARIABLE)

@@ -5,6 +5,9 @@ DISTILL_DATASETS names. Below that folder each set has a folder of its own name:
 
     NAME/...                what its files unpack to
     NAME/shards/SPLIT/      image shards, which `distill datasets prepare` builds or indexes
+
+The photos of a small set may ship with the package. They lie in a folder beside the set's YAML file, and only its image
+shards need the folder of DISTILL_DATASETS.
 """
 
 from __future__ import annotations
@@ -20,14 +23,14 @@ from distill.config.named_data import (
     catalogue_files,
     datasets_root,
     parse_split_name,
+    set_folder,
     shards_folder,
 )
 from distill.data.shards.defaults import SAMPLES_PER_SHARD
 from distill.data.yaml_section import YamlSection, read_yaml
 from distill.errors import DataError, did_you_mean
 
-Kind = Literal["coco", "lvis", "folder", "tars", "composed"]
-Photographs = Literal["train", "held_out"]
+Kind = Literal["coco", "lvis", "folder", "tars"]
 
 SPLIT_FIELD = "{split}"  # stands for the split's name in the paths that all splits share
 HEX_DIGITS = {"md5": 32, "sha256": 64}
@@ -70,7 +73,7 @@ class Split:
     """A part of a set. Paths are relative: images to the folder of `photos_of`, annotations to the set's own.
 
     num_photos, num_masks: None where unpublished. files: names of the set's files that the split needs; photo_files: of
-    the files of the set that has the photos. seed, photographs: of a composed split, see `write_coco_set`.
+    the files of the set that has the photos.
     """
 
     name: str
@@ -80,8 +83,6 @@ class Split:
     num_masks: int | None
     files: tuple[str, ...]
     photo_files: tuple[str, ...] = ()
-    seed: int = 0
-    photographs: Photographs = "train"
 
 
 @dataclass(frozen=True)
@@ -114,9 +115,9 @@ class Dataset:
 
 @dataclass(frozen=True)
 class LocatedSplit:
-    """A split of a set, and where it lies below `root`, the folder of all sets."""
+    """A split of a set, and where it lies: below `root`, the folder of all sets, or in the package."""
 
-    root: Path
+    root: Path | None
     dataset: Dataset
     split: Split
 
@@ -127,18 +128,22 @@ class LocatedSplit:
 
     @property
     def shards(self) -> Path:
-        """The folder of its image shards."""
-        return shards_folder(self.root, self.name)
+        """The folder of its image shards. Raises DataError when there is no folder of all sets."""
+        return shards_folder(self.root or require_root(), self.name)
 
     @property
     def images(self) -> Path:
         """The folder of its photos, or of the tars as they are published."""
-        return self.root / (self.dataset.photos_of or self.dataset.name) / self.split.images
+        return self.folder(self.dataset.photos_of or self.dataset.name) / self.split.images
 
     @property
     def annotations(self) -> Path | None:
         """The file of its annotations; None if it has none."""
-        return None if self.split.annotations is None else self.root / self.dataset.name / self.split.annotations
+        return None if self.split.annotations is None else self.folder(self.dataset.name) / self.split.annotations
+
+    def folder(self, dataset: str) -> Path:
+        """Return the folder of the files of a set. Raises DataError when there is no folder of all sets."""
+        return set_folder(self.root, dataset) or require_root() / dataset
 
     def unprepared(self, absent: Path) -> DataError:
         """Return the error that says what is absent, and how to prepare it."""
@@ -214,7 +219,7 @@ def _locate(value: str | Path) -> LocatedSplit | None:
     if name is None:
         return None
     dataset = load_dataset(name.dataset)
-    return LocatedSplit(require_root(), dataset, dataset.split(name.split))
+    return LocatedSplit(datasets_root(), dataset, dataset.split(name.split))
 
 
 def read_dataset(path: Path) -> Dataset:
@@ -233,8 +238,8 @@ def read_dataset(path: Path) -> Dataset:
     licences.close()
     files = {file.name: file for file in (_read_file(section) for section in top.sections("files"))}
     images = top.path("images")
-    annotations = top.path("annotations") if kind in ("coco", "lvis", "composed") else None
-    splits = [_read_split(section, kind, images, annotations, files) for section in top.sections("splits")]
+    annotations = top.path("annotations") if kind in ("coco", "lvis") else None
+    splits = [_read_split(section, images, annotations, files) for section in top.sections("splits")]
     dataset = Dataset(
         name=name,
         title=top.text("title"),
@@ -279,27 +284,19 @@ def _read_file(section: YamlSection) -> PublishedFile:
     return file
 
 
-def _read_split(
-    section: YamlSection, kind: str, images: str, annotations: str | None, files: dict[str, PublishedFile]
-) -> Split:
+def _read_split(section: YamlSection, images: str, annotations: str | None, files: dict[str, PublishedFile]) -> Split:
     needed = section.texts("files") if section.has("files") else tuple(files)
     for name in needed:
         if name not in files:
             raise section.error("files", f"'{name}' is not among the set's files. {did_you_mean(name, files)}")
-    is_composed = kind == "composed"
-    num_photos = section.count("photos", at_least=1)
-    if is_composed and num_photos is None:
-        raise section.error("photos", "missing; a composed split needs the number of photos to compose")
     split = Split(
         name=section.checked_path("", section.name),
         images=images.replace(SPLIT_FIELD, section.name),
         annotations=None if annotations is None else annotations.replace(SPLIT_FIELD, section.name),
-        num_photos=num_photos,
+        num_photos=section.count("photos", at_least=1),
         num_masks=section.count("masks"),
         files=needed,
         photo_files=section.texts("photo_files"),
-        seed=(section.count("seed") or 0) if is_composed else 0,
-        photographs=section.choice("photographs", get_args(Photographs)) if is_composed else "train",
     )
     section.close()
     return split

@@ -17,8 +17,6 @@ from distill.data.folder import PhotoFolder
 from distill.data.lvis import LvisSet
 from distill.data.shards.build import BuildReport, build_coco_shards, build_folder_shards
 from distill.data.shards.index import INDEX_NAME, ShardIndex
-from distill.data.synthetic.coco_set import write_coco_set
-from distill.data.synthetic.source_photos import HELD_OUT_PHOTOGRAPHS, TRAIN_PHOTOGRAPHS, load_photographs
 from distill.errors import DataError
 from distill.files import TEMPORARY_SUFFIX, hash_file, write_errors
 from distill.lock import contents
@@ -95,14 +93,14 @@ def prepare_splits(
 def files_of(located: LocatedSplit) -> list[LocatedFile]:
     """Return the files that a split needs, those of the set that has its photos included."""
     dataset, split = located.dataset, located.split
-    files = [LocatedFile(located.root / dataset.name, dataset.files[name]) for name in split.files]
+    files = [LocatedFile(located.folder(dataset.name), dataset.files[name]) for name in split.files]
     if dataset.photos_of is None:
         return files
     photos_of = load_dataset(dataset.photos_of, located.root)
     for name in split.photo_files:
         if name not in photos_of.files:
             raise DataError(f"'{dataset.name}' needs '{name}' of '{photos_of.name}', which lists no such file")
-    return files + [LocatedFile(located.root / photos_of.name, photos_of.files[name]) for name in split.photo_files]
+    return files + [LocatedFile(located.folder(photos_of.name), photos_of.files[name]) for name in split.photo_files]
 
 
 def check_files(files: Sequence[LocatedFile], *, verify: bool = False, shown: bool = True) -> None:
@@ -184,8 +182,6 @@ def _build(located: LocatedSplit, directory: Path, *, shown: bool) -> BuildRepor
         return None
     if directory.is_dir() and contents(directory):
         raise DataError(f"{directory}: not empty, and holds no finished shards; empty it, or give another --out")
-    if located.dataset.kind == "composed":
-        _compose(located, shown=shown)
     temporary = directory.with_name(f".{directory.name}{TEMPORARY_SUFFIX}")
     shutil.rmtree(temporary, ignore_errors=True)  # what a process that was killed left behind
     try:
@@ -209,21 +205,3 @@ def _write_shards(located: LocatedSplit, directory: Path, *, shown: bool) -> Bui
     coco_set = read(located.images, located.annotations)
     with progress_bar(str(located.name), len(coco_set), shown=shown) as advance:
         return build_coco_shards(coco_set, directory, samples_per_shard=per_shard, advance=advance)
-
-
-def _compose(located: LocatedSplit, *, shown: bool) -> None:
-    """Compose the photos of a split, unless they are there."""
-    assert located.annotations is not None
-    if located.annotations.is_file():
-        return
-    split = located.split
-    assert split.num_photos is not None
-    names = TRAIN_PHOTOGRAPHS if split.photographs == "train" else HELD_OUT_PHOTOGRAPHS
-    with progress_bar(f"composing {located.name}", split.num_photos, shown=shown) as advance:
-        write_coco_set(
-            located.annotations.parent,
-            load_photographs(names),
-            num_photos=split.num_photos,
-            seed=split.seed,
-            advance=advance,
-        )

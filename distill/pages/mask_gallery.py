@@ -73,14 +73,14 @@ def render_gallery(rows: Sequence[Markup], models: Sequence[str], prompt_titles:
 
 def render_row(row: GalleryRow) -> Markup:
     """Return a row as HTML: the photo with its prompt, the truth, and each model's mask with its IoU."""
-    window = _window(row.truth)
+    window = shown_window(row.truth)
     return render(
         "mask_gallery_row.html",
         size=row.size,
         prompt=row.prompt_title,
         caption=row.caption,
         ious=json.dumps({model: round(iou, 4) for model, iou in row.ious.items()}),
-        crop=_data_uri(_square(row.photo, window), "JPEG"),
+        crop=_data_uri(cut_square(row.photo, window), "JPEG"),
         photo=_data_uri(_prompt_panel(row), "JPEG"),
         truth=_overlay(row.truth, row.truth, window),
         masks=[
@@ -89,7 +89,7 @@ def render_row(row: GalleryRow) -> Markup:
     )
 
 
-def _window(truth: np.ndarray) -> tuple[int, int, int]:
+def shown_window(truth: np.ndarray) -> tuple[int, int, int]:
     """Return the shown square: left, top, side in pixels of the photo. It may reach beyond a narrow photo."""
     height, width = truth.shape
     ys, xs = np.nonzero(truth)
@@ -105,12 +105,12 @@ def _window(truth: np.ndarray) -> tuple[int, int, int]:
     return start(int(xs.min()), int(xs.max()), width), start(int(ys.min()), int(ys.max()), height), side
 
 
-def _square(pixels: np.ndarray, window: tuple[int, int, int]) -> Image.Image:
-    """Cut a window out of a photo, uint8 (H, W, 3), and resize it to a panel."""
+def cut_square(pixels: np.ndarray, window: tuple[int, int, int], *, panel: int = PANEL) -> Image.Image:
+    """Cut a window out of a photo, uint8 (H, W, 3), and resize it to a panel of that many pixels a side."""
     left, top, side = window
     canvas = Image.new("RGB", (side, side), BACKGROUND)
     canvas.paste(Image.fromarray(pixels), (-left, -top))
-    return canvas.resize((PANEL, PANEL), Image.Resampling.BILINEAR)
+    return canvas.resize((panel, panel), Image.Resampling.BILINEAR)
 
 
 def _overlay(mask: np.ndarray, truth: np.ndarray, window: tuple[int, int, int]) -> str:
@@ -129,7 +129,7 @@ def _prompt_panel(row: GalleryRow) -> Image.Image:
     height, width = row.photo.shape[:2]
     side = max(height, width)
     left, top = (width - side) // 2, (height - side) // 2
-    panel, scale = _square(row.photo, (left, top, side)), PANEL / side
+    panel, scale = cut_square(row.photo, (left, top, side)), PANEL / side
     pen = ImageDraw.Draw(panel)
     if "box_xyxy" in row.prompt:
         x0, y0, x1, y1 = row.prompt["box_xyxy"]

@@ -8,31 +8,28 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import lightning
-
 from distill.adapt.steps import Steps
-from distill.comparison.measure import EvaluationData
+from distill.bench.onnx_latency import onnx_latency
+from distill.comparison.join import Comparison, add_benches, bench_run, build_comparison
+from distill.comparison.measure import EvaluationData, evaluate_missing, measure_speed
 from distill.comparison.models import ComparedModel, read_model
-from distill.config.loading import load_recipe
-from distill.config.schema import MaskRecipe, StudentConfig
-from distill.data.synthetic.coco_set import write_coco_set
-from distill.data.synthetic.source_photos import HELD_OUT_PHOTOGRAPHS, TRAIN_PHOTOGRAPHS, load_photographs
 from distill.errors import RunError
+from distill.export.onnx import ENCODER_FILE
 from distill.files import write_json
 from distill.lock import hold_directory
-from distill.models.checkpoint import STUDENT_FILE, load_model, save_model
+from distill.models.checkpoint import find_weights, load_model, sha256_file
 from distill.models.complexity import encoder_macs
-from distill.models.initialization import build_student
-from distill.models.sam import PromptableModel
-from distill.models.teacher import load_teacher
-from distill.quickstart.report import LABELS, write_report
-from distill.text import BILLION, progress_bar
+from distill.quickstart.photographs import gallery, packaged, read_packaged, write_part
+from distill.quickstart.report import LABELS, write_picture, write_report
+from distill.text import BILLION
 
-SUMMARY_FILE, REPORT_FILE, MARKER_FILE = "summary.json", "index.html", "quickstart.json"
-HELD_OUT_PHOTOS = 40
-TRAIN_SEED, HELD_OUT_SEED = 1, 2
+SUMMARY_FILE, REPORT_FILE, PICTURE_FILE = "summary.json", "index.html", "photographs.jpg"
+MARKER_FILE = "quickstart.json"
 PROTOCOLS = ("eval/coco_box", "eval/coco_point")
-GALLERY_ROWS = 16
+GALLERY_PROTOCOL = "eval/coco_point"
+SHOWN = ("teacher", "student")  # whose speed is measured, and whose masks the gallery shows
+NUM_STEPS = 8
+SPEED_DEVICE = "cpu"  # the sentence at the end is about the CPU of whoever runs it
 
 
 class QuickstartPipeline:
@@ -41,14 +38,14 @@ class QuickstartPipeline:
     Call the steps in the order of `run`.
     """
 
-    def __init__(self, out: Path, num_photos: int) -> None:
+    def __init__(self, out: Path, num_photos: int, num_held_out: int) -> None:
         self.out = out
-        self.num_photos = num_photos
+        self.num_photos = {"train": num_photos, "val": num_held_out}
         self.steps = Steps(out)
+        self.said = 0
         # Name in summary.json -> MODEL of `distill evaluate`
         self.sources = {
             "teacher": "quickstart",
-            "student_untrained": str(out / "untrained"),
             "student_after_feature": str(out / "feature"),
             "student": str(out / "mask"),
         }
@@ -64,45 +61,64 @@ class QuickstartPipeline:
 
     def _run(self) -> dict[str, Any]:
         self.begin()
-        self.compose_data()
-        with self.steps.timed("cache"):
-            self.steps.build_cache("quickstart/cache")
-        self.write_untrained()
-        with self.steps.timed("feature"):
-            self.steps.train("feature", "quickstart/feature", [f"cache.dir={self.out / 'cache'}"])
-        with self.steps.timed("mask"):
-            self.steps.train("mask", "quickstart/mask", [f"student.init_from={self.out / 'feature'}"])
-        return self.summarize(self.evaluate())
+        self.build_shards()
+        self.build_cache()
+        self.train()
+        models = self.evaluate()
+        photographs = self.evaluate_gallery()
+        onnx_ms = self.export()
+        comparison = self.measure(models)
+        return self.summarize(models, comparison, photographs, onnx_ms)
 
     def begin(self) -> None:
-        """Make the directory. Raises RunError when it holds something else, or a quickstart of another size."""
-        self.steps.begin(MARKER_FILE, {"train_photos": self.num_photos}, what="quickstart")
+        """Make the directory.
 
-    def compose_data(self) -> None:
-        """Compose two COCO-format sets of scenes, for training and held out, and build image shards of both."""
+        Raises:
+            DataError: the packaged set has fewer photos.
+            RunError: the directory holds something else, or a quickstart of other settings.
+        """
+        for split, num in self.num_photos.items():
+            read_packaged(split, at_least=num)
+        settings = {
+            "train_photos": self.num_photos["train"],
+            "held_out_photos": self.num_photos["val"],
+            "teacher_sha256": sha256_file(find_weights("quickstart")),
+        }
+        self.steps.begin(MARKER_FILE, settings, what="quickstart")
+
+    def build_shards(self) -> None:
+        """Build image shards of the photos to train on and of those to judge by."""
+        self._say(
+            "Photographs", "Caching and training read tars, as SA-1B is published, and here are real photographs."
+        )
         with self.steps.timed("data"):
-            for split, names, num_photos, seed in (
-                ("train", TRAIN_PHOTOGRAPHS, self.num_photos, TRAIN_SEED),
-                ("val", HELD_OUT_PHOTOGRAPHS, HELD_OUT_PHOTOS, HELD_OUT_SEED),
-            ):
-                folder = self.out / "data" / split
-                if not (folder / "annotations.json").exists():
-                    with progress_bar(f"composing {split}", num_photos) as advance:
-                        photographs = load_photographs(names)
-                        write_coco_set(folder, photographs, num_photos=num_photos, seed=seed, advance=advance)
-                self.steps.build_shards(split, folder / "photos", folder / "annotations.json")
+            (self.out / "data").mkdir(exist_ok=True)
+            for split, num in self.num_photos.items():
+                data = write_part(split, num, self._annotations(split))
+                self.steps.build_shards(split, data.images, data.annotations)
 
-    def write_untrained(self) -> None:
-        """Write the student before any training, with the teacher's decoder. The stages are compared with it."""
-        weights = self.out / "untrained" / STUDENT_FILE
-        if not weights.exists():
-            weights.parent.mkdir(exist_ok=True)
-            save_model(self._untrained(), weights)
+    def build_cache(self) -> None:
+        """Cache the teacher's embeddings of the training photos."""
+        self._say("Cache", "The teacher looks at each photo once, so that training never waits for it.")
+        with self.steps.timed("cache"):
+            self.steps.build_cache("quickstart/cache")
+
+    def train(self) -> None:
+        """Train the student in both stages."""
+        self._say(
+            "Feature stage", "The student's encoder learns to give the teacher's embedding at a tenth of the cost."
+        )
+        with self.steps.timed("feature"):
+            self.steps.train("feature", "quickstart/feature", [f"cache.dir={self.out / 'cache'}"])
+        self._say("Mask stage", "Encoder and decoder learn together what counts: masks from boxes and clicks.")
+        with self.steps.timed("mask"):
+            start = [f"student.init_from={self.out / 'feature'}", f"cache.dir={self.out / 'cache'}"]
+            self.steps.train("mask", "quickstart/mask", start)
 
     def evaluate(self) -> dict[str, ComparedModel]:
         """Evaluate the models on the held-out photos, from boxes and from one click. Return them by their names."""
-        data = self.out / "data" / "val"
-        held_out = EvaluationData(data / "photos", data / "annotations.json")
+        self._say("Evaluation", "One evaluator scores teacher and student on photos that neither of them learned from.")
+        held_out = EvaluationData(packaged("val").images, self._annotations("val"))
         models: dict[str, ComparedModel] = {}
         for name, source in self.sources.items():
             models[name] = read_model(source, LABELS[name], models.values())
@@ -110,29 +126,82 @@ class QuickstartPipeline:
                 self.steps.evaluate(models[name], PROTOCOLS, held_out)
         return models
 
-    def summarize(self, models: dict[str, ComparedModel]) -> dict[str, Any]:
-        """Write summary.json and the report. Return the content of summary.json.
+    def evaluate_gallery(self) -> Comparison:
+        """Ask teacher and student for the objects in four photographs, by one click each."""
+        with self.steps.timed("gallery"):
+            models = [read_model(self.sources[name], LABELS[name]) for name in SHOWN]
+            evaluate_missing(models, [GALLERY_PROTOCOL], gallery(), self.out / "gallery", None)
+        return build_comparison(models, reference=LABELS["teacher"])
 
-        It holds for each model `box_miou` and `point_miou` (0 to 1), `params`, and `encoder_gmacs` of one photo; and
-        `seconds`, the time of each step.
+    def export(self) -> float:
+        """Export the student to ONNX. Return its encoder's milliseconds in onnxruntime."""
+        self._say("Export", "What ships is ONNX: it needs no torch, and its answers are compared with torch's.")
+        with self.steps.timed("export"):
+            path = self.steps.export("mask") / ENCODER_FILE
+            return onnx_latency(path)
+
+    def measure(self, models: dict[str, ComparedModel]) -> Comparison:
+        """Measure speed and size of teacher and student, in turns, on this machine's CPU."""
+        self._say("Speed", "Teacher and student encode photos in turns, on this machine's CPU, one at a time.")
+        comparison = build_comparison(list(models.values()), reference=LABELS["teacher"])
+        with self.steps.timed("speed"):
+            bench = measure_speed([models[name] for name in SHOWN], self.out, SPEED_DEVICE)
+        assert bench is not None
+        add_benches(comparison, bench, str(self.out))
+        comparison.notes = [note for note in comparison.notes if "did not measure" not in note]
+        return comparison
+
+    def summarize(
+        self, models: dict[str, ComparedModel], comparison: Comparison, photographs: Comparison, onnx_ms: float
+    ) -> dict[str, Any]:
+        """Write summary.json, the report and the picture. Return the content of summary.json.
+
+        It holds for each model `box_miou` and `point_miou` (0 to 1), `params`, and `encoder_gmacs` of one photo; then
+        `times_fewer_macs` and `share_of_quality` (the mean of both mIoUs, as a share of the teacher's); and what
+        differs from run to run: `speed` (milliseconds a photo) and `seconds`, the time of each step.
         """
-        summary: dict[str, Any] = {}
-        for name, compared in models.items():
-            model = load_model(self.sources[name])
-            scores = {f"{key.prompt}_miou": found.metrics["miou"] for key, found in compared.evaluations.items()}
-            num_params = sum(parameter.numel() for parameter in model.parameters())
-            gmacs = round(encoder_macs(model.spec) / BILLION, 3)
-            summary[name] = {**scores, "params": num_params, "encoder_gmacs": gmacs}
+        self._say("Report", "Scores with intervals, curves, and masks to look at, in one page that opens from disk.")
+        summary: dict[str, Any] = {name: self._facts(name, models[name]) for name in models}
+        teacher, student = summary["teacher"], summary["student"]
+        summary["times_fewer_macs"] = round(teacher["encoder_gmacs"] / student["encoder_gmacs"], 2)
+        summary["share_of_quality"] = round(quality(student) / quality(teacher), 4)
+        of_teacher, of_student = ((bench_run(models[name], comparison.setting) or {})["latency_ms"] for name in SHOWN)
+        summary["speed"] = {
+            "teacher_ms": round(of_teacher, 1),
+            "student_ms": round(of_student, 1),
+            "student_onnxruntime_ms": round(onnx_ms, 1),
+            "times_faster": round(of_teacher / of_student, 2),
+        }
         summary["seconds"] = self.steps.seconds()
         write_json(self.out / SUMMARY_FILE, summary, raises=RunError)
-        write_report(summary, models, self.out / REPORT_FILE, num_rows=GALLERY_ROWS)
+        write_report(comparison, photographs, summary, sentence(summary), self.out / REPORT_FILE)
+        write_picture(photographs, self.out / PICTURE_FILE)
         return summary
 
-    def _untrained(self) -> PromptableModel:
-        """Build the student of the mask stage with random weights in its encoder, drawn by the recipe's seed."""
-        overrides = [f"data.images={self.steps.shards('train')}", "student.init_from=none", "run=none"]
-        recipe = load_recipe("quickstart/mask", overrides, check_paths=False)
-        assert isinstance(recipe, MaskRecipe)
-        lightning.seed_everything(recipe.seed, verbose=False)
-        student = StudentConfig(recipe.student.name, recipe.student.image_size)
-        return build_student(student, load_teacher(recipe.teacher))
+    def _facts(self, name: str, compared: ComparedModel) -> dict[str, Any]:
+        """Return what summary.json says of a model."""
+        model = load_model(self.sources[name])
+        scores = {f"{key.prompt}_miou": found.metrics["miou"] for key, found in compared.evaluations.items()}
+        num_params = sum(parameter.numel() for parameter in model.parameters())
+        return {**scores, "params": num_params, "encoder_gmacs": round(encoder_macs(model.spec) / BILLION, 3)}
+
+    def _annotations(self, split: str) -> Path:
+        return self.out / "data" / f"{split}.json"
+
+    def _say(self, title: str, why: str) -> None:
+        """Print what the next step is, and what it is for."""
+        self.said += 1
+        print(f"\n[{self.said}/{NUM_STEPS}] {title}. {why}", flush=True)
+
+
+def quality(facts: dict[str, Any]) -> float:
+    """Return the mask quality of a model of summary.json: the mean of its mIoUs from boxes and from one click."""
+    return float(facts["box_miou"] + facts["point_miou"]) / 2
+
+
+def sentence(summary: dict[str, Any]) -> str:
+    """Say what the student costs, and how good it is, beside its teacher."""
+    return (
+        f"{summary['times_fewer_macs']:.1f} times fewer MACs, {summary['speed']['times_faster']:.1f} times faster, "
+        f"{100 * summary['share_of_quality']:.1f} % of the teacher's mask quality"
+    )

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from distill.cli.quickstart import TRAIN_PHOTOS
+from distill.cli.quickstart import HELD_OUT_PHOTOS, TRAIN_PHOTOS
+from distill.config.loading import load_recipe
 from distill.config.named_data import ROOT_VARIABLE, SplitName, catalogue_files, parse_split_name
 from distill.data.catalogue import (
     list_datasets,
@@ -20,8 +21,8 @@ from distill.data.catalogue import (
     resolve_photos,
     resolve_shards,
 )
-from distill.errors import DataError
-from distill.quickstart import pipeline
+from distill.data.coco import CocoSet
+from distill.errors import DataError, RecipeError
 
 SHIPPED = sorted(catalogue_files())
 ENTRY = {
@@ -58,7 +59,7 @@ def test_a_shipped_set_reads(name):
 
 
 def test_the_shipped_sets():
-    assert SHIPPED == ["coco2017", "lvis_v1", "quickstart", "sa1b", "sginw"]
+    assert SHIPPED == ["coco2017", "lvis_v1", "nuclei", "sa1b", "sginw"]
     assert [dataset.name for dataset in list_datasets()] == SHIPPED
     assert len({name.partition("/")[0] for name in load_dataset("sginw").splits}) == 25
     val = load_dataset("coco2017").split("val")
@@ -66,13 +67,41 @@ def test_the_shipped_sets():
     assert val.num_photos == 5000 and val.files == ("val2017.zip", "annotations_trainval2017.zip")
 
 
-def test_the_quickstart_s_entry_is_what_the_quickstart_composes():
-    splits = load_dataset("quickstart").splits
-    assert {name: (split.num_photos, split.seed) for name, split in splits.items()} == {
-        "train": (TRAIN_PHOTOS, pipeline.TRAIN_SEED),
-        "val": (pipeline.HELD_OUT_PHOTOS, pipeline.HELD_OUT_SEED),
-    }
-    assert load_dataset("quickstart").samples_per_shard == pipeline.SAMPLES_PER_SHARD
+def test_the_packaged_set_is_what_its_entry_says(monkeypatch):
+    monkeypatch.delenv(ROOT_VARIABLE, raising=False)
+    for name, split in load_dataset("nuclei").splits.items():
+        coco_set = CocoSet(f"nuclei/{name}", f"nuclei/{name}")
+        instances = [len(photo.instances) for photo in coco_set]
+        assert (len(coco_set), sum(instances)) == (split.num_photos, split.num_masks) and min(instances) > 0
+        assert all(photo.load().shape == (*photo.hw, 3) for photo in list(coco_set)[:5])
+    assert load_dataset("nuclei").split("train").num_photos == TRAIN_PHOTOS
+    assert load_dataset("nuclei").split("val").num_photos == HELD_OUT_PHOTOS
+
+
+def test_no_photo_of_the_packaged_set_is_in_both_splits():
+    folders = [resolve_photos(f"nuclei/{split}") for split in ("train", "val")]
+    names, contents = ([{read(path) for path in folder.iterdir()} for folder in folders] for read in (_name, _bytes))
+    assert not names[0] & names[1] and not contents[0] & contents[1]
+
+
+def _name(path: Path) -> str:
+    return path.name
+
+
+def _bytes(path: Path) -> bytes:
+    return path.read_bytes()
+
+
+def test_the_packaged_set_needs_a_folder_for_its_shards_alone(tmp_path, monkeypatch):
+    monkeypatch.delenv(ROOT_VARIABLE, raising=False)
+    load_recipe("eval/coco_box", ["data.images=nuclei/val", f"run={tmp_path / 'run'}"], kinds=("evaluate",))
+    with pytest.raises(DataError, match=f"{ROOT_VARIABLE} is not set"):
+        resolve_shards("nuclei/train")
+    with pytest.raises(RecipeError, match=f"data.images: no such directory: 'nuclei/train'.*{ROOT_VARIABLE}"):
+        load_recipe("quickstart/mask", ["data.images=nuclei/train", f"run={tmp_path / 'run'}"])
+    monkeypatch.setenv(ROOT_VARIABLE, str(tmp_path))
+    with pytest.raises(DataError, match="'nuclei/train' is not prepared: .*datasets prepare nuclei --split train'"):
+        resolve_shards("nuclei/train")
 
 
 def test_an_own_entry_is_read_like_a_shipped_one(tmp_path, monkeypatch):
@@ -88,7 +117,7 @@ def test_an_own_entry_is_read_like_a_shipped_one(tmp_path, monkeypatch):
     [
         ({"licence": "CC0"}, r"mine.yaml: licence: unknown key. Did you mean 'licences'"),
         ({"splits": {"val": {"photo": 2}}}, r"splits.val.photo: unknown key. Did you mean 'photos'"),
-        ({"kind": "voc"}, "kind: unknown value 'voc'. Known: coco, composed, folder, lvis, tars"),
+        ({"kind": "voc"}, "kind: unknown value 'voc'. Known: coco, folder, lvis, tars"),
         ({"title": 3}, "title: must be a text, got 3"),
         ({"homepage": "example.org"}, r"homepage: must be an address \(https://...\), got 'example.org'"),
         ({"licences": {"photos": {"name": "CC0"}}}, "licences.photos.terms: missing; give terms: VALUE"),
@@ -100,7 +129,6 @@ def test_an_own_entry_is_read_like_a_shipped_one(tmp_path, monkeypatch):
         ({"images": "/data"}, "images: must be a path below the set's folder, got '/data'"),
         ({"images": "../other"}, "images: must be a path below the set's folder"),
         ({"name": "yours"}, "name: is 'yours' in a file named 'mine.yaml'; the two must agree"),
-        ({"kind": "composed", "splits": {"val": {}}}, "splits.val.photos: missing"),
         ({"splits": ["val"]}, r"splits: must hold `key: value` lines, got \['val'\]"),
     ],
 )

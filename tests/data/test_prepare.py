@@ -77,13 +77,14 @@ def test_a_set_of_the_wild(tiny_sets):
     assert len(ShardIndex.open("tiny_sginw/Bottles/valid")) == 2
 
 
-def test_a_composed_set(tiny_sets):
-    splits = {"val": {"photos": 2, "seed": 2, "photographs": "held_out"}}
-    folder = tiny_sets.add("tiny_quickstart", "quickstart", {}, splits=splits)
-    prepare(tiny_sets, "tiny_quickstart")
-    assert len(ShardIndex.open("tiny_quickstart")) == 2
-    assert len(CocoSet("tiny_quickstart", "tiny_quickstart")) == 2
-    assert sorted(path.name for path in folder.iterdir()) == ["shards", "val"]
+def test_the_packaged_set(tiny_sets):
+    shards = tiny_sets.root / "nuclei/shards"
+    assert prepare(tiny_sets, "nuclei", "val") == [shards / "val"]
+    index = ShardIndex.open("nuclei/val")
+    assert len(index) == 24 and index.has_annotations
+    assert resolve_shards("nuclei/val") == shards / "val"
+    assert not resolve_photos("nuclei/val").is_relative_to(tiny_sets.root), "the photos stay in the package"
+    assert [path.name for path in shards.parent.iterdir()] == ["shards"]
 
 
 def test_finished_splits_are_left_as_they_are(tiny_sets):

@@ -10,9 +10,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from distill.data.synthetic.coco_set import write_coco_set
-from distill.data.synthetic.source_photos import HELD_OUT_PHOTOGRAPHS, load_photographs
 from distill.models.checkpoint import load_model
+from distill.quickstart.photographs import write_part
 
 TOOL = Path(__file__).parents[2] / "tools" / "train_quickstart_teacher.py"
 
@@ -44,10 +43,10 @@ def test_weights_at_another_grid_are_the_same(tool):
 
 @pytest.mark.slow
 def test_phases_of_one_step_each(tool, tmp_path, monkeypatch):
-    write_coco_set(tmp_path, load_photographs(HELD_OUT_PHOTOGRAPHS), num_photos=2, seed=0)
+    data = write_part("val", 2, tmp_path / "annotations.json")
     monkeypatch.setattr(tool, "load_imagenet_backbone", lambda encoder: None)  # another package's weights
     out = tmp_path / "out"
-    command = ["--images", tmp_path / "photos", "--annotations", tmp_path / "annotations.json", "--out", out]
+    command = ["--images", data.images, "--annotations", data.annotations, "--out", out]
     steps = [f"--{phase}-steps=1" for phase in ("noise", "coarse", "fine")]
     options = [*map(str, command), *steps, "--num-workers=0", "--accelerator=cpu", "--save-every=1"]
     tool.main(options)

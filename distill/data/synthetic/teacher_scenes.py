@@ -12,7 +12,6 @@ from torch.utils.data import Dataset
 from distill.batch import ImageBatch
 from distill.data.coco import CocoSet
 from distill.data.rle import decode_mask
-from distill.data.synthetic.coco_set import MIN_CONTRAST
 from distill.data.synthetic.scenes import (
     Cutout,
     Scene,
@@ -27,10 +26,11 @@ from distill.geometry import boxes_to_prompt_frame, letterbox, mask_to_low_res, 
 
 MAX_INSTANCES = 12  # masks per scene and step
 MIN_CUTOUT_AREA = 300  # pixels of an instance that is pasted into other photos
-MIN_AREA = 24  # pixels; half of the default of `compose`, since COCO's small objects are smaller than the quickstart's
+MIN_AREA = 24  # pixels; half of the default of `compose`, since COCO's small objects are smaller
+MIN_CONTRAST = 80.0  # RGB levels; a shape that nobody can see teaches nothing
 SHAPE_SHARE = 0.4  # scenes without a labelled instance: shapes on a photo
 PASTED_SHARE = 0.6  # of the labelled scenes: instances of other photos are pasted into them
-CONTRAST_SHARE = 0.7  # of the scenes: all their cut-outs stand out, as in the quickstart
+CONTRAST_SHARE = 0.7  # of the scenes: all their cut-outs stand out by MIN_CONTRAST
 
 
 class BoxScenes(Dataset[Scene]):
@@ -60,7 +60,7 @@ class BoxScenes(Dataset[Scene]):
 class ComposedScenes(Dataset[Scene]):
     """Scenes of two kinds, each drawn from its own seed.
 
-    SHAPE_SHARE of them are like the quickstart's: shapes on a photo without labels. The others are crops of labelled
+    SHAPE_SHARE of them are shapes on a photo without labels. The others are crops of labelled
     photos, most of them with more instances and shapes pasted on top.
     """
 

@@ -1,8 +1,7 @@
-"""The fidelity of codecs with the packaged teacher, on photos that are not square: int8 keeps its promise."""
+"""The fidelity of codecs with the packaged teacher, on photos of several shapes: int8 keeps its promise."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from distill.config.schema import CacheConfig, TeacherConfig
@@ -11,28 +10,22 @@ from distill.data.cache.teacher_pool import TeacherPool
 from distill.data.coco import CocoSet
 from distill.data.shards.build import build_coco_shards
 from distill.data.shards.index import ShardIndex
-from distill.data.synthetic.coco_set import write_coco_set
-from distill.data.synthetic.source_photos import HELD_OUT_PHOTOGRAPHS, load_photographs
 from distill.models.teacher import load_teacher
-
-LONG, SHORT = 2, 3  # cut to 3:2
+from distill.quickstart.photographs import write_part
 
 
 @pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> ShardIndex:
-    directory = tmp_path_factory.mktemp("scenes")
-    photographs = load_photographs(HELD_OUT_PHOTOGRAPHS)
-    wide = [photo for photo in photographs if photo.shape[0] < photo.shape[1]]
-    cut = [np.ascontiguousarray(photo[: photo.shape[1] * LONG // SHORT]) for photo in wide]
-    write_coco_set(directory, cut, num_photos=NUM_PHOTOS, seed=1)
-    coco_set = CocoSet(directory / "photos", directory / "annotations.json")
+def nuclei(tmp_path_factory: pytest.TempPathFactory) -> ShardIndex:
+    directory = tmp_path_factory.mktemp("nuclei")
+    data = write_part("val", NUM_PHOTOS, directory / "annotations.json")
+    coco_set = CocoSet(data.images, data.annotations)
     build_coco_shards(coco_set, directory / "shards", samples_per_shard=NUM_PHOTOS)
     return ShardIndex.open(directory / "shards")
 
 
-def test_int8_keeps_values_and_masks(scenes: ShardIndex):
+def test_int8_keeps_values_and_masks(nuclei: ShardIndex):
     teacher = load_teacher(TeacherConfig())
-    with TeacherPool(teacher, scenes, CacheConfig()) as pool:
+    with TeacherPool(teacher, nuclei, CacheConfig()) as pool:
         found = measure_fidelity(pool, ["fp16", "int8"])
     assert found["int8"].num_images == NUM_PHOTOS and found["int8"].prompts == "box"
     for codec, fidelity in found.items():

@@ -1,14 +1,8 @@
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from distill.data.coco import CocoSet
-from distill.data.rle import decode_mask
-from distill.data.synthetic.coco_set import write_coco_set
 from distill.data.synthetic.scenes import (
     Cutout,
     Scene,
@@ -80,20 +74,6 @@ def test_the_splits_share_no_photograph() -> None:
     assert not set(TRAIN_PHOTOGRAPHS) & set(HELD_OUT_PHOTOGRAPHS)
     for image in load_photographs(HELD_OUT_PHOTOGRAPHS):
         assert image.dtype == np.uint8 and image.ndim == 3 and min(image.shape[:2]) >= 200
-
-
-def test_the_set_is_coco_and_the_same_for_the_same_seed(tmp_path: Path) -> None:
-    photographs = load_photographs(HELD_OUT_PHOTOGRAPHS[:2])
-    for name in ("a", "b"):
-        write_coco_set(tmp_path / name, photographs, num_photos=3, seed=5)
-    assert (tmp_path / "a/annotations.json").read_text() == (tmp_path / "b/annotations.json").read_text()
-    coco_set = list(CocoSet(tmp_path / "a/photos", tmp_path / "a/annotations.json"))
-    assert [item.key for item in coco_set] == ["000000", "000001", "000002"]
-    for item in coco_set:
-        assert item.instances
-        for instance in item.instances:
-            assert decode_mask(instance.rle).sum() == instance.area
-    assert json.loads((tmp_path / "a/annotations.json").read_text())["categories"]
 
 
 def test_a_photo_without_instances() -> None:
