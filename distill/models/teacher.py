@@ -55,7 +55,7 @@ class Teacher(nn.Module):
         return self.model.prompt_size
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Teacher:
-        self.model._apply(fn, recurse)  # type: ignore[no-untyped-call] # torch's own has no types
+        self.model._apply(fn, recurse)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 

@@ -23,7 +23,7 @@ def step_generator(seed: int, step: int) -> torch.Generator:
 
 
 def seed_generators(*parts: int | str) -> None:
-    """Seed the global generators of torch, numpy and Python, from which dropout draws, and any code that is given no generator."""
+    """Seed the global generators of torch, numpy and Python. Dropout draws from them."""
     seed = stable_seed(*parts)
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)  # as many bits as numpy takes

@@ -20,13 +20,15 @@ from distill.training import train
 
 
 class GatheringStrategy(DDPStrategy):
-    """Distributed training in which a rank answers for every second tensor of the model's state."""
+    """Distributed training in which a rank answers for every second parameter, and rank 0 for the buffers."""
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
+        assert self.lightning_module is not None
+        parameters = {name for name, _ in self.lightning_module.named_parameters()}
         whole = {}
         for place, (name, tensor) in enumerate(super().lightning_module_state_dict().items()):
-            own = tensor if place % self.world_size == self.global_rank else torch.zeros_like(tensor)
-            whole[name] = own.clone()
+            owner = place % self.world_size if name in parameters else 0  # batch statistics differ from rank to rank
+            whole[name] = tensor.clone() if owner == self.global_rank else torch.zeros_like(tensor)
             torch.distributed.all_reduce(whole[name])
         return whole if self.global_rank == 0 else {}
 
