@@ -73,8 +73,8 @@ class Send(Callback):
     def on_after_backward(self, trainer, pl_module) -> None:
         if trainer.global_step == self.step:
             children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split() if self.to_all else []
-            for pid in (*map(int, children), os.getpid()):
-                os.kill(pid, self.signum)
+            # By another process: torch's workers stand SIGTERM from their parent.
+            subprocess.run(["kill", f"-{self.signum:d}", *children, str(os.getpid())], check=True)
             time.sleep(0.2 * self.to_all)  # so that a worker that does not stand it has ended
 
 
