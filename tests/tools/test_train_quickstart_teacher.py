@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -10,6 +11,7 @@ from types import ModuleType
 import pytest
 import torch
 
+from distill.data.synthetic import drawings
 from distill.models.checkpoint import load_model
 from distill.quickstart.photographs import write_part
 
@@ -37,24 +39,45 @@ def test_cells_near_a_box(tool):
 def test_weights_at_another_grid_are_the_same(tool):
     model = tool.build_from_spec(tool.teacher_spec(8))
     other = tool.at_grid(model, 16)
-    assert (other.image_size, other.embedding_size) == (128, 16)
+    assert (other.image_size, other.embedding_size) == (256, 16)
     assert all(other.state_dict()[name].equal(tensor) for name, tensor in model.state_dict().items())
+
+
+def test_attention_begins_at_the_place_of_a_prompt(tool):
+    model = tool.build_from_spec(tool.teacher_spec(8))
+    tool.attend_by_place(model)
+    places = model.prompt_encoder.get_dense_pe().flatten(2)[0].T  # (64, C)
+    attention = model.mask_decoder.transformer.layers[0].cross_attn_token_to_image
+    query, key = attention.q_proj(places), attention.k_proj(places)
+    assert ((query @ key.T).argmax(1) == torch.arange(64)).all()
+
+
+def test_a_phase_of_no_steps_is_left_out(tool):
+    required = ["--set", "photos", "photos.json", "1", "--out", "out"]
+    assert [phase.name for phase in tool.phases(tool.parse_args(required))] == ["drawings", "coarse", "middle", "fine"]
+    assert [phase.grid for phase in tool.phases(tool.parse_args([*required, "--middle-steps=0"]))] == [8, 16, 64]
 
 
 @pytest.mark.slow
 def test_phases_of_one_step_each(tool, tmp_path, monkeypatch):
     data = write_part("val", 2, tmp_path / "annotations.json")
     monkeypatch.setattr(tool, "load_imagenet_backbone", lambda encoder: None)  # another package's weights
+    monkeypatch.setattr(tool, "GRID", 8)
+    for name, few in {"NUM_DRAWINGS": 2, "NUM_PROMPTS": 4, "NUM_RANDOM_OUTLINES": 5}.items():
+        monkeypatch.setattr(drawings, name, few)
+    plan = [("drawings", 4, None), ("coarse", 4, 2), ("fine", 8, 1)]
+    monkeypatch.setattr(tool, "phases", lambda args: [tool.Phase(name, grid, 1, 1e-4, n) for name, grid, n in plan])
     out = tmp_path / "out"
-    command = ["--images", data.images, "--annotations", data.annotations, "--out", out]
-    steps = [f"--{phase}-steps=1" for phase in ("noise", "coarse", "fine")]
-    options = [*map(str, command), *steps, "--num-workers=0", "--accelerator=cpu", "--save-every=1"]
+    photos = [str(data.images), str(data.annotations)]
+    command = ["--set", *photos, "1", "--held-out", *photos, "--out", str(out)]
+    options = [*command, "--num-workers=0", "--accelerator=cpu", "--save-every=1"]
     tool.main(options)
-    phases = ["noise", "coarse", "fine"]
-    assert [(out / f"{phase}.safetensors").is_file() for phase in phases] == [True] * 3
-    teacher = load_model(out / "quickstart_teacher.safetensors")
-    assert (teacher.image_size, teacher.embedding_size) == (384, 48)
-    before = (out / "noise.safetensors").stat().st_mtime_ns
+    assert all((out / f"{name}.safetensors").is_file() for name, *_ in plan)
+    scores = [json.loads(line) for line in (out / "coarse" / "metrics.jsonl").read_text().splitlines()]
+    assert any("val/box_miou" in line for line in scores)
+    teacher = load_model(out / tool.WEIGHTS)
+    assert (teacher.image_size, teacher.embedding_size, teacher.spec.paint_prompts) == (128, 8, False)
+    before = (out / "drawings.safetensors").stat().st_mtime_ns
     (out / "fine.safetensors").unlink()
     tool.main(options)
-    assert (out / "fine.safetensors").is_file() and (out / "noise.safetensors").stat().st_mtime_ns == before
+    assert (out / "fine.safetensors").is_file() and (out / "drawings.safetensors").stat().st_mtime_ns == before

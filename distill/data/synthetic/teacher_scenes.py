@@ -1,126 +1,149 @@
-"""The scenes that the quickstart teacher is trained on: real instances, shapes, and boxes over photographs."""
+"""The scenes that the quickstart teacher is trained on: windows of labelled photos, some with objects pasted in."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import Dataset
 
 from distill.batch import ImageBatch
 from distill.data.coco import CocoSet
 from distill.data.rle import decode_mask
 from distill.data.synthetic.scenes import (
+    MIN_VISIBLE_SHARE,
     Cutout,
     Scene,
     compose,
     cut_instance,
-    cut_shape,
-    random_crop,
     vary_cutout,
+    vary_light,
     without_instances,
 )
 from distill.geometry import boxes_to_prompt_frame, letterbox, mask_to_low_res, mask_window, valid_mask
 
-MAX_INSTANCES = 12  # masks per scene and step
+MAX_INSTANCES = 10  # masks per scene and step
+MAX_MASKS = 60  # of a photo that are kept in memory
 MIN_CUTOUT_AREA = 300  # pixels of an instance that is pasted into other photos
-MIN_AREA = 24  # pixels; half of the default of `compose`, since COCO's small objects are smaller
-MIN_CONTRAST = 80.0  # RGB levels; a shape that nobody can see teaches nothing
-SHAPE_SHARE = 0.4  # scenes without a labelled instance: shapes on a photo
-PASTED_SHARE = 0.6  # of the labelled scenes: instances of other photos are pasted into them
-CONTRAST_SHARE = 0.7  # of the scenes: all their cut-outs stand out by MIN_CONTRAST
+MIN_AREA = 16  # pixels of a target in the scene
+PASTED_SHARE = 0.25  # of the scenes: instances of other photos of the set are pasted in
+UNLABELLED_SHARE = 0.3  # of these: the background has no targets of its own
+MAX_PASTED = 5
+PASTED_SIDE = 0.08, 0.7  # of the scene's side
+WINDOW_SIDE = 0.3, 1.2  # of the photo's longest side; log-uniform
+CENTRED_SHARE = 0.7  # of the windows: they hold a place of an instance
+MIN_WINDOW = 32  # pixels
+CONTRAST = 25.0  # that half of the compositions ask for; see scenes.contrast
+DRAWS = 50
 
 
-class BoxScenes(Dataset[Scene]):
-    """Scenes whose instances are random boxes, unrelated to the photo, with sides from 5 % of the photo's."""
+@dataclass
+class LabelledSet:
+    """Labelled photos, and how often they are drawn.
 
-    def __init__(self, photographs: list[np.ndarray], *, num_scenes: int, size: int) -> None:
-        self.photographs = photographs
-        self.num_scenes = num_scenes
-        self.size = size
-
-    def __len__(self) -> int:
-        return self.num_scenes
-
-    def __getitem__(self, index: int) -> Scene:
-        rng = np.random.default_rng((0, index))
-        photo = self.photographs[rng.integers(len(self.photographs))]
-        scene = random_crop(rng, without_instances(photo), long_side=self.size, min_share=0.3)
-        height, width = scene.pixels.shape[:2]
-        masks = np.zeros((MAX_INSTANCES, height, width), bool)
-        for mask in masks:
-            h, w = (np.array([height, width]) * np.exp(rng.uniform(np.log(0.05), 0, 2))).astype(int) + 1
-            top, left = int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1))
-            mask[top : top + h, left : left + w] = True
-        return Scene(scene.pixels, masks)
-
-
-class ComposedScenes(Dataset[Scene]):
-    """Scenes of two kinds, each drawn from its own seed.
-
-    SHAPE_SHARE of them are shapes on a photo without labels. The others are crops of labelled
-    photos, most of them with more instances and shapes pasted on top.
+    share: of all scenes; the shares of several sets need not add up to 1.
     """
 
-    def __init__(
-        self,
-        labelled: list[Scene],
-        photographs: list[np.ndarray],
-        *,
-        num_scenes: int,
-        size: int,
-        seed: int,
-    ) -> None:
-        self.labelled = labelled
-        self.photographs = photographs
-        self.instances = [
-            cut_instance(s.pixels, mask) for s in labelled for mask in s.masks if mask.sum() > MIN_CUTOUT_AREA
-        ]
-        self.num_scenes = num_scenes
-        self.size = size
-        self.seed = seed
+    scenes: list[Scene]
+    share: float
+
+
+class TeacherScenes(Dataset[Scene]):
+    """Scenes whose longest side is `size` pixels. The scene at an index is always the same.
+
+    Args:
+        first: added to each index, so that a resumed training sees the scenes that come next.
+    """
+
+    def __init__(self, sets: Sequence[LabelledSet], *, num_scenes: int, size: int, seed: int, first: int = 0) -> None:
+        shares = np.array([labelled.share for labelled in sets])
+        self.scenes = [labelled.scenes for labelled in sets]
+        self.odds = shares / shares.sum()
+        self.cutouts = [_cutouts(labelled.scenes) for labelled in sets]
+        self.num_scenes, self.size, self.seed, self.first = num_scenes, size, seed, first
 
     def __len__(self) -> int:
         return self.num_scenes
 
     def __getitem__(self, index: int) -> Scene:
-        rng = np.random.default_rng((self.seed, index))
-        for _ in range(20):
+        rng = np.random.default_rng((self.seed, self.first + index))
+        for _ in range(DRAWS):
             scene = self._draw(rng)
             if len(scene.masks):
-                return scene
-        raise RuntimeError("no scene with a visible instance in 20 draws")
+                return some_masks(rng, scene, MAX_INSTANCES)
+        raise RuntimeError(f"no scene with a visible instance in {DRAWS} draws")
 
     def _draw(self, rng: np.random.Generator) -> Scene:
-        if rng.random() < SHAPE_SHARE:
-            background, num_shapes, num_instances = without_instances(self._any_photo(rng)), int(rng.integers(2, 6)), 0
-        else:
-            background = self.labelled[rng.integers(len(self.labelled))]
-            num_shapes = int(rng.integers(0, 2))
-            num_instances = int(rng.integers(1, 5)) if rng.random() < PASTED_SHARE else 0
-        scene = random_crop(rng, background, long_side=self.size, min_share=0.45, min_area=MIN_AREA)
-        cutouts = [self._cutout(rng, shape=i < num_shapes) for i in range(num_shapes + num_instances)]
-        order = rng.permutation(len(cutouts))
-        min_contrast = MIN_CONTRAST if rng.random() < CONTRAST_SHARE else 0.0
-        return compose(rng, scene, [cutouts[i] for i in order], min_contrast=min_contrast, min_area=MIN_AREA)
+        number = int(rng.choice(len(self.scenes), p=self.odds))
+        scenes, cutouts = self.scenes[number], self.cutouts[number]
+        photo = scenes[rng.integers(len(scenes))]
+        if not cutouts or rng.random() >= PASTED_SHARE:
+            return cut_window(rng, photo, self.size)
+        if rng.random() < UNLABELLED_SHARE:
+            photo = without_instances(photo.pixels)
+        background = cut_window(rng, photo, self.size)
+        pasted = [self._vary(rng, cutouts) for _ in range(int(rng.integers(1, MAX_PASTED + 1)))]
+        return compose(rng, background, pasted, min_contrast=CONTRAST * rng.integers(2), min_area=MIN_AREA)
 
-    def _any_photo(self, rng: np.random.Generator) -> np.ndarray:
-        if rng.random() < 0.5:
-            return self.photographs[rng.integers(len(self.photographs))]
-        return self.labelled[rng.integers(len(self.labelled))].pixels
+    def _vary(self, rng: np.random.Generator, cutouts: list[Cutout]) -> Cutout:
+        side = int(self.size * np.exp(rng.uniform(*np.log(PASTED_SIDE))))
+        return vary_cutout(rng, cutouts[rng.integers(len(cutouts))], max(side, 12))
 
-    def _cutout(self, rng: np.random.Generator, *, shape: bool) -> Cutout:
-        size = int(self.size * (rng.uniform(0.2, 0.6) if shape else np.exp(rng.uniform(np.log(0.08), np.log(0.7)))))
-        if shape:
-            return vary_cutout(rng, cut_shape(rng, self._any_photo(rng), max(size, 16)), max(size, 16))
-        return vary_cutout(rng, self.instances[rng.integers(len(self.instances))], max(size, 12))
+
+def _cutouts(scenes: Sequence[Scene]) -> list[Cutout]:
+    return [
+        cut_instance(scene.pixels, mask) for scene in scenes for mask in scene.masks if mask.sum() > MIN_CUTOUT_AREA
+    ]
+
+
+def some_masks(rng: np.random.Generator, scene: Scene, num: int) -> Scene:
+    """Return a scene with at most `num` of its masks, drawn at random."""
+    return Scene(scene.pixels, scene.masks[rng.permutation(len(scene.masks))[:num]])
+
+
+def cut_window(rng: np.random.Generator, scene: Scene, size: int) -> Scene:
+    """Cut a random window, often around an instance, resize its longest side to `size`, flip it and vary its light."""
+    height, width = scene.pixels.shape[:2]
+    side = max(height, width) * np.exp(rng.uniform(*np.log(WINDOW_SIDE)))
+    h, w = (int(np.clip(side * np.exp(rng.uniform(-0.2, 0.2)), MIN_WINDOW, whole)) for whole in (height, width))
+    top, left = _corner(rng, scene, h, w)
+    scale = size / max(h, w)
+    shape = max(1, round(w * scale)), max(1, round(h * scale))
+    masks = scene.masks[:, top : top + h, left : left + w]
+    areas = masks.sum((1, 2))
+    kept = (areas * scale**2 >= MIN_AREA) & (areas >= MIN_VISIBLE_SHARE * scene.masks.sum((1, 2)))
+    pixels = np.asarray(
+        Image.fromarray(scene.pixels[top : top + h, left : left + w]).resize(shape, Image.Resampling.BILINEAR)
+    )
+    resized = np.zeros((int(kept.sum()), shape[1], shape[0]), bool)
+    for place, mask in enumerate(masks[kept]):
+        image = Image.fromarray(mask.astype(np.uint8) * 255).resize(shape, Image.Resampling.BILINEAR)
+        resized[place] = np.asarray(image) > 127
+    if rng.random() < 0.5:
+        pixels, resized = pixels[:, ::-1], resized[:, :, ::-1]
+    return Scene(vary_light(rng, pixels), resized[resized.any((1, 2))])
+
+
+def _corner(rng: np.random.Generator, scene: Scene, h: int, w: int) -> tuple[int, int]:
+    """Draw the top left corner of a window of h x w pixels inside the photo."""
+    height, width = scene.pixels.shape[:2]
+    if len(scene.masks) and rng.random() < CENTRED_SHARE:
+        window = mask_window(scene.masks[rng.integers(len(scene.masks))])
+        if window is not None:
+            rows, cols = window
+            row, col = rng.integers(rows.start, rows.stop), rng.integers(cols.start, cols.stop)
+            top, left = row - rng.integers(0, h), col - rng.integers(0, w)
+            return int(np.clip(top, 0, height - h)), int(np.clip(left, 0, width - w))
+    return int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1))
 
 
 @dataclass
 class Collate:
-    """A function from scenes to an ImageBatch at the sizes of a model, with up to MAX_INSTANCES masks of each scene."""
+    """A function from scenes to an ImageBatch at the sizes of a model."""
 
     image_size: int
     embedding_size: int
@@ -129,9 +152,7 @@ class Collate:
         low_res, prompt_size = 4 * self.embedding_size, 16 * self.embedding_size
         masks, boxes, index = [], [], []
         for i, scene in enumerate(scenes):
-            rng = np.random.default_rng(int(scene.pixels[::7, ::7].sum()))
-            for j in rng.permutation(len(scene.masks))[:MAX_INSTANCES]:
-                mask = scene.masks[j]
+            for mask in scene.masks:
                 window = mask_window(mask)
                 assert window is not None  # scenes keep visible instances alone
                 rows, cols = window
@@ -152,10 +173,12 @@ class Collate:
 
 
 def load_labelled(images: Path, annotations: Path) -> list[Scene]:
-    """Load all photos of a COCO-format set that have masks."""
+    """Load the photos of a COCO-format set that have masks, with MAX_MASKS of a photo at most."""
     scenes = []
-    for photo in CocoSet(images, annotations):
+    for number, photo in enumerate(CocoSet(images, annotations)):
         masks = [decode_mask(instance.rle).astype(bool) for instance in photo.instances]
         if masks:
-            scenes.append(Scene(photo.load(), np.stack(masks)))
+            rng = np.random.default_rng(number)
+            kept = [masks[place] for place in rng.permutation(len(masks))[:MAX_MASKS]]
+            scenes.append(Scene(photo.load(), np.stack(kept)))
     return scenes
