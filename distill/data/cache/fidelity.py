@@ -31,7 +31,7 @@ from distill.prompts.types import POSITIVE, Prompts
 
 NUM_PHOTOS = 8
 MAX_BOXES = 8  # per photo, each decoded three times
-POINTS_PER_SIDE = 8  # of the grid of points on photos without boxes
+POINTS_PER_SIDE = 4  # of the grid of points on photos without boxes
 NUM_TRIES = 10  # photos to try until one can be decoded
 NUM_DIGITS = 6
 

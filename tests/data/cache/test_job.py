@@ -229,7 +229,7 @@ def test_fidelity_is_measured_and_kept(tiny_teacher, photo_shards, config):
 
 def test_fidelity_without_annotations_uses_points(tiny_teacher, photo_shards, config):
     fidelity = build_cache(tiny_teacher, photo_shards(2, annotated=False, bad={1}), config, max_bad_share=0.5).fidelity
-    assert (fidelity.num_images, fidelity.num_prompts, fidelity.prompts) == (1, 64, "point")
+    assert (fidelity.num_images, fidelity.num_prompts, fidelity.prompts) == (1, 16, "point")
 
 
 def test_lower_precision_is_another_cache(tiny_teacher, photo_shards, config):
