@@ -22,6 +22,7 @@ examples:
   distill train my_recipe.yaml optim.lr=5e-4 trainer.max_steps=20000 run=runs/lr5e-4
   distill train my_recipe.yaml trainer.devices=8 trainer.precision=bf16-mixed run=runs/l0
   distill train my_recipe.yaml run=runs/l0 resume=true             # continue after an interruption
+  distill train my_recipe.yaml run=runs/l0 resume=true optim.lr=1e-4         # and with another rate from there on
   torchrun --nproc-per-node 8 --nnodes 2 ... $(which distill) train my_recipe.yaml trainer.num_nodes=2 run=runs/l0
   srun distill train my_recipe.yaml trainer.devices=8 trainer.num_nodes=8 run=runs/l0 resume=true
 

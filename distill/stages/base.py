@@ -19,7 +19,7 @@ from distill.config.schema import OptimConfig
 from distill.models.checkpoint import SPEC_KEY, describe
 from distill.models.sam import PromptableModel
 from distill.prompts.seeded_noise import seed_generators
-from distill.stages.finite_loss import FiniteLoss
+from distill.stages.finite_loss import FiniteLoss, check_weights
 from distill.stages.optim import (
     batch_norms_to_eval,
     build_adamw,
@@ -80,9 +80,10 @@ class TrainingStage(lightning.LightningModule):
         """Say which model the checkpoint holds.
 
         Raises:
-            RunError: the last step had no finite loss. So the last good checkpoint stays.
+            RunError: the loss of the last step, or a weight after it, is not finite. So the last good checkpoint stays.
         """
         self.finite_loss.check(wait=True)
+        check_weights(checkpoint["state_dict"], step=self.global_step - 1)
         checkpoint[SPEC_KEY] = describe(self.model.spec)
 
     def validation_step(self, batch: ImageBatch, batch_index: int) -> None:

@@ -1,14 +1,21 @@
-"""A check that stops a run whose loss is no longer a number, and names the photos it came from."""
+"""Checks that stop a run whose loss or weights are no longer numbers; the photos of the loss are named."""
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from distill.errors import RunError
+from distill.text import first_few
+
+MEND = (  # what the user may change; a resumed run obeys all three
+    "The last checkpoint from before is kept: go on from it (resume=true) with a lower optim.lr, with "
+    "trainer.gradient_clip_val, or with trainer.precision=32-true"
+)
 
 
 class _Step(NamedTuple):
@@ -45,8 +52,11 @@ class FiniteLoss:
 
 def _raise_unless_finite(loss: Tensor, *, keys: list[str], step: int) -> None:
     if not torch.isfinite(loss):
-        raise RunError(
-            f"the loss of step {step} is {loss.item()}; its photos: {', '.join(keys)}. The last good checkpoint is "
-            "kept: go on from it (resume=true) with a lower optim.lr, with trainer.gradient_clip_val, or with "
-            "trainer.precision=32-true"
-        )
+        raise RunError(f"the loss of step {step} is {loss.item()}; its photos: {', '.join(keys)}. {MEND}")
+
+
+def check_weights(weights: Mapping[str, Tensor], *, step: int) -> None:
+    """Raise RunError unless all weights are finite. An infinite gradient can follow from a finite loss."""
+    broken = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
+    if broken:
+        raise RunError(f"after step {step} these weights are no numbers: {first_few(broken)}. {MEND}")

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
 from distill.training.loggers import JsonLinesLogger
-from distill.training.position import read_position
+from distill.training.position import read_position, validation_is_due
 
 LAST_STEP_KEY = "distill_last_step"  # of a checkpoint: the scalars of the step it ends with
 
@@ -27,7 +27,7 @@ class ContinueMetrics(lightning.Callback):
 
     def __init__(self) -> None:
         self._last_step: dict[str, float] = {}
-        self._is_validated = True
+        self._repeats_validation = False
 
     def on_save_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
@@ -41,14 +41,15 @@ class ContinueMetrics(lightning.Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         self._last_step = checkpoint.get(LAST_STEP_KEY, {})
-        self._is_validated = read_position(checkpoint).is_validated
+        position = read_position(checkpoint)
+        self._repeats_validation = validation_is_due(trainer, position) and not position.is_validated
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         step = trainer.global_step
         for logger in trainer.loggers:
             if isinstance(logger, JsonLinesLogger):
                 logger.forget_from(step)
-                if not self._is_validated:
+                if self._repeats_validation:
                     logger.forget_validation(step - 1)
                 is_logged_step = step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
                 if self._last_step and is_logged_step and not logger.has(step - 1, self._last_step):

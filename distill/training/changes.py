@@ -22,6 +22,7 @@ from distill.training.checkpoint_file import AVERAGED_FROM, RECIPE_KEY
 from distill.training.checkpoints import forget_best
 
 CHANGES_FILE = "changes.json"
+TEACHER_FILES = ("teacher.name", "teacher.checkpoint")
 UNKNOWN_TEACHER = ""  # the hash of the teacher's weights in checkpoints of earlier versions
 
 
@@ -66,14 +67,21 @@ class RunRecipe(lightning.Callback):
     def check_teacher(self, sha256: str) -> None:
         """Keep the hash of the teacher's weights. Raise RunError if the run was begun with other weights."""
         self.teacher_sha256 = sha256
-        renamed = [change for change in self.changed if change.key in ("teacher.name", "teacher.checkpoint")]
-        if self._begun_teacher == sha256 or (self._begun_teacher == UNKNOWN_TEACHER and not renamed):
+        renamed = [change for change in self.changed if change.key in TEACHER_FILES]
+        if self._begun_teacher == sha256:
+            self.forget_moved(*TEACHER_FILES)
+            return
+        if self._begun_teacher == UNKNOWN_TEACHER and not renamed:
             return
         begun = ", ".join(f"{change.key}={change.before}, not {change.after}" for change in renamed)
         raise RunError(
             f"resume=true, but '{self.recipe.run}' was begun with {begun or 'a teacher of other weights'}; "
             "give the old teacher, or another directory: run=DIR"
         )
+
+    def forget_moved(self, *keys: str) -> None:
+        """Count options as unchanged whose files have another path and the same content."""
+        self.changed = [change for change in self.changed if change.key not in keys]
 
     @property
     def all_changes(self) -> list[dict[str, Any]]:

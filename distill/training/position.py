@@ -126,6 +126,11 @@ def _pair(counts: dict[str, int]) -> dict[str, dict[str, int]]:
     return {"total": counts, "current": counts}
 
 
+def validation_is_due(trainer: lightning.Trainer, position: Position) -> bool:
+    """Return whether a trainer validates after the batches of a position; Lightning counts them across epochs."""
+    return bool(trainer.enable_validation) and position.batches % int(trainer.val_check_interval) == 0
+
+
 class KeepPosition(lightning.Callback):
     """A callback that writes into checkpoints where the training stands, and makes a resumed training begin there."""
 
@@ -150,12 +155,12 @@ class KeepPosition(lightning.Callback):
     def on_load_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        position, interval = read_position(checkpoint), trainer.val_check_interval
+        position = read_position(checkpoint)
         self._validated_batches = position.batches if position.is_validated else 0
         self._gradients = checkpoint.get(POSITION_KEY, {}).get("gradients", {})
         checkpoint["loops"]["fit_loop"] |= loops_at(
             position,
-            validation_is_due=trainer.enable_validation and position.batches % int(interval) == 0,
+            validation_is_due=validation_is_due(trainer, position),
             accumulated=trainer.accumulate_grad_batches,
         )
 

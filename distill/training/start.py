@@ -38,6 +38,8 @@ class Start:
             return
         check_fits(self.content, self.checkpoint, stage, stage.build_optimizer())
         data.check_resumable(self.position.loader, world_size=world_size)
+        if self.position.loader["images"] == data.fingerprint:
+            self.recipe.forget_moved("data.images")
 
     def is_finished(self, trainer: lightning.Trainer) -> bool:
         """Return whether the run has all of its steps or epochs already."""

@@ -88,10 +88,15 @@ class DistillDataModule(lightning.LightningDataModule):
                 "make shards with masks by 'distill shards build coco'"
             )
 
+    @property
+    def fingerprint(self) -> str:
+        """The hash of the training photos' index. Read it after `setup`."""
+        return self._indices[self.data.images].fingerprint
+
     def check_resumable(self, state: Mapping[str, Any], *, world_size: int) -> None:
         """Raise DataError if training cannot go on from the state of its loader in a checkpoint. Call after `setup`."""
         own = {
-            "images": self._indices[self.data.images].fingerprint,
+            "images": self.fingerprint,
             "seed": self.seed,
             "global_batch_size": world_size * self.data.batch_size,
         }
