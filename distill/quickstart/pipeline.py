@@ -106,7 +106,7 @@ class QuickstartPipeline:
     def train(self) -> None:
         """Train the student in both stages."""
         self._say(
-            "Feature stage", "The student's encoder learns to give the teacher's embedding at a tenth of the cost."
+            "Feature stage", "The student's encoder learns to give the teacher's embedding at a fraction of the cost."
         )
         with self.steps.timed("feature"):
             self.steps.train("feature", "quickstart/feature", [f"cache.dir={self.out / 'cache'}"])
