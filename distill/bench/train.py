@@ -228,7 +228,7 @@ def _recipe(kind: str, place: Path, setup: TrainSetup) -> TrainRecipe:
         "trainer.max_epochs=-1",
         f"trainer.max_steps={setup.steps * (setup.rounds + WARM_UP_ROUNDS)}",
         "trainer.devices=1",
-        *([f"cache.dir={place / 'cache'}"] if kind == "feature" else []),
+        f"cache.dir={place / 'cache'}",
     ]
     recipe = load_recipe(f"quickstart/{kind}", options, kinds=STAGES)
     assert isinstance(recipe, TrainRecipe)

@@ -47,7 +47,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photo_shards, teacher
 
 @pytest.mark.parametrize("kind", ["feature", "mask"])
 def test_a_stage_trains_under_every_precision(place: Path, capsys, kind: str) -> None:
-    """Losses agree to the precision's own rounding; the weights are float32, whatever was trained in."""
+    """The first loss agrees to the precision's own rounding; the weights are float32, whatever was trained in.
+
+    Adam's first step is the gradient's sign, also where the gradient is rounding alone. So later losses agree less.
+    """
     losses = {}
     for precision in PRECISIONS:
         assert main(["train", f"{kind}.yaml", f"trainer.precision={precision}", f"run={precision}"]) == 0, (
@@ -61,4 +64,6 @@ def test_a_stage_trains_under_every_precision(place: Path, capsys, kind: str) ->
             dtypes = {file.get_tensor(name).dtype for name in file.keys()}  # noqa: SIM118 - it is no dict
         assert dtypes <= {torch.float32, torch.int64}
     for precision, found in losses.items():
-        assert found == pytest.approx(losses["64-true"], rel=1e-4 if precision == "32-true" else 0.2), precision
+        first, later = (1e-4, 5e-3) if precision == "32-true" else (0.2, 0.2)
+        assert found[0] == pytest.approx(losses["64-true"][0], rel=first), precision
+        assert found == pytest.approx(losses["64-true"], rel=later), precision

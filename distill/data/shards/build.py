@@ -83,7 +83,8 @@ def build_coco_shards(
         advance: is called with 1 after each photo.
 
     Raises:
-        DataError: as ShardWriter and CocoSet, or more photos are bad than allowed. `directory` is empty afterwards.
+        DataError: as ShardWriter and CocoSet, or more photos are bad than allowed. Nothing of the
+            build is left.
         RunError: another process writes shards to this directory.
     """
     report = BuildReport(num_crowd=coco_set.num_crowd)
