@@ -146,7 +146,8 @@ def _paint(weights: Tensor, generator: torch.Generator) -> Tensor:
     gradient = F.interpolate(normal(num * layers, 3, 3, 3), size=hw, mode="bicubic").view(num, layers, 3, *hw)
     strength, roughness = _uniform(generator, 2, num, layers, 1, 1, 1)
     texture = 0.4 * strength * gradient + 0.3 * roughness * normal(num, layers, 1, *hw)
-    return ((colours[..., None, None] + texture) * weights[:, :, None]).sum(1)
+    painted: Tensor = ((colours[..., None, None] + texture) * weights[:, :, None]).sum(1)
+    return painted
 
 
 def _boxes(masks: Tensor) -> Tensor:
