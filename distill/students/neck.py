@@ -1,4 +1,4 @@
-"""The necks that map a backbone's feature levels to an embedding (B, C, E, E)."""
+"""The neck that maps a backbone's feature levels to an embedding (B, C, E, E)."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ class PyramidNeck(nn.Module):
         in_channels: channels of each level.
         cells_per_level: how many cells of each level lie along one side of a grid cell. It is 2 for a level with half
             the grid's stride. It is 1, the default, for the grid's own level and for coarser ones.
+        slim: True for half the embedding's width, and for depthwise 3x3 and 1x1 convolutions in the place of dense
+            ones. On SAM's grid of 64 x 64 cells with 256 channels the two dense blocks alone take 4.8 GMACs, which is
+            several times what a small backbone takes. The slim neck takes 0.3 GMACs there.
     """
 
     def __init__(
@@ -31,86 +34,43 @@ class PyramidNeck(nn.Module):
         embedding_size: int,
         *,
         cells_per_level: list[int] | None = None,
+        slim: bool = False,
     ) -> None:
         super().__init__()
+        cells_per_level = cells_per_level or [1] * len(in_channels)
+        width = max(1, embedding_dim // SLIM_SHARE) if slim else embedding_dim
         self.embedding_size = embedding_size
-        self.lateral = _laterals(in_channels, embedding_dim, cells_per_level)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(embedding_dim, embedding_dim, 3, padding=1, bias=False),
-                nn.BatchNorm2d(embedding_dim),
-                nn.GELU(),
-            )
-            for _ in range(2)
+        self.lateral = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(channels, width, cells, stride=cells, bias=False), nn.BatchNorm2d(width))
+            for channels, cells in zip(in_channels, cells_per_level, strict=True)
         )
-        self.project = nn.Conv2d(embedding_dim, embedding_dim, 1)
-        self.norm = LayerNorm2d(embedding_dim, NECK_NORM_EPS)
-
-    def forward(self, features: list[Tensor]) -> Tensor:
-        """Map feature levels [(B, c_i, h_i, w_i)] to embeddings (B, C, E, E)."""
-        fused = _fuse_levels(self.lateral, features, self.embedding_size)  # (B, C, E, E)
-        for block in self.blocks:
-            fused = fused + block(fused)
-        embedding: Tensor = self.norm(self.project(fused))
-        return embedding
-
-
-class SlimNeck(nn.Module):
-    """The pyramid at half the embedding's width, with depthwise 3x3 and 1x1 convolutions in the place of dense ones.
-
-    On SAM's grid of 64 x 64 cells with 256 channels the two dense blocks of `PyramidNeck` alone take 4.8 GMACs, which
-    is several times what a small backbone takes. This neck takes 0.3 GMACs there. The arguments are those of
-    `PyramidNeck`.
-    """
-
-    def __init__(
-        self,
-        in_channels: list[int],
-        embedding_dim: int,
-        embedding_size: int,
-        *,
-        cells_per_level: list[int] | None = None,
-    ) -> None:
-        super().__init__()
-        width = max(1, embedding_dim // SLIM_SHARE)
-        self.embedding_size = embedding_size
-        self.lateral = _laterals(in_channels, width, cells_per_level)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False),
-                nn.BatchNorm2d(width),
-                nn.Conv2d(width, width, 1, bias=False),
-                nn.BatchNorm2d(width),
-                nn.GELU(),
-            )
-            for _ in range(2)
-        )
+        self.blocks = nn.ModuleList(_separable_block(width) if slim else _dense_block(width) for _ in range(2))
         self.project = nn.Conv2d(width, embedding_dim, 1)
         self.norm = LayerNorm2d(embedding_dim, NECK_NORM_EPS)
 
     def forward(self, features: list[Tensor]) -> Tensor:
         """Map feature levels [(B, c_i, h_i, w_i)] to embeddings (B, C, E, E)."""
-        fused = _fuse_levels(self.lateral, features, self.embedding_size)  # (B, C / 2, E, E)
+        size = (self.embedding_size, self.embedding_size)
+        levels = [
+            F.interpolate(lateral(feature), size, mode="bilinear", align_corners=False)
+            for lateral, feature in zip(self.lateral, features, strict=True)
+        ]
+        fused = sum(levels[1:], levels[0])  # (B, width, E, E)
         for block in self.blocks:
             fused = fused + block(fused)
         embedding: Tensor = self.norm(self.project(fused))
         return embedding
 
 
-def _laterals(in_channels: list[int], width: int, cells_per_level: list[int] | None) -> nn.ModuleList:
-    """Build one convolution with its norm for each level; see `PyramidNeck`."""
-    cells_per_level = cells_per_level or [1] * len(in_channels)
-    return nn.ModuleList(
-        nn.Sequential(nn.Conv2d(channels, width, cells, stride=cells, bias=False), nn.BatchNorm2d(width))
-        for channels, cells in zip(in_channels, cells_per_level, strict=True)
+def _dense_block(width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.GELU())
+
+
+def _separable_block(width: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False),
+        nn.BatchNorm2d(width),
+        nn.Conv2d(width, width, 1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.GELU(),
     )
-
-
-def _fuse_levels(laterals: nn.ModuleList, features: list[Tensor], embedding_size: int) -> Tensor:
-    """Bring all levels to the grid and sum them, (B, width, E, E)."""
-    size = (embedding_size, embedding_size)
-    levels = [
-        F.interpolate(lateral(feature), size, mode="bilinear", align_corners=False)
-        for lateral, feature in zip(laterals, features, strict=True)
-    ]
-    return sum(levels[1:], levels[0])

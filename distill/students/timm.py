@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from distill.errors import CheckpointError, DistillError
 from distill.geometry import PIXEL_MEAN, PIXEL_STD
 from distill.students.layers import SamNeck, to_grid
-from distill.students.neck import PyramidNeck, SlimNeck
+from distill.students.neck import PyramidNeck
 from distill.students.timm_names import SLIM_NECK, Choice, parse_name
 from distill.text import first_few
 
@@ -60,8 +60,8 @@ class TimmEncoder(nn.Module):
             self.neck: nn.Module = SamNeck(channels[-1], embedding_dim)
         else:
             cells = [max(1, int(stride / offered.reduction()[i])) for i in levels]
-            pyramid = SlimNeck if choice.neck == SLIM_NECK else PyramidNeck
-            self.neck = pyramid(channels, embedding_dim, embedding_size, cells_per_level=cells)
+            slim = choice.neck == SLIM_NECK
+            self.neck = PyramidNeck(channels, embedding_dim, embedding_size, cells_per_level=cells, slim=slim)
         pixel_map = _pixel_map(choice.backbone) if choice.has_tag else None
         scale, shift = (None, None) if pixel_map is None else (torch.tensor(v).view(1, 3, 1, 1) for v in pixel_map)
         self.register_buffer("pixel_scale", scale, persistent=False)

@@ -11,7 +11,7 @@ from distill.geometry import PIXEL_MEAN, PIXEL_STD
 from distill.models.complexity import count_encoder
 from distill.students import build_encoder
 from distill.students.layers import SamNeck
-from distill.students.neck import PyramidNeck, SlimNeck
+from distill.students.neck import PyramidNeck
 from distill.students.timm import TimmEncoder
 from distill.students.timm_names import _declared_models, parse_name
 
@@ -44,7 +44,9 @@ def test_the_slim_neck_costs_a_tenth_on_sam_s_grid() -> None:
     macs = {neck: count_encoder(f"timm/mobilenetv3_small_050@16{neck}", **sizes)[1] for neck in ("", "+slim")}
     assert macs["+slim"] < 0.1 * macs[""]
     encoder = build("mobilenetv3_small_050@16+slim")
-    assert isinstance(encoder.neck, SlimNeck) and not encoder.choice.sam_neck
+    assert isinstance(encoder.neck, PyramidNeck) and not encoder.choice.sam_neck
+    width = encoder.embedding_dim // 2
+    assert encoder.neck.project.in_channels == width and encoder.neck.blocks[0][0].groups == width  # type: ignore[index]
 
 
 def test_an_unknown_stride_is_named() -> None:
