@@ -1,7 +1,6 @@
 """Scenes composed from photographs: cut-outs are pasted onto backgrounds, so their masks are known exactly.
 
-There are two kinds of cut-outs. Shapes are parts of any photo inside a random outline; they need no labels. Instances
-are objects of a labelled photo. All random draws come from the generator that is passed in.
+Cut-outs are objects of a labelled photo. All random draws come from the generator that is passed in.
 """
 
 from __future__ import annotations
@@ -77,16 +76,6 @@ def random_outline(rng: np.random.Generator, size: int) -> np.ndarray:
         cut = np.asarray(_polygon(radii * 0.85, canvas, rotation, squeeze)) + offset
         draw.polygon([(float(px), float(py)) for px, py in cut], fill=0)
     return np.asarray(image.resize((size, size), Image.Resampling.BOX)) > 127
-
-
-def cut_shape(rng: np.random.Generator, photo: np.ndarray, size: int) -> Cutout:
-    """Cut a random outline of at most `size` pixels out of a photo, uint8 (H, W, 3)."""
-    mask = random_outline(rng, size)
-    height, width = photo.shape[:2]
-    window = int(min(height, width, size * rng.uniform(0.7, 2.0)))
-    top, left = int(rng.integers(0, height - window + 1)), int(rng.integers(0, width - window + 1))
-    crop = Image.fromarray(photo[top : top + window, left : left + window])
-    return Cutout(np.asarray(crop.resize((size, size), Image.Resampling.BILINEAR)), mask)
 
 
 def cut_instance(photo: np.ndarray, mask: np.ndarray) -> Cutout:
@@ -182,25 +171,3 @@ def compose(
         scene = paste(rng, scene, cutout, min_contrast=min_contrast)
         full_areas.append(scene.masks[-1].sum())
     return drop_hidden(scene, np.asarray(full_areas), min_area=min_area)
-
-
-def random_crop(
-    rng: np.random.Generator, scene: Scene, *, long_side: int, min_share: float, min_area: int = MIN_AREA
-) -> Scene:
-    """Cut a random window out of a scene, flip it at random, and resize its longest side to `long_side`.
-
-    Each side of the window is at least `min_share` of the photo's.
-    """
-    height, width = scene.pixels.shape[:2]
-    h, w = (int(side * rng.uniform(min_share, 1.0)) for side in (height, width))
-    top, left = int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1))
-    scale = long_side / max(h, w)
-    shape = max(1, round(w * scale)), max(1, round(h * scale))
-    crop = Image.fromarray(scene.pixels[top : top + h, left : left + w])
-    pixels = np.asarray(crop.resize(shape, Image.Resampling.BILINEAR))
-    full_areas = scene.masks.sum((1, 2)) * scale**2
-    masks = [_resize_mask(mask[top : top + h, left : left + w], shape) for mask in scene.masks]
-    resized = np.stack(masks) if masks else np.zeros((0, shape[1], shape[0]), bool)
-    if rng.random() < 0.5:
-        pixels, resized = pixels[:, ::-1], resized[:, :, ::-1]
-    return drop_hidden(Scene(vary_light(rng, pixels), resized), full_areas, min_area=min_area)

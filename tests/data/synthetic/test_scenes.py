@@ -8,14 +8,13 @@ from distill.data.synthetic.scenes import (
     Scene,
     compose,
     cut_instance,
-    cut_shape,
     paste,
-    random_crop,
     random_outline,
     vary_cutout,
     without_instances,
 )
 from distill.data.synthetic.source_photos import HELD_OUT_PHOTOGRAPHS, TRAIN_PHOTOGRAPHS, load_photographs
+from distill.data.synthetic.teacher_scenes import cut_window
 
 
 def photo(height: int = 60, width: int = 80, value: int = 100) -> np.ndarray:
@@ -59,15 +58,10 @@ def test_cut_and_crop_keep_pixels_and_masks_together() -> None:
     assert cutout.mask.shape == (30, 50) and (cutout.pixels == 220).all()
     varied = vary_cutout(rng, cutout, 25)
     assert max(varied.mask.shape) == 25 and varied.mask.all()
-    crop = random_crop(rng, Scene(pixels, mask[None]), long_side=120, min_share=0.9)
+    crop = cut_window(rng, Scene(pixels, mask[None]), 120)
     inside, outside = crop.pixels[crop.masks[0]], crop.pixels[~crop.masks[0]]
     assert max(crop.pixels.shape[:2]) == 120
     assert np.median(inside) > np.median(outside) + 60
-
-
-def test_shapes_are_pieces_of_the_photo() -> None:
-    cutout = cut_shape(np.random.default_rng(0), photo(value=77), 40)
-    assert cutout.pixels.shape == (40, 40, 3) and (cutout.pixels == 77).all()
 
 
 def test_the_splits_share_no_photograph() -> None:
