@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from markupsafe import Markup
 
 from distill.comparison.join import Comparison, bench_run
 from distill.comparison.models import ComparedModel
@@ -23,9 +26,13 @@ def write_report(comparison: Comparison, out: Path, *, title: str, summary: dict
         summary: the content of summary.json; its `seconds` become a section of the page.
     """
     write_json(out / SUMMARY_FILE, summary, raises=RunError)
-    rows = [[step, f"{value:.0f}"] for step, value in summary["seconds"].items()]
-    extra = [("Seconds", table(["step", "seconds"], rows))]
+    extra = [("Seconds", seconds_table(summary["seconds"]))]
     write_comparison(comparison, out, title=title, num_rows=GALLERY_ROWS, extra=extra)
+
+
+def seconds_table(seconds: Mapping[str, float]) -> Markup:
+    """Return a table of how long each step took."""
+    return table(["step", "seconds"], [[step, f"{value:.0f}"] for step, value in seconds.items()])
 
 
 def model_summary(comparison: Comparison, model: ComparedModel) -> dict[str, Any]:

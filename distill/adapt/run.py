@@ -10,7 +10,7 @@ from distill.adapt.options import AdaptOptions
 from distill.adapt.prepare import CACHE_RECIPE, FEATURE_RECIPE, MASK_RECIPE, Prepared, planned_steps, prepare
 from distill.adapt.rehearsal import Estimate, rehearse
 from distill.adapt.report import closing_sentence, model_summary, write_report
-from distill.adapt.steps import Steps
+from distill.adapt.steps import PROTOCOLS, Steps
 from distill.cards.writing import refresh_card
 from distill.comparison.join import Comparison, add_benches, build_comparison
 from distill.comparison.measure import EvaluationData, measure_speed
@@ -23,7 +23,6 @@ from distill.lock import hold_directory
 from distill.models.devices import usable_device
 
 MARKER_FILE, PLAN_FILE = "adapt.json", "plan.json"
-PROTOCOLS = ("eval/coco_box", "eval/coco_point")
 TEACHER, ZERO_SHOT, ADAPTED = "teacher", "zero-shot student", "adapted student"
 BASELINE = "filled ellipse"  # the ellipse in each box: round objects need no model to look like much
 

@@ -37,6 +37,7 @@ from distill.training.directory import is_rank_zero
 from distill.training.run import train
 
 SECONDS_FILE = "seconds.json"
+PROTOCOLS = ("eval/coco_box", "eval/coco_point")  # by which teacher and students are compared
 SAMPLES_PER_SHARD = 40
 
 

@@ -77,12 +77,13 @@ def build_comparison(
     return comparison
 
 
-def add_benches(comparison: Comparison, document: dict[str, Any], source: str) -> None:
+def add_benches(comparison: Comparison, document: dict[str, Any], source: str, *, is_complete: bool = True) -> None:
     """Give each model its row of a bench document, and choose the setting that most models were measured at.
 
     Args:
         document: as `distill bench models` writes it.
         source: its path, for messages.
+        is_complete: whether every model should be in it, so that absent ones are named in the notes.
     Raises:
         RunError: the document is no bench of models, or measured none of them.
     """
@@ -95,7 +96,7 @@ def add_benches(comparison: Comparison, document: dict[str, Any], source: str) -
     if len(absent) == len(comparison.models):
         known = ", ".join(str(row.get("model")) for row in rows)
         raise RunError(f"{source}: measured none of the models, but {known}; bench these, or leave --bench out")
-    if absent:
+    if absent and is_complete:
         comparison.notes.append(f"{source} did not measure {', '.join(absent)}")
     comparison.machine = document.get("machine", {})
     benched = [model for model in comparison.models if model.bench is not None]

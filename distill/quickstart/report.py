@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from distill.adapt.report import seconds_table
 from distill.comparison.gallery import Key, instance_rows
 from distill.comparison.join import Comparison
 from distill.comparison.page import render_page
 from distill.errors import RunError
 from distill.files import write_text, write_whole
 from distill.pages import mask_gallery
-from distill.pages.html import joined, part, remark, table
+from distill.pages.html import joined, part, remark
 from distill.pages.mask_gallery import GalleryRow
 from distill.pages.mask_picture import render_picture
 
@@ -34,7 +35,7 @@ def write_report(
         summary: the content of summary.json.
         sentence: what the page begins with.
     """
-    seconds = table(["step", "seconds"], [[step, f"{value:.0f}"] for step, value in summary["seconds"].items()])
+    seconds = seconds_table(summary["seconds"])
     rows = joined(mask_gallery.render_row(row) for row in _photograph_rows(photographs))
     explained = remark(
         "Photographs of scikit-image with masks drawn by hand. The student has seen these four while it learned the "
