@@ -1,0 +1,125 @@
+"""Reading what comes from outside: bounded files, and JSON that becomes typed objects or one clear error.
+
+A format is declared once, as a msgspec.Struct or a type with bounds, where its reader lives. `read_json` and `convert`
+check types, ranges, lengths and depth; what they return can be believed. Everything else that comes from outside, such
+as headers of tars, is read by one reader of its own that raises the same errors.
+"""
+
+from __future__ import annotations
+
+import math
+import stat
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from distill.errors import DataError, DistillError
+
+T = TypeVar("T")
+
+MOST_PIXELS = 1 << 16  # of a photo's side: JPEG's limit, 65,535, and PNGs are no larger in practice
+MOST_JSON_BYTES = 4 << 30  # LVIS's largest file has 1.2 GB
+INT64 = (1 << 63) - 1
+
+Side = Annotated[int, Meta(ge=1, le=MOST_PIXELS)]  # of a photo, in pixels
+Count = Annotated[int, Meta(ge=0, le=1 << 40)]
+Identity = Annotated[int, Meta(ge=-INT64, le=INT64)]  # of an image, an annotation or a category
+Coordinate = Annotated[float, Meta(ge=-1e6, le=1e6)]  # in pixels; annotators draw a little over the border
+Share = Annotated[float, Meta(ge=0.0, le=1.0)]
+Name = Annotated[str, Meta(min_length=1, max_length=4096)]
+
+
+def read_bytes(
+    path: Path, what: str, mend: str, *, most: int = MOST_JSON_BYTES, raises: type[DistillError] = DataError
+) -> bytes:
+    """Read a regular file of at most `most` bytes.
+
+    Args:
+        what: names the file in errors, such as "annotations".
+        mend: the end of the errors, such as "give a COCO-format JSON".
+    Raises:
+        DistillError: of the class `raises`: the file is absent, is a folder, a pipe or a device, is too large, or
+            cannot be read.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise raises(f"{path}: the {what} must be a file, and this is none; {mend}")
+        if status.st_size > most:
+            raise raises(f"{path}: {status.st_size:,} bytes are too many for the {what} (at most {most:,}); {mend}")
+        return path.read_bytes()
+    except OSError as error:
+        raise raises(f"{path}: the {what} cannot be read ({error.strerror}); {mend}") from error
+    except ValueError as error:  # a NUL in the name
+        raise raises(f"{str(path)!r}: no name of a file ({error}); {mend}") from error
+
+
+def parse_json(data: bytes, form: type[T], origin: str, mend: str, *, raises: type[DistillError] = DataError) -> T:
+    """Parse JSON as `form`. Fields that the form does not have are ignored.
+
+    Args:
+        form: a msgspec.Struct or another type that msgspec decodes.
+        origin: names the file in errors.
+        mend: the end of the errors.
+    Raises:
+        DistillError: of the class `raises`: no JSON, or not of this form; the message names the place in the file.
+    """
+    try:
+        return msgspec.json.decode(data, type=form)
+    except msgspec.ValidationError as error:
+        raise raises(f"{origin}: {_reason(error)}; {mend}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise raises(f"{origin}: not JSON ({_reason(error)}); {mend}") from error
+    except RecursionError as error:
+        raise raises(f"{origin}: lists or objects in it are nested too deeply; {mend}") from error
+
+
+def read_json(path: Path, form: type[T], what: str, mend: str, *, raises: type[DistillError] = DataError) -> T:
+    """Read a JSON file as `form`. See `read_bytes` and `parse_json`."""
+    return parse_json(read_bytes(path, what, mend, raises=raises), form, str(path), mend, raises=raises)
+
+
+def convert(content: Any, form: type[T], origin: str, mend: str, *, raises: type[DistillError] = DataError) -> T:
+    """Check an object of dicts, lists and numbers, such as YAML's or a checkpoint's, and return it as `form`.
+
+    NaN and infinities are refused wherever they stand, which JSON cannot hold but YAML and pickles can.
+    """
+    try:
+        check_finite(content, origin, mend, raises=raises)
+        return msgspec.convert(content, type=form)
+    except msgspec.ValidationError as error:
+        raise raises(f"{origin}: {_reason(error)}; {mend}") from error
+    except RecursionError as error:
+        raise raises(f"{origin}: lists or objects in it are nested too deeply; {mend}") from error
+
+
+def check_finite(content: Any, origin: str, mend: str, *, raises: type[DistillError] = DataError) -> None:
+    """Refuse an object of dicts and lists that holds NaN or an infinity."""
+    if isinstance(content, float) and not math.isfinite(content):
+        raise raises(f"{origin}: {content} in it is no finite number; {mend}")
+    if isinstance(content, dict):
+        content = list(content.values())
+    if isinstance(content, (list, tuple)):
+        for item in content:
+            check_finite(item, origin, mend, raises=raises)
+
+
+def inside(folder: Path, name: str, origin: str, *, raises: type[DistillError] = DataError) -> Path:
+    """Return the path of a file that `name`, from outside, places below `folder`.
+
+    Raises:
+        DistillError: of the class `raises`: the name is absolute, or leaves the folder by "..", or holds a NUL.
+    """
+    parts = Path(name).parts
+    if "\0" in name or not parts or Path(name).is_absolute() or ".." in parts:
+        raise raises(
+            f"{origin}: the file name {name!r} does not lie in {folder}; use names below the folder, without '..'"
+        )
+    return folder / name
+
+
+def _reason(error: Exception) -> str:
+    """Return the message of msgspec without its end: "Expected `int`, got `str` at $.images[0].height"."""
+    return str(error).replace(" - at `", " at `").rstrip(".")
