@@ -7,10 +7,12 @@ as headers of tars, is read by one reader of its own that raises the same errors
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import stat
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, BinaryIO, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -22,6 +24,9 @@ T = TypeVar("T")
 MOST_PIXELS = 1 << 16  # of a photo's side: JPEG's limit, 65,535, and PNGs are no larger in practice
 MOST_JSON_BYTES = 4 << 30  # LVIS's largest file has 1.2 GB
 INT64 = (1 << 63) - 1
+WITHOUT_WAITING = getattr(
+    os, "O_NONBLOCK", 0
+)  # opening a pipe waits for its writer otherwise; for files it says nothing
 
 Side = Annotated[int, Meta(ge=1, le=MOST_PIXELS)]  # of a photo, in pixels
 Count = Annotated[int, Meta(ge=0, le=1 << 40)]
@@ -54,6 +59,19 @@ def read_bytes(
         raise raises(f"{path}: the {what} cannot be read ({error.strerror}); {mend}") from error
     except ValueError as error:  # a NUL in the name
         raise raises(f"{str(path)!r}: no name of a file ({error}); {mend}") from error
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading, without a buffer. A pipe is not waited for.
+
+    Raises:
+        OSError: the file is absent or cannot be read, or the path is a folder, a pipe or a device.
+    """
+    file = open(path, "rb", buffering=0, opener=lambda name, flags: os.open(name, flags | WITHOUT_WAITING))  # noqa: SIM115 - the caller closes it
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "this is a pipe or a device, and no file", str(path))
+    return file
 
 
 def parse_json(data: bytes, form: type[T], origin: str, mend: str, *, raises: type[DistillError] = DataError) -> T:

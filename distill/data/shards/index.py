@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
-import json
 import logging
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from distill.data.catalogue import resolve_shards
-from distill.data.images import PHOTO_SUFFIXES
+from distill.data.shards.columns import (
+    NO_ANNOTATION,
+    Columns,
+    ShardEntry,
+    hash_keys,
+    index_bytes,
+    parse_index,
+    read_columns,
+)
 from distill.data.shards.storage import RemoteStorage, ShardStorage, open_storage
-from distill.data.shards.tar import TAR_BLOCK, header_names, list_members
+from distill.data.shards.tar import TAR_BLOCK, header_fits
 from distill.errors import DataError
 
 logger = logging.getLogger(__name__)
 
 INDEX_NAME = "index.json"
-INDEX_VERSION = 1
-NO_ANNOTATION = -1  # in place of an offset
+LEAST_INDEX_BYTES = 1 << 20  # that are read; of more, no more than twice the tars, where a sample takes 1 KiB at least
 
 
 @dataclass(frozen=True)
@@ -41,27 +45,6 @@ class Member:
     annotation_size: int
 
 
-@dataclass(frozen=True)
-class ShardEntry:
-    """One tar: its name, its numbers of samples and bytes, and the sha256 of its keys in their order."""
-
-    name: str
-    num_samples: int
-    num_bytes: int
-    keys_hash: str
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """The members of one shard, in the order of their photos: keys bytes (n,), ranges int64 (n, 4).
-
-    A row of `ranges` holds image offset, image size, annotation offset and annotation size.
-    """
-
-    keys: np.ndarray
-    ranges: np.ndarray
-
-
 class ShardIndex:
     """The samples of a directory of image shards, on this machine or at an address that fsspec reads.
 
@@ -74,7 +57,7 @@ class ShardIndex:
     """
 
     def __init__(
-        self, storage: ShardStorage, shards: list[ShardEntry], columns: dict[str, _Columns], *, is_saved: bool = False
+        self, storage: ShardStorage, shards: list[ShardEntry], columns: dict[str, Columns], *, is_saved: bool = False
     ) -> None:
         self.directory: Path | str = storage.directory
         self.shards = shards
@@ -96,7 +79,7 @@ class ShardIndex:
         """
         storage = open_storage(resolve_shards(directory))
         sizes = _shard_sizes(storage)
-        for content in storage.saved(INDEX_NAME):
+        for content in storage.saved(INDEX_NAME, most=2 * sum(sizes.values()) + LEAST_INDEX_BYTES):
             index = _load_index(storage, content, sizes)
             if index is not None:
                 return index
@@ -192,7 +175,7 @@ class ShardIndex:
 
     def _read(self, member: Member, offset: int, size: int) -> bytes:
         block = self._storage.read(member.shard, offset - TAR_BLOCK, TAR_BLOCK + size)
-        if len(block) < TAR_BLOCK + size or not header_names(block, member.key):
+        if len(block) < TAR_BLOCK + size or not header_fits(block[:TAR_BLOCK], member.key, size):
             raise DataError(
                 f"{self._storage.path(member.shard)}: has changed since it was indexed (sample '{member.key}' is not "
                 f"where it was); run 'distill shards index {self.directory}'"
@@ -200,15 +183,7 @@ class ShardIndex:
         return block[TAR_BLOCK:]
 
     def _content(self) -> bytes:
-        shards = [
-            {
-                **asdict(shard),
-                "keys": "\n".join(key.decode() for key in self._columns[shard.name].keys),
-                "ranges": base64.b64encode(self._columns[shard.name].ranges.astype("<i8").tobytes()).decode(),
-            }
-            for shard in self.shards
-        ]
-        return (json.dumps({"version": INDEX_VERSION, "shards": shards}, indent=1) + "\n").encode()
+        return index_bytes(self.shards, self._columns)
 
 
 def _shard_sizes(storage: ShardStorage) -> dict[str, int]:
@@ -225,35 +200,24 @@ def _shard_sizes(storage: ShardStorage) -> dict[str, int]:
 def _load_index(storage: ShardStorage, content: bytes, sizes: dict[str, int]) -> ShardIndex | None:
     """Return a saved index. Return None if it is damaged, of another version, or of other tars."""
     try:
-        rows = json.loads(content)
-        if rows["version"] != INDEX_VERSION:
-            return None
-        shards, columns = [], {}
-        for row in rows["shards"]:
-            keys = np.array([key.encode() for key in row.pop("keys").split("\n")])
-            ranges = np.frombuffer(base64.b64decode(row.pop("ranges")), "<i8").astype(np.int64).reshape(-1, 4)
-            shards.append(ShardEntry(**row))
-            columns[shards[-1].name] = _Columns(keys, ranges)
-            if len(keys) != len(ranges) or _hash_keys(keys) != shards[-1].keys_hash:
-                return None
-    except (ValueError, KeyError, TypeError, binascii.Error):
-        return None  # the headers of the tars are read instead
-    if {shard.name: shard.num_bytes for shard in shards} != sizes:
+        found = parse_index(content, sizes, storage.path(INDEX_NAME))
+    except DataError as error:  # the headers of the tars are read instead
+        logger.warning("%s", error)
         return None
-    return ShardIndex(storage, shards, columns, is_saved=True)
+    return None if found is None else ShardIndex(storage, *found, is_saved=True)
 
 
 def _from_headers(storage: ShardStorage, sizes: dict[str, int]) -> ShardIndex:
     """Build the index from the headers of tars."""
     with ThreadPoolExecutor(storage.num_readers) as pool:
-        found = pool.map(lambda name: _read_headers(storage, name, sizes[name]), sizes)
+        found = pool.map(lambda name: read_columns(lambda: storage.open(name, sizes[name]), storage.path(name)), sizes)
         columns = dict(zip(sizes, found, strict=True))
     _check_keys(storage, columns)
-    shards = [ShardEntry(name, len(found.keys), sizes[name], _hash_keys(found.keys)) for name, found in columns.items()]
+    shards = [ShardEntry(name, len(found.keys), sizes[name], hash_keys(found.keys)) for name, found in columns.items()]
     return ShardIndex(storage, shards, columns)
 
 
-def _check_keys(storage: ShardStorage, columns: dict[str, _Columns]) -> None:
+def _check_keys(storage: ShardStorage, columns: dict[str, Columns]) -> None:
     """Raise DataError when a key occurs twice."""
     keys = [key for found in columns.values() for key in found.keys]
     if len(set(keys)) == len(keys):
@@ -265,30 +229,3 @@ def _check_keys(storage: ShardStorage, columns: dict[str, _Columns]) -> None:
         f"{storage.directory}: key '{twice.decode()}' occurs twice ({', '.join(shards)}); "
         "keys name samples: remove one of them or build the shards again"
     )
-
-
-def _read_headers(storage: ShardStorage, name: str, num_bytes: int) -> _Columns:
-    """Return the samples of a tar from its headers. The order of its members does not matter."""
-    path = storage.path(name)
-    photos: dict[str, tuple[int, int]] = {}
-    annotations: dict[str, tuple[int, int]] = {}
-    for member in list_members(lambda: storage.open(name, num_bytes), path):
-        key, dot, suffix = member.name.rsplit("/", 1)[-1].partition(".")
-        of_kind = photos if f".{suffix.lower()}" in PHOTO_SUFFIXES else annotations if suffix == "json" else None
-        if of_kind is None or not key:
-            continue
-        if key in of_kind:
-            raise DataError(f"{path}: '{key}{dot}{suffix}' occurs twice; fetch or build the shard again")
-        of_kind[key] = (member.offset, member.size)
-    alone = annotations.keys() - photos.keys()
-    if alone:
-        raise DataError(f"{path}: sample '{min(alone)}' has annotations but no photo; fetch or build the shard again")
-    if not photos:
-        raise DataError(f"{path}: no photo in it; remove it, or give the directory of the image shards")
-    keys = sorted(photos, key=lambda key: photos[key][0])
-    ranges = [(*photos[key], *annotations.get(key, (NO_ANNOTATION, 0))) for key in keys]
-    return _Columns(np.array([key.encode() for key in keys]), np.array(ranges, np.int64).reshape(-1, 4))
-
-
-def _hash_keys(keys: np.ndarray) -> str:
-    return hashlib.sha256(b"\n".join(keys.tolist())).hexdigest()

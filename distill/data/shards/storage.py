@@ -7,6 +7,7 @@ import hashlib
 import io
 import logging
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ import fsspec
 from distill.data.shards.tar import OpenFiles
 from distill.errors import DataError
 from distill.files import write_whole
+from distill.outside import INT64, open_regular, read_bytes
 
 TAR_SUFFIX = ".tar"
 NUM_TRIES = 3  # of a remote read: object stores sometimes drop a request
@@ -25,6 +27,7 @@ LOCAL_READERS, REMOTE_READERS = 1, 16  # shards whose headers are read at a time
 # Fetched around each header of a remote tar. SA-1B's members have 60 kB (JSON) to 1 MB (photo), so reading all headers
 # fetches a few per cent of a tar.
 HEADER_BYTES = 16 << 10
+MOST_SMALL_BYTES = 1 << 30  # of files that are read at once: the sidecar of a shard of a million samples has 100 MB
 
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
@@ -45,9 +48,15 @@ class LocalStorage:
 
     def tar_sizes(self) -> dict[str, int]:
         """Return the bytes of each tar, by name. Raises DataError when there is no such directory."""
-        if not self.directory.is_dir():
-            raise DataError(f"{self.directory}: no such directory; give one that holds image shards (tars)")
-        return {path.name: path.stat().st_size for path in sorted(self.directory.glob(f"*{TAR_SUFFIX}"))}
+        try:
+            if not self.directory.is_dir():
+                raise DataError(f"{self.directory}: no such directory; give one that holds image shards (tars)")
+            names = sorted(name for name in os.listdir(self.directory) if name.endswith(TAR_SUFFIX))
+        except (OSError, ValueError) as error:  # a name of over 255 bytes, a NUL in it, no permission
+            raise DataError(
+                f"{self.directory}: cannot be listed ({error}); give a directory of image shards"
+            ) from error
+        return {name: self._tar_size(name) for name in names}
 
     def names(self) -> set[str]:
         """Return the names of all files. Raises OSError."""
@@ -59,30 +68,30 @@ class LocalStorage:
 
     def read_whole(self, name: str) -> bytes:
         """Return a small file. Raises FileNotFoundError when there is none, DataError when it cannot be read."""
-        try:
-            return (self.directory / name).read_bytes()
-        except NotADirectoryError as error:
-            raise FileNotFoundError(self.path(name)) from error
+        path = self.directory / name
+        if not os.path.lexists(path):
+            raise FileNotFoundError(str(path))
+        return read_bytes(path, "file", "remove it, or give another directory", most=MOST_SMALL_BYTES)
 
     def open(self, name: str, size: int) -> BinaryIO:
         """Open a tar for reading its headers. Raises OSError."""
-        return (self.directory / name).open("rb")
+        return io.BufferedReader(open_regular(self.directory / name))  # type: ignore[type-var]
 
     def read(self, name: str, offset: int, size: int) -> bytes:
         """Return `size` bytes of a tar, or fewer if it ends before. Raises DataError when the tar cannot be read."""
         try:
             file = self._files.get(self.directory / name)
+            left = os.fstat(file.fileno()).st_size - offset  # memory for all of `size` would be taken before reading
             file.seek(offset)
-            return file.read(size)
+            return file.read(max(0, min(size, left)))
         except OSError as error:
             raise DataError(
                 f"{self.path(name)}: cannot be read ({error.strerror}); restore the shard and start again"
             ) from error
 
-    def saved(self, name: str) -> Iterator[bytes]:
-        """Yield what was saved under a name. Yield nothing if it cannot be read."""
-        with contextlib.suppress(OSError):
-            yield (self.directory / name).read_bytes()
+    def saved(self, name: str, *, most: int) -> Iterator[bytes]:
+        """Yield what was saved under a name. Yield nothing if it cannot be read, or has more than `most` bytes."""
+        yield from _kept(self.directory / name, most)
 
     def save(self, name: str, content: bytes) -> str:
         """Write a small file and return its path. Raises DataError when the directory cannot be written."""
@@ -92,6 +101,16 @@ class LocalStorage:
     def close(self) -> None:
         """Close the files that this thread opened."""
         self._files.close()
+
+    def _tar_size(self, name: str) -> int:
+        try:
+            name.encode()
+            status = (self.directory / name).stat()
+        except (OSError, UnicodeEncodeError) as error:
+            raise DataError(f"{self.directory}: {ascii(name)} cannot be read ({error}); remove or rename it") from error
+        if not stat.S_ISREG(status.st_mode):
+            raise DataError(f"{self.path(name)}: a shard must be a file, and this is none; remove or rename it")
+        return status.st_size
 
 
 class RemoteStorage:
@@ -119,7 +138,10 @@ class RemoteStorage:
         unknown = [name for name in tars if sizes[name] is None]  # a listing over HTTP has only names
         with self._listing():
             sizes.update(zip(unknown, self._connect().sizes([self.path(name) for name in unknown]), strict=True))
-        return {name: int(sizes[name]) for name in tars}
+        for name in tars:
+            if not isinstance(sizes[name], int) or not 0 <= sizes[name] <= INT64:
+                raise DataError(f"{self.path(name)}: its server does not say its size; copy the shards to this machine")
+        return {name: sizes[name] for name in tars}
 
     def names(self) -> set[str]:
         """Return the names of all files. Raises DataError when the directory cannot be listed."""
@@ -133,7 +155,7 @@ class RemoteStorage:
     def read_whole(self, name: str) -> bytes:
         """Return a small file. Raises FileNotFoundError when there is none, DataError when it cannot be read."""
         path = self.path(name)
-        data: bytes = _present(lambda: self._connect().cat_file(path), path)
+        data: bytes = _present(lambda: self._connect().cat_file(path, start=0, end=MOST_SMALL_BYTES), path)
         return data
 
     def open(self, name: str, size: int) -> BinaryIO:
@@ -153,12 +175,16 @@ class RemoteStorage:
             raise DataError(f"{path}: its server does not answer ranges of bytes; copy the shards to this machine")
         return data
 
-    def saved(self, name: str) -> Iterator[bytes]:
-        """Yield what was saved under a name: first the copy on this machine, then the remote file."""
-        with contextlib.suppress(OSError):
-            yield self._kept_path(name).read_bytes()
+    def saved(self, name: str, *, most: int) -> Iterator[bytes]:
+        """Yield what was saved under a name: first the copy on this machine, then the remote file.
+
+        What has more than `most` bytes is left out.
+        """
+        yield from _kept(self._kept_path(name), most)
         with contextlib.suppress(Exception):  # stores report an absent file in many ways
-            yield self._connect().cat_file(self.path(name))
+            data: bytes = self._connect().cat_file(self.path(name), start=0, end=most + 1)
+            if len(data) <= most:
+                yield data
 
     def save(self, name: str, content: bytes) -> str:
         """Write a small file there, or keep it on this machine. Return its path. Raises DataError when both fail."""
@@ -258,6 +284,13 @@ class _RangeFile(io.RawIOBase):
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)
+
+
+def _kept(path: Path, most: int) -> Iterator[bytes]:
+    """Yield the content of a file of this machine. Yield nothing if there is none that can be read."""
+    if path.is_file():
+        with contextlib.suppress(DataError):
+            yield read_bytes(path, "file", "remove it", most=most)
 
 
 def _tried(read: Callable[[], Result], path: str) -> Result:

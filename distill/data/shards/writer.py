@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
+from distill.data.shards.columns import check_key
 from distill.data.shards.defaults import SAMPLES_PER_SHARD
 from distill.data.shards.index import ShardIndex
 from distill.data.shards.tar import append_member
@@ -55,10 +56,12 @@ class ShardWriter:
             annotation: SA-1B's layout, stored as KEY.json. None stores only the photo.
 
         Raises:
-            DataError: the key is empty, has a forbidden character or occurs twice, or the disk cannot be written.
+            DataError: the key is empty, too long, has a forbidden character or occurs twice, or the disk cannot be
+                written.
         """
         if not key or any(character in key for character in "./\n\0"):
             raise DataError(f"key {key!r}: a key is not empty and has no dot, slash or line break; rename the photo")
+        check_key(f"{key}.{suffix}", str(self.directory), "rename the photo")
         if key in self._keys:
             raise DataError(f"key '{key}' occurs twice; every photo needs a name of its own")
         self._keys.add(key)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
 import json
 import os
@@ -9,6 +11,7 @@ import tarfile
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from distill.data.shards.index import INDEX_NAME, ShardIndex
@@ -119,6 +122,85 @@ def test_a_stale_or_damaged_index_is_not_believed(tmp_path: Path, make_shards) -
         assert ShardIndex.open(directory).fingerprint == fingerprint
 
 
+def with_ranges(row: dict, place: int, value: int) -> dict:
+    """Return a row of index.json, in which one number of the first sample is another."""
+    ranges = np.frombuffer(base64.b64decode(row["ranges"]), "<i8").copy()
+    ranges[place] = value
+    return {**row, "ranges": base64.b64encode(ranges.tobytes()).decode()}
+
+
+def with_keys(row: dict, keys: list[str]) -> dict:
+    """Return a row of index.json with other keys, and the right hash of them."""
+    joined = "\n".join(keys)
+    return {**row, "keys": joined, "keys_hash": hashlib.sha256(joined.encode()).hexdigest()}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda row: {**row, "num_samples": 10**9},
+        lambda row: {**row, "num_samples": "4"},
+        lambda row: {**row, "num_samples": -4},
+        lambda row: {**row, "num_bytes": 1.5},
+        lambda row: {**row, "name": 7},
+        lambda row: {**row, "keys": ["photo_000"]},
+        lambda row: {**row, "ranges": "no base 64"},
+        lambda row: {**row, "ranges": ""},
+        lambda row: {key: value for key, value in row.items() if key != "keys_hash"},
+        lambda row: with_ranges(row, 0, -512),
+        lambda row: with_ranges(row, 0, 1 << 62),
+        lambda row: with_ranges(row, 1, 1 << 33),
+        lambda row: with_ranges(row, 1, -(1 << 63)),
+        lambda row: with_ranges(row, 2, -2),
+        lambda row: with_ranges(row, 3, 1 << 62),
+        lambda row: with_keys(row, ["photo_000"] * 4),
+        lambda row: with_keys(row, ["../../x", "b", "c", "d"]),
+        lambda row: with_keys(row, ["\x1b[2J", "b", "c", "d"]),
+        lambda row: with_keys(row, ["x" * 5000, "b", "c", "d"]),
+        lambda row: with_keys(row, ["", "b", "c", "d"]),
+    ],
+)
+def test_an_index_that_cannot_be_true_is_not_believed(tmp_path: Path, make_shards, caplog, change) -> None:
+    """Read the headers of the tars instead, and say that the file is not used."""
+    directory = make_shards(tmp_path / "out", 4)
+    expected = ShardIndex.open(directory)
+    content = json.loads((directory / INDEX_NAME).read_text())
+    content["shards"][0] = change(content["shards"][0])
+    (directory / INDEX_NAME).write_text(json.dumps(content))
+    index = ShardIndex.open(directory)
+    assert not index.is_saved and index.fingerprint == expected.fingerprint
+    assert [index.member(i) for i in range(len(index))] == [expected.member(i) for i in range(4)]
+    (warning,) = caplog.messages
+    assert warning.startswith(f"{directory / INDEX_NAME}: ") and "'distill shards index' writes it again" in warning
+
+
+def test_an_index_that_is_no_file_or_too_large_is_not_read(tmp_path: Path, make_shards) -> None:
+    directory = make_shards(tmp_path / "out", 4)
+    (directory / INDEX_NAME).unlink()
+    (directory / INDEX_NAME).touch()
+    os.truncate(directory / INDEX_NAME, 1 << 40)  # takes no space
+    assert not ShardIndex.open(directory).is_saved
+    (directory / INDEX_NAME).unlink()
+    os.mkfifo(directory / INDEX_NAME)
+    index = ShardIndex.open(directory)
+    assert len(index) == 4 and not index.is_saved
+    index.save()
+    assert ShardIndex.open(directory).is_saved
+
+
+def test_a_key_or_a_size_that_is_not_the_tars_is_noticed(tmp_path: Path, make_shards) -> None:
+    """Compare each header again before its content is believed."""
+    directory = make_shards(tmp_path / "out", 4)
+    content = json.loads((directory / INDEX_NAME).read_text())
+    for change in (lambda row: with_ranges(row, 1, 100), lambda row: with_keys(row, ["a", "b", "c", "d"])):
+        changed = {**content, "shards": [change(content["shards"][0])]}
+        (directory / INDEX_NAME).write_text(json.dumps(changed))
+        index = ShardIndex.open(directory)
+        assert index.is_saved
+        with pytest.raises(DataError, match="has changed since it was indexed"):
+            index.read_image_bytes(index.member(0))
+
+
 def test_a_saved_index_is_what_the_headers_say(tmp_path: Path, make_shards) -> None:
     directory = make_shards(tmp_path / "out", 9)
     opened, built = ShardIndex.open(directory), ShardIndex.build(directory)
@@ -191,6 +273,9 @@ def test_directories_without_shards_are_refused(tmp_path: Path) -> None:
         ShardIndex.open(tmp_path)
     with pytest.raises(DataError, match="no such directory"):
         ShardIndex.open(tmp_path / "nowhere")
+    for name in ("x" * 300, "a\0b"):
+        with pytest.raises(DataError, match=r"(cannot be listed|no such directory).*give"):
+            ShardIndex.open(tmp_path / name)
 
 
 def test_an_index_goes_to_other_threads_and_processes(tmp_path: Path, make_shards) -> None:

@@ -17,7 +17,7 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
 
 
-@pytest.mark.parametrize("key", ["", "a.b", "a/b", "a\nb"])
+@pytest.mark.parametrize("key", ["", "a.b", "a/b", "a\nb", "\x1b[2J", "x" * 1100, "\udce9"])
 def test_keys_that_tars_cannot_hold_are_refused(tmp_path: Path, key: str) -> None:
     with pytest.raises(DataError, match="rename the photo"), ShardWriter(tmp_path / "out") as writer:
         writer.add(key, b"1", None)
