@@ -8,6 +8,7 @@ as headers of tars, is read by one reader of its own that raises the same errors
 from __future__ import annotations
 
 import errno
+import json
 import math
 import os
 import stat
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, BinaryIO, TypeVar
 
 import msgspec
+import yaml
 from msgspec import Meta
 
 from distill.errors import DataError, DistillError
@@ -23,6 +25,9 @@ T = TypeVar("T")
 
 MOST_PIXELS = 1 << 16  # of a photo's side: JPEG's limit, 65,535, and PNGs are no larger in practice
 MOST_JSON_BYTES = 4 << 30  # LVIS's largest file has 1.2 GB
+MOST_YAML_BYTES = 1 << 17  # a recipe has a few kilobytes, and PyYAML reads about 30 a second
+MOST_YAML_VALUES = 100_000  # with aliases written out: `&a` and `*a` make a tree of billions out of ten lines
+MOST_YAML_DEPTH = 50
 INT64 = (1 << 63) - 1
 WITHOUT_WAITING = getattr(
     os, "O_NONBLOCK", 0
@@ -97,6 +102,70 @@ def parse_json(data: bytes, form: type[T], origin: str, mend: str, *, raises: ty
 def read_json(path: Path, form: type[T], what: str, mend: str, *, raises: type[DistillError] = DataError) -> T:
     """Read a JSON file as `form`. See `read_bytes` and `parse_json`."""
     return parse_json(read_bytes(path, what, mend, raises=raises), form, str(path), mend, raises=raises)
+
+
+def read_scalars(path: Path) -> list[dict[str, int | float]]:
+    """Read the lines of a run's metrics.jsonl: `step` and numbers by name. A line that a kill cut short is left out.
+
+    NaN, which a failed training logs, stays.
+
+    Raises:
+        DataError: the file is no file, or a line has something else than numbers, or no step.
+    """
+    mend = "restore it, or remove it"
+    lines = []
+    for number, text in enumerate(read_bytes(path, "metrics of a run", mend).splitlines(), start=1):
+        try:
+            row = json.loads(text)
+        except (ValueError, RecursionError):  # the process died while writing it
+            continue
+        origin = f"{path}: line {number}"
+        try:
+            lines.append(msgspec.convert(row, dict[str, int | float]))
+        except msgspec.ValidationError as error:
+            raise DataError(f"{origin}: {_reason(error)}; {mend}") from error
+        if not 0 <= lines[-1].get("step", -1) <= INT64:
+            raise DataError(f"{origin}: it names no step; {mend}")
+    return lines
+
+
+def parse_yaml(text: str | bytes, origin: str, mend: str, *, raises: type[DistillError] = DataError) -> Any:
+    """Parse YAML to dicts, lists, texts and numbers.
+
+    Raises:
+        DistillError: of the class `raises`: no YAML, too large, nested too deeply, or blown up by aliases.
+    """
+    try:
+        if len(text) > MOST_YAML_BYTES:
+            raise raises(f"{origin}: {len(text):,} bytes are too many (at most {MOST_YAML_BYTES:,}); {mend}")
+        content = yaml.safe_load(text.decode("utf-8") if isinstance(text, bytes) else text)
+        _check_size(content, origin, mend, raises)
+        return content
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # also numbers of Python's that are none: a year 0
+        raise raises(f"{origin}: not YAML ({' '.join(str(error).split())[:300]}); {mend}") from error
+    except RecursionError as error:
+        raise raises(f"{origin}: lists or sections in it are nested too deeply; {mend}") from error
+    except (TypeError, AttributeError, LookupError) as error:  # a list as a key, a tag without a value
+        raise raises(f"{origin}: not YAML of plain values ({error}); {mend}") from error
+
+
+def read_yaml(path: Path, what: str, mend: str, *, raises: type[DistillError] = DataError) -> Any:
+    """Read a YAML file. See `read_bytes` and `parse_yaml`."""
+    return parse_yaml(read_bytes(path, what, mend, most=MOST_YAML_BYTES, raises=raises), str(path), mend, raises=raises)
+
+
+def _check_size(content: Any, origin: str, mend: str, raises: type[DistillError]) -> None:
+    """Refuse a tree that is too deep or has too many values. It counts what aliases repeat each time."""
+    num_values, level = 0, [content]
+    for _ in range(MOST_YAML_DEPTH):
+        level = [node for node in level if isinstance(node, (dict, list))]
+        if not level:
+            return
+        num_values += sum(map(len, level))
+        if num_values > MOST_YAML_VALUES:
+            raise raises(f"{origin}: more than {MOST_YAML_VALUES:,} values, aliases written out; {mend}")
+        level = [item for node in level for item in (node.values() if isinstance(node, dict) else node)]
+    raise raises(f"{origin}: lists or sections in it are nested too deeply; {mend}")
 
 
 def convert(content: Any, form: type[T], origin: str, mend: str, *, raises: type[DistillError] = DataError) -> T:

@@ -10,7 +10,7 @@ import distill
 
 ROOT = Path(distill.__file__).parent
 # Single files that every wing may import.
-GROUND = {"errors", "files", "leases", "lock", "geometry", "batch", "memory", "outside", "text"}
+GROUND = {"errors", "files", "leases", "lock", "geometry", "batch", "memory", "outside", "secret", "text"}
 WINGS = (
     "students",
     "config",

@@ -21,6 +21,7 @@ from distill.evaluation.predictors import FILL_ELLIPSE
 from distill.files import write_json
 from distill.lock import hold_directory
 from distill.models.devices import usable_device
+from distill.text import say
 
 MARKER_FILE, PLAN_FILE = "adapt.json", "plan.json"
 TEACHER, ZERO_SHOT, ADAPTED = "teacher", "zero-shot student", "adapted student"
@@ -41,7 +42,7 @@ def adapt(options: AdaptOptions) -> dict[str, Any]:
     usable_device(options.device)
     prepared = prepare(options)
     for line in description(prepared):
-        print(line)
+        say(line)
     with hold_directory(options.out, give="--out DIR"):
         steps = Steps(options.out, options.device)
         steps.begin(MARKER_FILE, prepared.settings(), what="adaptation")
@@ -85,7 +86,7 @@ def _plan(prepared: Prepared, steps: Steps) -> tuple[int, int]:
     if not path.is_file():
         found = rehearse(prepared, *planned_steps(prepared), PROTOCOLS).within(prepared.options.minutes)
         write_json(path, {"feature_steps": found.feature_steps, "mask_steps": found.mask_steps}, raises=RunError)
-        print(f"--minutes {prepared.options.minutes:g}: {found.feature_steps} and {found.mask_steps} steps")
+        say(f"--minutes {prepared.options.minutes:g}: {found.feature_steps} and {found.mask_steps} steps")
     plan = json.loads(path.read_text(encoding="utf-8"))
     return plan["feature_steps"], plan["mask_steps"]
 
@@ -133,8 +134,8 @@ def _measure(prepared: Prepared, steps: Steps) -> dict[str, Any]:
     summary = _summary(prepared, comparison, steps)
     write_report(comparison, out, title=f"{ADAPTED} of {prepared.options.photos.name}", summary=summary)
     print_table(comparison)
-    print(f"{out / 'index.html'}: the page\n{out / 'mask'}: the student; {onnx}: its ONNX files")
-    print(result)
+    say(f"{out / 'index.html'}: the page\n{out / 'mask'}: the student; {onnx}: its ONNX files")
+    say(result)
     return summary
 
 

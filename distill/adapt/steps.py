@@ -32,7 +32,7 @@ from distill.export.onnx import DESCRIPTION_FILE, export_onnx
 from distill.files import write_json
 from distill.lock import contents
 from distill.models.checkpoint import STUDENT_FILE, load_model
-from distill.text import MILLION, print_command, progress_bar
+from distill.text import MILLION, print_command, progress_bar, say
 from distill.training.directory import is_rank_zero
 from distill.training.run import train
 
@@ -70,7 +70,7 @@ class Steps:
             if keys:
                 changes = ", ".join(f"{key} {begun.get(key)}, not {settings.get(key)}" for key in keys)
                 raise RunError(f"--out {self.out}: begun with {changes}; give another directory")
-            print(f"{self.out}: goes on with what is there")
+            say(f"{self.out}: goes on with what is there")
             return True
         if contents(self.out):
             raise RunError(f"--out {self.out}: is not empty and holds no {what}; give another directory")
@@ -107,7 +107,7 @@ class Steps:
         coco_set = CocoSet(photos, annotations)
         with progress_bar("photos", len(coco_set)) as advance:
             report = build_coco_shards(coco_set, shards, samples_per_shard=SAMPLES_PER_SHARD, advance=advance)
-        print("\n".join(report.lines(str(shards))))
+        say("\n".join(report.lines(str(shards))))
 
     def build_cache(self, recipe: str, overrides: Sequence[str] = ()) -> None:
         """Cache the teacher's embeddings of the training photos in OUT/cache, on one device."""
@@ -136,7 +136,7 @@ class Steps:
         weights = train(loaded)
         if is_rank_zero():
             refresh_card(str(run))
-            print(f"wrote {weights}")
+            say(f"wrote {weights}")
 
     def evaluate(self, model: ComparedModel, protocols: Sequence[str], data: EvaluationData) -> None:
         """Evaluate a model by each protocol, below OUT/evaluations. The evaluations are added to the model.
@@ -158,7 +158,7 @@ class Steps:
             print_command("evaluate", name, protocol, *words)
             recipe = load_recipe(protocol, words, kinds=("evaluate",))
             assert isinstance(recipe, EvaluateRecipe)
-            print("\n".join(metrics_lines(evaluate_recipe(name, recipe))))
+            say("\n".join(metrics_lines(evaluate_recipe(name, recipe))))
         return read_evaluation(directory)
 
     def export(self, stage: str) -> Path:
@@ -168,5 +168,5 @@ class Steps:
             print_command("export", run, "--out", out)
             for file in export_onnx(load_model(run), out):
                 size = file.path.stat().st_size / MILLION
-                print(f"{file.path}  {size:.1f} MB, within {file.difference:.0e} of torch")
+                say(f"{file.path}  {size:.1f} MB, within {file.difference:.0e} of torch")
         return out

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.text import BILLION, MILLION
+from distill.text import BILLION, MILLION, plot_label
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -85,10 +85,12 @@ def draw_pareto(found: Found, path: Path) -> None:
         eager = [run for run in model["runs"] if (run["precision"], run["batch_size"]) == (precision, 1)]
         (dots,) = axes.plot(first["latency_ms"], size, "o")
         axes.plot([run["latency_ms"] for run in eager], [size] * len(eager), "o-", mfc="none", color=dots.get_color())
-        axes.annotate(model["model"], (first["latency_ms"], size), xytext=(6, 4), textcoords="offset points", size=8)
+        axes.annotate(
+            plot_label(model["model"]), (first["latency_ms"], size), xytext=(6, 4), textcoords="offset points", size=8
+        )
     front = [points[i] for i in pareto_front(points)]
     axes.step(*zip(*front, strict=True), where="post", color="0.7", zorder=0, label="nothing is smaller and faster")
-    axes.set(xscale="log", yscale="log", xlabel=f"ms, one image, {precision}, {found['device']}")
+    axes.set(xscale="log", yscale="log", xlabel=plot_label(f"ms, one image, {precision}, {found['device']}"))
     axes.set(ylabel="encoder parameters (M)", title="image encoders; hollow: batch norms and branches not fused")
     axes.margins(x=0.15)  # for the names
     axes.legend(loc="upper left")

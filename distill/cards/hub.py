@@ -13,10 +13,10 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from omegaconf import MISSING, OmegaConf
 
 from distill.cards.writing import CARD_FILE, is_ours, read_measured, whole_card
-from distill.config.loading import flatten
 from distill.config.paths import local_paths
 from distill.config.run_directory import RECIPE_FILE, read_recipe_tree
 from distill.config.schema import RECIPE_KINDS
+from distill.config.settings import flatten
 from distill.errors import RunError
 from distill.models.checkpoint import find_weights
 

@@ -6,16 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from distill.evaluation.finished import HEADLINE_WORDS, headline_of, protocol_of
-from distill.models.checkpoint import load_model, read_metadata
+from distill.models.checkpoint import load_model, read_recipe
 from distill.models.complexity import encoder_macs
 from distill.models.sam import ModelSpec
-from distill.text import BILLION, MILLION, markdown_table
+from distill.text import BILLION, MILLION, Markdown, line, markdown, markdown_code, markdown_table
 from distill.training.cost import read_cost
-from distill.training.record import Training, lost_start, read_trainings
+from distill.training.record import Training, check_tree, lost_start, read_trainings
 
 CODE_LICENCE = "the code that trained it, `distill`: Apache-2.0"
 # Licences of a teacher's weights, by the beginning of its name.
@@ -60,10 +59,10 @@ def card_text(weights: Path, measured: Mapping[str, Any]) -> str:
     model = load_model(weights)
     trainings = read_trainings(weights.parent) or _from_header(weights)
     num_params = sum(parameter.numel() for parameter in model.parameters())
-    title = weights.parent.resolve().name
+    title = line(weights.parent.resolve().name)
     parts = [
         _front_matter(title, trainings, list(measured["evaluations"].values())),
-        f"# {title}\n",
+        f"# {markdown(title)}\n",
         _lead(model.spec, trainings),
         _architecture(model.spec, num_params),
         _scores(list(measured["evaluations"].values())),
@@ -86,10 +85,10 @@ def _front_matter(title: str, trainings: Sequence[Training], evaluations: Sequen
         results.append(
             EvalResult(
                 task_type="mask-generation",
-                dataset_type=Path(_set_name(metrics)).stem,
-                dataset_name=f"{Path(_set_name(metrics)).stem}{_part_of_set(metrics)}",
+                dataset_type=line(Path(_set_name(metrics)).stem),
+                dataset_name=line(f"{Path(_set_name(metrics)).stem}{_part_of_set(metrics)}"),
                 metric_type=headline,
-                metric_name=f"{HEADLINE_WORDS[headline]}, {protocol_of(metrics).title}",
+                metric_name=line(f"{HEADLINE_WORDS[headline]}, {protocol_of(metrics).title}"),
                 metric_value=round(metrics[headline], 4),
             )
         )
@@ -106,16 +105,16 @@ def _front_matter(title: str, trainings: Sequence[Training], evaluations: Sequen
 
 
 def _lead(spec: ModelSpec, trainings: Sequence[Training]) -> str:
-    teacher = f" It was distilled from `{_short(trainings[-1].teacher)}`." if trainings else ""
+    teacher = f" It was distilled from {_short(trainings[-1].teacher)}." if trainings else ""
     return (
-        f"A small promptable segmentation model in the shape of Segment Anything: the image encoder `{spec.encoder}` "
-        f"with SAM's prompt encoder and mask decoder.{teacher}\n"
+        "A small promptable segmentation model in the shape of Segment Anything: the image encoder "
+        f"{markdown_code(spec.encoder)} with SAM's prompt encoder and mask decoder.{teacher}\n"
     )
 
 
 def _architecture(spec: ModelSpec, num_params: int) -> str:
     rows = [
-        ["image encoder", f"`{spec.encoder}`, photos of {spec.image_size} pixels"],
+        ["image encoder", Markdown(f"{markdown_code(spec.encoder)}, photos of {spec.image_size} pixels")],
         ["embedding", f"{spec.embedding_dim} x {spec.embedding_size} x {spec.embedding_size}"],
         ["parameters", f"{num_params / MILLION:.2f} M"],
         ["multiply-adds of the encoder", f"{encoder_macs(spec) / BILLION:.2f} G a photo"],
@@ -172,7 +171,7 @@ def _speed(bench: Mapping[str, Any] | None) -> str:
     return (
         "## Speed\n\nOf the image encoder.\n\n"
         + markdown_table(["batch", "precision", "fused", "latency (ms)", "photos/s"], rows)
-        + f"\nMachine: {machine or 'not recorded'}.\n"
+        + f"\nMachine: {markdown(machine or 'not recorded')}.\n"
     )
 
 
@@ -191,8 +190,8 @@ def _training(trainings: Sequence[Training]) -> str:
         rows.append(
             [
                 str(recipe["kind"]),
-                f"`{_short(training.teacher)}`",
-                f"`{_short(str(recipe['data']['images']))}`",
+                _short(training.teacher),
+                _short(recipe["data"]["images"]),
                 f"{recipe['optim']['lr']:g}",
                 str(recipe["data"]["batch_size"]),
                 *took,
@@ -203,7 +202,7 @@ def _training(trainings: Sequence[Training]) -> str:
     header = ["stage", "teacher", "data", "learning rate", "batch per device", "steps", "photos seen"]
     table = markdown_table([*header, "device hours", "devices"], rows)
     if (lost := lost_start(trainings)) is not None:
-        table += f"\nIt started from `{_short(lost)}`, of whose training no record is left: its cost is not counted.\n"
+        table += f"\nIt started from {_short(lost)}, of whose training no record is left: its cost is not counted.\n"
     return f"## Training\n\n{table}\nThe whole recipe is in `recipe.yaml`.\n"
 
 
@@ -211,24 +210,24 @@ def _licences(trainings: Sequence[Training]) -> str:
     lines = [CODE_LICENCE]
     for teacher in dict.fromkeys(training.teacher for training in trainings):
         known = next((line for start, line in TEACHER_LICENCES.items() if teacher.startswith(start)), None)
-        lines.append(known or f"the teacher `{_short(teacher)}`: see its own card")
+        lines.append(known or f"the teacher {_short(teacher)}: see its own card")
     for data in dict.fromkeys(str(training.recipe["data"]["images"]) for training in trainings):
         words = data.lower()
         known = next((line for keys, line in DATA_LICENCES.items() if any(key in words for key in keys)), None)
-        lines.append(known or f"the data `{_short(data)}`: distill does not know its licence; state it here")
+        lines.append(known or f"the data {_short(data)}: distill does not know its licence; state it here")
     return "## Licences\n\n" + "".join(f"- {line}\n" for line in lines)
 
 
 def _from_header(weights: Path) -> list[Training]:
     """Read the last stage from the header of weights that lie outside a run directory."""
-    text = read_metadata(weights).get("recipe")
-    return [Training(weights.parent, yaml.safe_load(text), read_cost(weights.parent))] if text else []
+    tree = read_recipe(weights)
+    return [Training(weights.parent, check_tree(tree, str(weights)), read_cost(weights.parent))] if tree else []
 
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-def _short(path: str) -> str:
-    """Return the last two parts of a path: enough to know it by, and nothing of the machine."""
-    return "/".join(Path(path).parts[-2:]).lstrip("/")
+def _short(path: str) -> Markdown:
+    """Return the last two parts of a path as code: enough to know it by, and nothing of the machine."""
+    return markdown_code("/".join(Path(path).parts[-2:]).lstrip("/"))

@@ -11,12 +11,12 @@ writes into the run directory of a student.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from distill.cards.measured import read_card
 from distill.cards.model_card import card_text
 from distill.config.run_directory import RECIPE_FILE
 from distill.errors import RunError
@@ -38,7 +38,7 @@ def is_ours(folder: Path) -> bool:
     path = folder / CARD_FILE
     if not path.is_file():
         return True
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8", errors="replace")
     return OURS in text or OURS_BEFORE in text
 
 
@@ -122,14 +122,11 @@ def read_measured(weights: Path) -> dict[str, Any]:
     empty: dict[str, Any] = {"weights_sha256": sha256, "evaluations": {}, "bench": None}
     if not path.is_file():
         return empty
-    try:
-        measured = json.loads(path.read_text(encoding="utf-8"))
-        if measured["weights_sha256"] != sha256:
-            return empty
-        rows = [_with_hash(key, row) for key, row in measured["evaluations"].items()]
-        return {**empty, **measured, "evaluations": {_row_key(row): row for row in rows}}
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{path}: not what distill wrote ({error}); remove it, and evaluate again") from error
+    measured = read_card(path)
+    if measured["weights_sha256"] != sha256:
+        return empty
+    rows = [_with_hash(key, row) for key, row in measured["evaluations"].items()]
+    return {**measured, "evaluations": {_row_key(row): row for row in rows}}
 
 
 def _row_key(row: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from distill.adapt.options import VAL_SHARE, AdaptOptions
 from distill.cli.arguments import Subparsers, add_command, positive_float, positive_int, share
+from distill.text import say
 
 EPILOG = """\
 examples:
@@ -98,10 +99,10 @@ def _dry_run(options: AdaptOptions) -> int:
     from distill.text import print_tables
 
     lines, found = estimate(options)
-    print("\n".join(lines))
+    say("\n".join(lines))
     table = Table("step", "what it does", "about", box=None, pad_edge=False)
     for row in found.rows():
         table.add_row(*row)
     print_tables(table)
-    print("nothing was written")
+    say("nothing was written")
     return 0

@@ -10,7 +10,7 @@ from distill.cli.arguments import add_command, at_least, positive_int
 from distill.config.schema import CacheRecipe
 from distill.errors import CacheError, DistillError
 from distill.leases import STALE_SECONDS
-from distill.text import first_few, print_tables, progress_bar
+from distill.text import first_few, print_tables, progress_bar, say
 
 EPILOG = """\
 examples:
@@ -115,10 +115,10 @@ def plan(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(dataclasses.asdict(found), indent=1))
         return 0
-    print(plan_line(found))
+    say(plan_line(found))
     print_tables(codec_table(found))
     for line in measurement_lines(found):
-        print(line)
+        say(line)
     return 0
 
 
@@ -163,13 +163,13 @@ def verify(arguments: argparse.Namespace) -> int:
     with progress_bar("shards", num_shards) as advance:
         problems = verify_cache(directory, advance)
     for problem in problems:
-        print(f"{problem.file}: {problem.what}")
+        say(f"{problem.file}: {problem.what}")
     if problems:
         mend = f"'distill cache repair RECIPE cache.dir={directory}' writes only those again"
         if is_remote(directory):
             mend = "copy those again from where the cache was built, or 'distill cache repair' it there first"
         raise CacheError(f"{directory}: {len(problems)} of its files are not as they were written; {mend}")
-    print(f"{directory}: {num_shards} shards, every byte as it was written")
+    say(f"{directory}: {num_shards} shards, every byte as it was written")
     if recipe is not None:
         _spot_check(directory, recipe, arguments.spot)
     return 0
@@ -188,10 +188,10 @@ def repair(arguments: argparse.Namespace) -> int:
     with progress_bar("shards", len(job.shards)) as advance:
         problems = find_damage(job, advance)
     for problem in problems:
-        print(f"{problem.file}: {problem.what}")
+        say(f"{problem.file}: {problem.what}")
     left = repair_cache(job, problems, remove_foreign=arguments.remove_foreign)
     num_mended = len(problems) - len(left)
-    print(f"{job.directory}: " + (f"{num_mended} problems mended" if problems else "nothing to repair"))
+    say(f"{job.directory}: " + (f"{num_mended} problems mended" if problems else "nothing to repair"))
     if left:
         named = first_few([problem.file for problem in left])
         raise CacheError(
@@ -223,13 +223,13 @@ def _spot_check(directory: str, recipe: CacheRecipe, num_samples: int) -> None:
     compared = [sample for sample in found.samples if not sample.reason]
     if compared:
         cosines = [sample.cosine for sample in compared]
-        print(
+        say(
             f"the teacher again on {len(compared)} random samples: cosine {sum(cosines) / len(cosines):.6f} on "
             f"average, {min(cosines):.6f} at the least; relative L2 {max(s.relative_l2 for s in compared):.3%} at most"
         )
     for sample in found.outliers:
         what = sample.reason or f"cosine {sample.cosine:.4f}, relative L2 {sample.relative_l2:.1%}"
-        print(f"{sample.shard}: sample '{sample.key}': {what}")
+        say(f"{sample.shard}: sample '{sample.key}': {what}")
     if found.outliers:
         raise CacheError(
             f"{directory}: the embeddings of {len(found.outliers)} of {len(found.samples)} samples are not those that "

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from distill.cli.arguments import Subparsers, add_command
 from distill.errors import RunError
+from distill.text import say
 
 if TYPE_CHECKING:
     from distill.evaluation.finished import FinishedEvaluation
@@ -39,8 +40,8 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def card(arguments: argparse.Namespace) -> int:
     """Write the card."""
+    from distill.cards.measured import read_bench
     from distill.cards.writing import CARD_FILE, is_ours, write_card
-    from distill.comparison.join import read_bench
     from distill.models.checkpoint import find_weights
 
     weights = find_weights(arguments.model)
@@ -48,7 +49,7 @@ def card(arguments: argparse.Namespace) -> int:
         raise RunError(f"{weights.parent / CARD_FILE}: was edited to be kept (its last line is gone); remove it first")
     found = [evaluation for folder in arguments.add for evaluation in evaluations_of(weights, folder)]
     bench = read_bench(arguments.bench) if arguments.bench else None
-    print(f"wrote {write_card(weights, found, bench, forget=arguments.forget)}")
+    say(f"wrote {write_card(weights, found, bench, forget=arguments.forget)}")
     return 0
 
 
@@ -69,7 +70,7 @@ def evaluations_of(weights: Path, folder: Path) -> list[FinishedEvaluation]:
         raise RunError(f"--add {folder}: {why}")
     for evaluation in found:
         if evaluation not in ours:
-            print(f"{evaluation.directory}: of other weights, left out")
+            say(f"{evaluation.directory}: of other weights, left out")
     for directory in unfinished:
-        print(f"{directory}: not finished, left out")
+        say(f"{directory}: not finished, left out")
     return ours

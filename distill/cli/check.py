@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from distill.cli.arguments import add_command
+from distill.text import say
 
 EPILOG = """\
 examples:
@@ -49,9 +50,9 @@ def check(arguments: argparse.Namespace) -> int:
         devices = num_devices(recipe.trainer, count_gpus() or 0)
         found = foresee(recipe, devices=devices, num_photos=count_photos(recipe.data.images))
         for caution in cautions(recipe, found, meant_batch=stated_value(arguments.recipe, "optim.lr_for_batch")):
-            print(f"warning: {caution}", file=sys.stderr)
+            say(f"warning: {caution}", file=sys.stderr)
     if arguments.resolved:
-        print(resolved_yaml(recipe), end="")
+        say(resolved_yaml(recipe), end="")
     else:
-        print(f"{arguments.recipe}: no mistakes found")
+        say(f"{arguments.recipe}: no mistakes found")
     return 0

@@ -10,6 +10,7 @@ from distill.cli.arguments import Subparsers, add_command
 from distill.comparison.directory import CSV_FILE, MARKDOWN_FILE, PAGE_FILE, check_directory
 from distill.errors import RunError
 from distill.lock import hold_directory
+from distill.text import say
 
 PROTOCOLS = ("eval/coco_box", "eval/coco_point")
 
@@ -85,8 +86,8 @@ def compare(arguments: argparse.Namespace) -> int:
         write_comparison(comparison, out, images=images, annotations=annotations, num_rows=arguments.gallery)
     print_table(comparison)
     for note in comparison.notes:
-        print(f"note: {note}", file=sys.stderr)
-    print(f"{out / PAGE_FILE}: the page; {CSV_FILE} and {MARKDOWN_FILE} beside it")
+        say(f"note: {note}", file=sys.stderr)
+    say(f"{out / PAGE_FILE}: the page; {CSV_FILE} and {MARKDOWN_FILE} beside it")
     return 0
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from distill.cli.arguments import Subparsers, add_command
 from distill.errors import DistillError
+from distill.text import say
 
 OURS, PUBLISHED = "distill", "published"
 
@@ -51,5 +52,5 @@ def run(arguments: argparse.Namespace) -> int:
     model = load_model(arguments.model, name=arguments.name, decoder=arguments.decoder)
     save = save_model if arguments.to == OURS else save_published
     save(model, arguments.out)
-    print(f"{arguments.out}  {model.spec.encoder}, {len(model.state_dict())} tensors read")
+    say(f"{arguments.out}  {model.spec.encoder}, {len(model.state_dict())} tensors read")
     return 0

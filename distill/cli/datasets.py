@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distill.cli.arguments import add_command
-from distill.text import print_tables
+from distill.text import print_tables, say
 
 if TYPE_CHECKING:
     from distill.data.catalogue import Dataset, PublishedFile, Split
@@ -94,7 +94,7 @@ def show_set(arguments: argparse.Namespace) -> int:
     """Print one set."""
     from distill.data.catalogue import load_dataset
 
-    print("\n".join(_lines(load_dataset(arguments.name))))
+    say("\n".join(_lines(load_dataset(arguments.name))))
     return 0
 
 
@@ -109,9 +109,9 @@ def prepare_set(arguments: argparse.Namespace) -> int:
     splits = [LocatedSplit(root, dataset, dataset.split(name)) for name in names]
     for prepared in prepare_splits(splits, out=arguments.out, verify=arguments.verify):
         lines = [f"{prepared.shards}: finished"] if prepared.report is None else prepared.report.lines(prepared.shards)
-        print("\n".join(lines))
+        say("\n".join(lines))
         images = prepared.located.name if arguments.out is None else prepared.shards
-        print(f"use it with: data.images={images}")
+        say(f"use it with: data.images={images}")
     return 0
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import cast
 
 from distill.cli.arguments import add_command
+from distill.text import say
 
 EPILOG = """\
 examples:
@@ -66,7 +67,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     metrics = evaluate_recipe(arguments.model, recipe, name=arguments.name, device=device, ranks=ranks)
     if ranks.global_rank == 0:
         run = Path(recipe.run)
-        print("\n".join([*metrics_lines(metrics), f"written to {run / EVALUATION_METRICS_FILE}"]))
+        say("\n".join([*metrics_lines(metrics), f"written to {run / EVALUATION_METRICS_FILE}"]))
         if is_run(Path(arguments.model)):
-            print(f"for the model's card: distill card {shlex.join([arguments.model, '--add', str(run)])}")
+            say(f"for the model's card: distill card {shlex.join([arguments.model, '--add', str(run)])}")
     return 0

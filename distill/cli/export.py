@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from distill.cli.arguments import Subparsers, add_command
-from distill.text import MILLION
+from distill.text import MILLION, say
 
 EPILOG = """\
 examples:
@@ -39,5 +39,5 @@ def run(arguments: argparse.Namespace) -> int:
     model = load_model(arguments.model, name=arguments.name)
     for exported in export_onnx(model, arguments.out, opset=arguments.opset or OPSET):
         size = exported.path.stat().st_size / MILLION
-        print(f"{exported.path}  {size:.1f} MB, within {exported.difference:.0e} of torch")
+        say(f"{exported.path}  {size:.1f} MB, within {exported.difference:.0e} of torch")
     return 0

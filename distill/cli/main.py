@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import sys
 import traceback
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from distill import __version__
 from distill.errors import DistillError, Interrupted
 from distill.files import FULL_DISK
+from distill.text import SafeFormatter, say_error, terminal
 
 DONE, OURS, USERS, INTERRUPTED = 0, 1, 2, 130
 
@@ -66,6 +68,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Errors go to stderr."""
+    if logging.lastResort is not None:  # prints the warnings of a process that has set up no logging
+        logging.lastResort.setFormatter(SafeFormatter("%(message)s"))
     try:
         arguments = _parse(build_parser(), argv)
     except SystemExit as stop:  # argparse has printed its help, or its error
@@ -74,21 +78,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = arguments.run(arguments)
         return code
     except DistillError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say_error(f"error: {error}")
         return USERS
     except Interrupted as stop:
         if stop.message:
-            print(stop.message, file=sys.stderr)
+            say_error(stop.message)
         return stop.exit_code
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        say_error("interrupted")
         return INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the outermost function: what arrives here is a fault of ours
         if isinstance(error, OSError) and error.errno in FULL_DISK:
             where = f" while writing {error.filename}" if error.filename else ""
-            print(f"error: the disk is full{where}; free some space and run the command again", file=sys.stderr)
+            say_error(f"error: the disk is full{where}; free some space and run the command again")
             return USERS
-        traceback.print_exc()
+        say_error(traceback.format_exc().rstrip())
         return OURS
 
 
@@ -97,7 +101,7 @@ def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpa
     arguments, rest = parser.parse_known_args(argv)
     strange = [text for text in rest if text.startswith("-") or "=" not in text]
     if strange or (rest and not hasattr(arguments, "overrides")):
-        parser.error(f"unrecognized arguments: {' '.join(strange or rest)}")
+        parser.error(terminal(f"unrecognized arguments: {' '.join(strange or rest)}"))
     if rest:
         arguments.overrides = [*arguments.overrides, *rest]
     return arguments

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from distill.cli.arguments import Subparsers, add_command
 from distill.errors import DataError, DistillError
+from distill.text import say
 
 EPILOG = """\
 examples:
@@ -61,8 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
         multimask=arguments.multimask,
     )
     for mask in prediction.masks:
-        print(f"{mask.path}  predicted IoU {mask.predicted_iou:.3f}, {100 * mask.area_share:.1f} % of the photo")
-    print(prediction.overlay)
+        say(f"{mask.path}  predicted IoU {mask.predicted_iou:.3f}, {100 * mask.area_share:.1f} % of the photo")
+    say(prediction.overlay)
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from distill.cli.arguments import Subparsers, add_command
+from distill.text import say
 
 EPILOG = """\
 examples:
@@ -37,10 +38,10 @@ def push(arguments: argparse.Namespace) -> int:
     check_repo_id(arguments.repo_id)
     files = files_to_push(arguments.model)
     for file in files:
-        print(f"{file.num_bytes:>14,} bytes  {file.name}")
+        say(f"{file.num_bytes:>14,} bytes  {file.name}")
     if arguments.dry_run:
-        print(f"would be uploaded to {arguments.repo_id}; nothing was")
+        say(f"would be uploaded to {arguments.repo_id}; nothing was")
         return 0
     address = push_files(files, arguments.repo_id, private=arguments.private, message=arguments.message)
-    print(f"uploaded: {address}")
+    say(f"uploaded: {address}")
     return 0

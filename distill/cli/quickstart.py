@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from distill.cli.arguments import Subparsers, add_command, positive_int
+from distill.text import say
 
 TRAIN_PHOTOS, HELD_OUT_PHOTOS = 76, 24  # all photos of the packaged set `nuclei`
 
@@ -47,5 +48,5 @@ def quickstart(arguments: argparse.Namespace) -> int:
 
     out = arguments.out
     summary = QuickstartPipeline(out, arguments.train_photos, arguments.held_out_photos).run()
-    print(f"{out / REPORT_FILE}: the report\n{out / SUMMARY_FILE}: its numbers\n\n{sentence(summary)}")
+    say(f"{out / REPORT_FILE}: the report\n{out / SUMMARY_FILE}: its numbers\n\n{sentence(summary)}")
     return 0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from distill.cli.arguments import add_command
 from distill.errors import RunError
-from distill.text import print_tables
+from distill.text import print_tables, say
 
 EPILOG = """\
 examples:
@@ -60,7 +60,7 @@ def show_recipe(arguments: argparse.Namespace) -> int:
     """Print a recipe file as it is."""
     from distill.config.loading import find_recipe
 
-    print(find_recipe(arguments.name).read_text(encoding="utf-8"), end="")
+    say(find_recipe(arguments.name).read_text(encoding="utf-8"), end="")
     return 0
 
 
@@ -84,7 +84,7 @@ def copy_recipe(arguments: argparse.Namespace) -> int:
     except FileExistsError as error:
         raise RunError(f"'{path}' exists and is not overwritten; remove it, or give another path") from error
     command = COMMANDS.get(recipe_kind(path), "evaluate MODEL")
-    print(f"wrote {path}; run it with: distill {command} {shlex.quote(str(path))}")
+    say(f"wrote {path}; run it with: distill {command} {shlex.quote(str(path))}")
     return 0
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from distill.cli.arguments import add_command, positive_int, share
 from distill.data.shards.defaults import MAX_BAD_SHARE, SAMPLES_PER_SHARD
-from distill.text import progress_bar
+from distill.text import progress_bar, say
 
 if TYPE_CHECKING:
     from distill.data.coco import CocoSet
@@ -97,7 +97,7 @@ def index_shards(arguments: argparse.Namespace) -> int:
     index = ShardIndex.build(arguments.directory)
     path = index.save()
     masks = "" if index.has_annotations else ", without annotations"
-    print(f"{arguments.directory}: {len(index):,} photos in {len(index.shards):,} shards{masks}; index: {path}")
+    say(f"{arguments.directory}: {len(index):,} photos in {len(index.shards):,} shards{masks}; index: {path}")
     return 0
 
 
@@ -127,5 +127,5 @@ def _build(build: Callable[..., BuildReport], photos: CocoSet | PhotoFolder, arg
             max_bad_share=arguments.max_bad_share,
             advance=advance,
         )
-    print("\n".join(report.lines(arguments.out)))
+    say("\n".join(report.lines(arguments.out)))
     return 0

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distill.cli.arguments import add_command
+from distill.text import say
 
 if TYPE_CHECKING:
     from distill.config.schema import FeatureRecipe, MaskRecipe
@@ -65,7 +66,10 @@ def run(arguments: argparse.Namespace) -> int:
 
         console = Console(soft_wrap=True)
         for item in tables(dry_run(recipe, meant_batch=meant_batch)):
-            console.print(item)
+            if isinstance(item, str):
+                say(item)
+            else:
+                console.print(item)
         return 0
 
     from distill.cards.writing import refresh_card
@@ -77,9 +81,9 @@ def run(arguments: argparse.Namespace) -> int:
     if is_rank_zero():
         refresh_card(recipe.run)
         scores = last_scores(Path(recipe.run))
-        print("the last scores: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
-        print(f"wrote {weights}")
-        print(f"next: {next_command(arguments.recipe, recipe)}")
+        say("the last scores: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
+        say(f"wrote {weights}")
+        say(f"next: {next_command(arguments.recipe, recipe)}")
     return 0
 
 

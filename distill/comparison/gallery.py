@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from distill.comparison.join import Comparison
 from distill.data.coco import AnnotatedPhoto, CocoSet
-from distill.data.rle import decode_mask
+from distill.data.rle import RLE, decode_mask
 from distill.errors import RunError
-from distill.evaluation.finished import FinishedEvaluation, ProtocolKey, read_lines
+from distill.evaluation.finished import FinishedEvaluation, ProtocolKey
 from distill.evaluation.metrics import LARGE_AREA, SMALL_AREA
 from distill.evaluation.record import INSTANCES_FILE, RESULTS_FILE
+from distill.evaluation.written import InstanceLine, RunLengths, read_lines, read_results
 from distill.pages.mask_gallery import GalleryRow
 
 Key = tuple[str, int | None]  # photo and annotation id of an instance
@@ -55,8 +56,8 @@ def instance_rows(
     ious = np.stack([evaluation.instances.ious for _, evaluation in found])  # (M, N)
     keys = [first.instances.keys[i] for i in chosen]
     photos = _photos(first, keys, images, annotations)
-    prompts = {key: row["prompt"] for key, row in _rows_of(first.directory / INSTANCES_FILE, keys)}
-    masks = {model.label: _masks(evaluation, keys) for model, evaluation in found}
+    prompts = dict(_prompts(first.directory / INSTANCES_FILE, keys))
+    masks = {model.label: (evaluation, _masks(evaluation, keys)) for model, evaluation in found}
     for i, key in zip(chosen, keys, strict=True):
         photo = photos[key[0]]
         instance = next((instance for instance in photo.instances if instance.id == key[1]), None)
@@ -68,7 +69,10 @@ def instance_rows(
             photo=photo.load(),
             prompt=prompts[key],
             truth=decode_mask(instance.rle).astype(bool),
-            masks={label: decode_mask(of_model[key]).astype(bool) for label, of_model in masks.items()},
+            masks={
+                label: _decode(of_model[key], instance.rle, evaluation)
+                for label, (evaluation, of_model) in masks.items()
+            },
             ious={model.label: float(ious[m, i]) for m, (model, _) in enumerate(found)},
             prompt_title=protocol.title,
             size=size_of(first.instances.areas[i]),
@@ -123,23 +127,30 @@ def _photos(
     return found
 
 
-def _masks(evaluation: FinishedEvaluation, keys: Sequence[Key]) -> dict[Key, Any]:
-    """Read the masks of an evaluation as RLE, by key. Raises RunError when some are missing."""
+def _masks(evaluation: FinishedEvaluation, keys: Sequence[Key]) -> dict[Key, RunLengths]:
+    """Read the masks of an evaluation as run lengths, by key. Raises RunError when some are missing."""
     path = evaluation.directory / RESULTS_FILE
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise RunError(f"{path}: no masks ({error}); evaluate again to keep them") from error
     wanted = set(keys)
-    found = {key: row["segmentation"] for row in rows if (key := (row["image"], row["annotation_id"])) in wanted}
+    rows = read_results(path)
+    found = {key: row.segmentation for row in rows if (key := (row.image, row.annotation_id)) in wanted}
     if len(found) < len(wanted):
         raise RunError(f"{path}: {len(wanted) - len(found)} of {len(wanted)} masks are missing; evaluate again")
     return found
 
 
-def _rows_of(path: Path, keys: Sequence[Key]) -> Iterator[tuple[Key, dict[str, Any]]]:
-    """Yield the lines of instances.jsonl of some keys."""
+def _decode(mask: RunLengths, truth: RLE, evaluation: FinishedEvaluation) -> np.ndarray:
+    """Return a mask as bool (H, W). Raises RunError unless it has the photo's size."""
+    if list(mask.size) != list(truth["size"]):
+        path = evaluation.directory / RESULTS_FILE
+        raise RunError(f"{path}: a mask of {mask.size} where the photo has {tuple(truth['size'])}; evaluate again")
+    return decode_mask({"size": list(mask.size), "counts": mask.counts}).astype(bool)
+
+
+def _prompts(path: Path, keys: Sequence[Key]) -> Iterator[tuple[Key, dict[str, Any]]]:
+    """Yield the prompts of instances.jsonl of some keys. Raises RunError when a click lacks its label."""
     wanted = set(keys)
-    for row in read_lines(path):
-        if (key := (str(row["image"]), row["annotation_id"])) in wanted:
-            yield key, row
+    for row in read_lines(path, InstanceLine):
+        if (key := (row.image, row.annotation_id)) in wanted:
+            if len(row.prompt.points_xy) != len(row.prompt.labels):
+                raise RunError(f"{path}: {row.image}: clicks and labels differ in number; evaluate again")
+            yield key, msgspec.to_builtins(row.prompt)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -81,15 +80,13 @@ def add_benches(comparison: Comparison, document: dict[str, Any], source: str, *
     """Give each model its row of a bench document, and choose the setting that most models were measured at.
 
     Args:
-        document: as `distill bench models` writes it.
+        document: as `read_bench` or `bench_models` return it.
         source: its path, for messages.
         is_complete: whether every model should be in it, so that absent ones are named in the notes.
     Raises:
-        RunError: the document is no bench of models, or measured none of them.
+        RunError: the document measured none of the models.
     """
-    rows = document.get("models")
-    if document.get("benchmark") != "models" or not isinstance(rows, list):
-        raise RunError(f"{source}: no bench of models; `distill bench models --json FILE` writes one")
+    rows = document["models"]
     for model in comparison.models:
         model.bench = next((row for row in rows if _is_of(row, model)), None)
     absent = [model.label for model in comparison.models if model.bench is None and model.source is not None]
@@ -109,17 +106,6 @@ def bench_run(model: ComparedModel, setting: BenchSetting | None) -> dict[str, A
     """Return what a bench measured of a model at a setting: of its fused form, if it has one. None if nothing."""
     runs = [run for run in (model.bench or {}).get("runs", []) if _setting(run) == setting]
     return max(runs, key=lambda run: bool(run["fused"]), default=None)
-
-
-def read_bench(path: Path) -> dict[str, Any]:
-    """Read a bench file. Raises RunError when it is missing or is no JSON."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(
-            f"--bench {path}: cannot be read ({error}); `distill bench models --json FILE` writes one"
-        ) from None
-    return document if isinstance(document, dict) else {}
 
 
 def differences(comparison: Comparison, protocol: ProtocolKey) -> dict[str, Difference]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distill.cards.measured import read_bench
 from distill.comparison.directory import BENCH_FILE, EVALUATIONS
-from distill.comparison.join import read_bench
 from distill.comparison.models import ComparedModel
 from distill.config.loading import load_recipe
 from distill.config.paths import absolute_options, absolute_paths
@@ -20,7 +20,7 @@ from distill.evaluation.record import EVALUATION_METRICS_FILE, MODEL_FILE
 from distill.evaluation.run import evaluate_recipe
 from distill.files import write_json
 from distill.models.devices import usable_device
-from distill.text import print_command
+from distill.text import print_command, say
 from distill.training.directory import environment
 
 BENCH_SECONDS = 2.0  # of timed passes of each model
@@ -139,4 +139,4 @@ def _evaluate(model: ComparedModel, name: str, overrides: Sequence[str], device:
     recipe = load_recipe(name, overrides, kinds=("evaluate",))
     assert isinstance(recipe, EvaluateRecipe)
     metrics = evaluate_recipe(model.source, recipe, name=model.name, device=device)
-    print("\n".join(metrics_lines(metrics)))
+    say("\n".join(metrics_lines(metrics)))

@@ -26,6 +26,7 @@ from distill.pages.plots import (
     read_curves,
     to_svg,
 )
+from distill.text import plot_label
 from distill.training.directory import SCALARS_FILE
 from distill.training.record import Training
 
@@ -106,14 +107,14 @@ def size_plot(comparison: Comparison, protocol: ProtocolKey) -> Markup | None:
             centres = np.arange(len(keys)) + (k - (len(found) - 1) / 2) * width
             number = comparison.models.index(model)
             hatch = "///" if number >= len(COLOURS) else None  # tells models of the same colour apart
-            bars = axes.bar(centres, heights, 0.9 * width, color=colour_of(number), label=model.label)
+            bars = axes.bar(centres, heights, 0.9 * width, color=colour_of(number), label=plot_label(model.label))
             for bar in bars:
                 bar.set(hatch=hatch, edgecolor="white")
             for centre, key in zip(centres, keys, strict=True):
                 if (interval := evaluation.interval(key)) is not None:
                     axes.plot([centre, centre], interval, color=INK, linewidth=1.2)
         axes.set_xticks(range(len(keys)), ["all", "large", "medium", "small"])
-        axes.set(ylabel=f"{HEADLINE_WORDS[headline]}, {protocol.title}", ylim=(0, 1))
+        axes.set(ylabel=plot_label(f"{HEADLINE_WORDS[headline]}, {protocol.title}"), ylim=(0, 1))
         axes.grid(visible=False, axis="x")
         axes.legend(fontsize=8, frameon=False, ncols=min(4, len(found)), loc="upper center", bbox_to_anchor=(0.5, 1.2))
         return to_svg(figure)
@@ -131,9 +132,9 @@ def difference_plot(comparison: Comparison, protocol: ProtocolKey) -> Markup | N
             number = labels.index(label)
             axes.plot([difference.low, difference.high], [row, row], color=colour_of(number), linewidth=2.5)
             axes.plot(difference.mean, row, marker_of(number), color=colour_of(number), markersize=7)
-        axes.set_yticks(range(len(found)), list(found))
+        axes.set_yticks(range(len(found)), list(map(plot_label, found)))
         axes.set_ylim(len(found) - 0.4, -0.6)
-        axes.set(title=protocol.title, xlabel=f"mIoU minus {comparison.reference.label}'s")
+        axes.set(title=plot_label(protocol.title), xlabel=plot_label(f"mIoU minus {comparison.reference.label}'s"))
         axes.grid(visible=False, axis="y")
         return to_svg(figure)
 
@@ -175,7 +176,7 @@ def _quality_plot(points: Sequence[Point], xlabel: str, ylabel: str) -> Markup:
         else:
             axes.locator_params(axis="x", nbins=6)
         axes.margins(0.18, 0.12)
-        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.set(xlabel=plot_label(xlabel), ylabel=plot_label(ylabel))
         _label_points(axes, points)
         return to_svg(figure)
 
@@ -203,7 +204,13 @@ def _label_points(axes: Axes, points: Sequence[Point]) -> None:
         dx, dy = LABEL_OFFSETS[rank]
         side = "left" if dx > 0 else "right" if dx < 0 else "center"
         axes.annotate(
-            point.label, (point.cost, point.quality), (dx, dy), textcoords="offset points", ha=side, va="bottom", size=9
+            plot_label(point.label),
+            (point.cost, point.quality),
+            (dx, dy),
+            textcoords="offset points",
+            ha=side,
+            va="bottom",
+            size=9,
         )
 
 

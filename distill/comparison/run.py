@@ -7,8 +7,9 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from distill.cards.measured import read_bench
 from distill.comparison.directory import CSV_FILE, MARKDOWN_FILE, PAGE_FILE, check_directory
-from distill.comparison.join import Comparison, add_benches, build_comparison, read_bench
+from distill.comparison.join import Comparison, add_benches, build_comparison
 from distill.comparison.measure import EvaluationData, evaluate_missing, measure_speed
 from distill.comparison.models import read_models
 from distill.comparison.page import GALLERY_ROWS, render_page

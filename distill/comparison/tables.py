@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from distill.comparison.join import Comparison, bench_run, differences, teachers
 from distill.comparison.models import ComparedModel
 from distill.evaluation.finished import HEADLINE_WORDS, FinishedEvaluation, ProtocolKey
-from distill.text import BILLION, MILLION, markdown_table, print_tables
+from distill.text import BILLION, MILLION, csv_cell, markdown, markdown_table, print_tables
 from distill.training.cost import Cost
 from distill.training.record import lost_start
 
@@ -124,7 +124,7 @@ def to_csv(comparison: Comparison) -> str:
     for column in columns:
         has_interval = any(cell.interval for cell in column.cells)
         titles += [column.title, *((f"{column.title} low", f"{column.title} high") if has_interval else ())]
-    writer.writerow(["model", *titles])
+    writer.writerow(map(csv_cell, ["model", *titles]))
     for i, model in enumerate(comparison.models):
         row: list[object] = [model.label]
         for column in columns:
@@ -132,7 +132,7 @@ def to_csv(comparison: Comparison) -> str:
             row.append("" if cell.number is None else cell.number)
             if any(cell.interval for cell in column.cells):
                 row += cell.interval or ("", "")
-        writer.writerow(row)
+        writer.writerow(map(csv_cell, row))
     return buffer.getvalue()
 
 
@@ -145,7 +145,7 @@ def to_markdown(comparison: Comparison) -> str:
     if rows:
         parts.append(markdown_table(header, rows))
     if comparison.notes:
-        parts.append("".join(f"- {note}\n" for note in comparison.notes))
+        parts.append("".join(f"- {markdown(note)}\n" for note in comparison.notes))
     return "\n".join(parts)
 
 

@@ -5,10 +5,9 @@ Merge order: dataclass defaults <- the file that `extends:` names <- the recipe 
 
 from __future__ import annotations
 
-import re
 import typing
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, Union
 
@@ -20,6 +19,7 @@ import distill.recipes
 from distill.config.checks import path_findings, value_findings
 from distill.config.named_data import parse_split_name
 from distill.config.options import Option, options_of
+from distill.config.references import keep_references
 from distill.config.schema import (
     RECIPE_KINDS,
     WRITTEN_LAST,
@@ -31,39 +31,15 @@ from distill.config.schema import (
     FeatureRecipe,
     MaskRecipe,
 )
+from distill.config.settings import Problems, Setting, flatten, key_lines, read_file, read_overrides
 from distill.errors import RecipeError, did_you_mean
+from distill.secret import hide, recorded, refers_to_environment
 
 EvaluationRecipe = Union[EvaluateRecipe, EvaluateSetsRecipe, EverythingRecipe, AgreementRecipe]
 Recipe = Union[FeatureRecipe, MaskRecipe, CacheRecipe, EvaluationRecipe]
 
 EXTENDS = "extends"
-OVERRIDE = re.compile(r"(?P<key>[A-Za-z_]\w*(\.[A-Za-z_]\w*)*)=(?P<value>.*)", re.DOTALL)
-COMMENT = re.compile(r"[^#\"']*\s#(?P<text>.*)")  # behind a value without quotes
 TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One value of a recipe: its dotted key, the file line or override that it comes from, and its comment there."""
-
-    key: str
-    value: Any
-    origin: str
-    comment: str = ""
-
-
-@dataclass
-class Problems:
-    """The errors found so far, one line each and none twice, in order; and the keys that have an error."""
-
-    lines: list[str] = field(default_factory=list)
-    keys: set[str] = field(default_factory=set)
-
-    def add(self, message: str, *, origin: str = "", key: str = "") -> None:
-        line = ": ".join(part for part in (origin, key, message) if part)
-        if line not in self.lines:
-            self.lines.append(line)
-        self.keys.add(key)
 
 
 def load_recipe(
@@ -84,7 +60,7 @@ def load_recipe(
         RecipeError: the recipe has mistakes; the error lists all of them, each with its origin and its mend.
     """
     problems = Problems()
-    settings = [*_read_layers(find_recipe(source), problems), *_read_overrides(overrides, problems)]
+    settings = [*_read_layers(find_recipe(source), problems), *read_overrides(overrides, problems)]
     recipe_class = _recipe_class(settings, kinds, problems)
     if recipe_class is None:
         raise RecipeError(str(source), problems.lines)
@@ -93,6 +69,9 @@ def load_recipe(
     tree = _merge(recipe_class, options, settings, problems)
     values = _collect_values(tree, options, problems)
     origins = {setting.key: setting.origin for setting in settings}
+    for setting in settings:
+        if refers_to_environment(setting.value):
+            hide("", setting.value)  # before any message is made
     findings = value_findings(values, options)
     if check_paths:
         findings += path_findings(values)
@@ -101,17 +80,24 @@ def load_recipe(
     if problems.lines:
         raise RecipeError(str(source), problems.lines)
     recipe: Recipe = OmegaConf.to_object(tree)  # type: ignore[assignment]
-    return recipe
+    return keep_references(recipe, tree)
 
 
 def resolved_yaml(recipe: Recipe) -> str:
-    """Return the complete recipe as YAML, every default written out. `load_recipe` reads it back to an equal recipe."""
-    return _ordered_yaml(OmegaConf.structured(recipe), resolve=True)
+    """Return the complete recipe as YAML, every default written out. `load_recipe` reads it back to an equal recipe.
+
+    What the recipe takes from the environment stands as it was written, as `${oc.env:NAME}`.
+    """
+    tree = OmegaConf.structured(recipe)
+    for key, value in flatten(asdict(recipe)):
+        if (written := recorded(value)) != value:
+            OmegaConf.update(tree, key, written)
+    return _ordered_yaml(tree)
 
 
-def _ordered_yaml(tree: DictConfig, *, resolve: bool) -> str:
+def _ordered_yaml(tree: DictConfig) -> str:
     """Return a recipe's tree as YAML, in the order in which recipes are written."""
-    content = OmegaConf.to_container(tree, resolve=resolve)
+    content = OmegaConf.to_container(tree, resolve=False)
     assert isinstance(content, dict)
     first = {name: value for name, value in content.items() if name not in WRITTEN_LAST}
     last = {name: content[name] for name in WRITTEN_LAST if name in content}
@@ -134,12 +120,12 @@ def complete_yaml(source: str | Path) -> str:
     tree = _merge(recipe_class, options_of(recipe_class), settings, problems)
     if problems.lines:
         raise RecipeError(str(source), problems.lines)
-    text = _ordered_yaml(tree, resolve=False)
+    text = _ordered_yaml(tree)
     comments = {setting.key: setting.comment for setting in settings}
     lines = text.splitlines()
     node = yaml.compose(text, Loader=yaml.SafeLoader)
     assert isinstance(node, yaml.MappingNode)
-    for key, line in _key_lines(node):
+    for key, line in key_lines(node):
         if comments.get(key):
             lines[line - 1] += f"  # {comments[key]}"
     return "".join(f"{line}\n" for line in lines)
@@ -189,7 +175,7 @@ def stated_value(source: str | Path, key: str) -> Any:
 
 def _read_layers(path: Path, problems: Problems, children: tuple[Path, ...] = ()) -> list[Setting]:
     """Return the settings of a recipe file and its parents. The file's own come last, so that they win."""
-    settings = _read_file(path, problems)
+    settings = read_file(path, problems)
     own = [setting for setting in settings if setting.key != EXTENDS]
     family = (*children, path.resolve())
     for setting in settings:
@@ -215,74 +201,13 @@ def _find_parent(path: Path, setting: Setting, problems: Problems) -> Path | Non
         return None
 
 
-def _read_file(path: Path, problems: Problems) -> list[Setting]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        tree = OmegaConf.to_container(OmegaConf.create(text)) if text.strip() else {}
-    except UnicodeDecodeError as error:
-        problems.add(f"not a text file: {error}", origin=str(path))
-        return []
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        problems.add("not YAML: " + " ".join(str(error).split()), origin=str(path))
-        return []
-    if node is None:
-        return []
-    if not isinstance(node, yaml.MappingNode) or not isinstance(tree, dict):
-        problems.add("a recipe is a mapping of `key: value` lines", origin=str(path))
-        return []
-    lines, written = dict(_key_lines(node)), text.splitlines()
-    settings = []
-    for key, value in flatten(tree):
-        line = lines.get(key, 1)
-        comment = COMMENT.match(written[line - 1])
-        settings.append(Setting(key, value, f"{path}:{line}", comment["text"].strip() if comment else ""))
-    return settings
-
-
-def _key_lines(node: yaml.MappingNode, prefix: str = "") -> Iterator[tuple[str, int]]:
-    """Yield every dotted key of a YAML mapping with its line number."""
-    for key_node, value_node in node.value:
-        key = f"{prefix}{key_node.value}"
-        yield key, key_node.start_mark.line + 1
-        if isinstance(value_node, yaml.MappingNode):
-            yield from _key_lines(value_node, f"{key}.")
-
-
-def flatten(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted keys and leaves of nested mappings. A list is a leaf."""
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def _read_overrides(overrides: Sequence[str], problems: Problems) -> list[Setting]:
-    settings = []
-    for text in overrides:
-        origin = f"override '{text}'"
-        match = OVERRIDE.fullmatch(text)
-        if match is None:
-            problems.add("an override is written dotted.key=value", origin=origin)
-            continue
-        try:
-            value = OmegaConf.to_container(OmegaConf.create(f"value: {match['value']}"))["value"]  # type: ignore[index,call-overload]
-        except (yaml.YAMLError, OmegaConfBaseException) as error:
-            problems.add("the value is not YAML: " + " ".join(str(error).split()), origin=origin)
-            continue
-        tree = {match["key"]: value}
-        settings += [Setting(key, leaf, origin) for key, leaf in flatten(tree)]
-    return settings
-
-
 def _recipe_class(settings: list[Setting], kinds: Collection[str], problems: Problems) -> type[Recipe] | None:
     """Return the dataclass of the recipe's kind. Return None if the kind is missing, unknown or not one of `kinds`."""
     setting = next((setting for setting in reversed(settings) if setting.key == "kind"), None)
     if setting is None:
         problems.add(f"missing; say which: {', '.join(RECIPE_KINDS)}", key="kind")
         return None
-    if setting.value not in RECIPE_KINDS:
+    if not isinstance(setting.value, str) or setting.value not in RECIPE_KINDS:
         hint = did_you_mean(str(setting.value), RECIPE_KINDS)
         problems.add(f"unknown kind {setting.value!r}. {hint}", origin=setting.origin, key="kind")
         return None
@@ -316,7 +241,7 @@ def _merge(
         else:
             try:
                 OmegaConf.update(tree, setting.key, setting.value)
-            except (OmegaConfBaseException, AttributeError, TypeError, AssertionError):
+            except (OmegaConfBaseException, AttributeError, TypeError, ValueError, AssertionError, RecursionError):
                 message = f"expected {_describe(leaves[leaf])}, got {setting.value!r}"
                 problems.add(
                     message + _choice_hint(leaves[leaf], setting.value), origin=setting.origin, key=setting.key
@@ -391,5 +316,7 @@ def _collect_values(tree: DictConfig, options: Mapping[str, Option], problems: P
             value = node[name]
             values[key] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
         except OmegaConfBaseException as error:
-            problems.add(str(error).splitlines()[0], key=key)
+            problems.add((str(error).splitlines() or ["it cannot be resolved"])[0], key=key)
+        except (RecursionError, ValueError) as error:
+            problems.add(f"it refers to itself, or cannot be resolved ({type(error).__name__})", key=key)
     return {key: value for key, value in values.items() if key not in problems.keys}

@@ -8,16 +8,20 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, TypeVar
 
-from distill.config.loading import flatten
 from distill.config.options import options_of
 from distill.config.schema import SET_FIELDS
+from distill.config.settings import flatten
+from distill.secret import FromEnvironment, is_reference
 
 RecipeT = TypeVar("RecipeT")
 SETS = "sets"  # the option of many sets, each a section with paths of its own
 
 
 def absolute_paths(recipe: RecipeT) -> RecipeT:
-    """Return a copy of a recipe with each local path made absolute, from the working directory of this process."""
+    """Return a copy of a recipe with each local path made absolute, from the working directory of this process.
+
+    Paths from the environment stay as they are, because a record holds their references.
+    """
     found = copy.deepcopy(recipe)
     values = dict(flatten(asdict(recipe)))  # type: ignore[call-overload]
     for key, value in absolute_options(values, type(recipe)).items():
@@ -40,7 +44,15 @@ def absolute_options(values: Mapping[str, Any], recipe_class: type) -> dict[str,
         recipe_class: the dataclass that says which of them are paths.
     """
     paths = local_paths(values, recipe_class)
-    return {key: os.path.abspath(value) if key in paths else value for key, value in values.items()}
+    return {
+        key: os.path.abspath(value) if key in paths and not _is_reference(value) else value
+        for key, value in values.items()
+    }
+
+
+def _is_reference(value: str) -> bool:
+    """Return whether a path is, or was, taken from the environment, and so is recorded as it was written."""
+    return isinstance(value, FromEnvironment) or is_reference(value)
 
 
 def local_paths(values: Mapping[str, Any], recipe_class: type) -> set[str]:

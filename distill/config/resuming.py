@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from distill.secret import is_same, recorded
+
 # Options that name the run itself, or how it is done and not what is learned. A change of one is no change of the run.
 SAME_RUN = ("run", "resume")
 
@@ -84,6 +86,11 @@ class Change:
     after: Any
 
     @property
+    def as_recorded(self) -> dict[str, Any]:
+        """The change as files keep it: what came from the environment by its reference."""
+        return {"key": self.key, "before": recorded(self.before), "after": recorded(self.after)}
+
+    @property
     def is_refused(self) -> bool:
         crosses_zero = self.key in NOT_FROM_OR_TO_ZERO and (self.before == 0) != (self.after == 0)
         return self.key in REFUSED or crosses_zero
@@ -93,11 +100,12 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any], defaults: Mappi
     """Return the options that differ between two recipes, given by dotted key.
 
     Args:
-        before: of a checkpoint. An option that its version of distill did not have is taken at its default.
+        before: of a checkpoint, where what came from the environment stands by its reference. An option that its
+            version of distill did not have is taken at its default.
         after: of the recipe now. An option that it does not have is no option any more.
         defaults: of every option but the trainer's, whose default is Lightning's.
     """
     keys = [key for key in dict.fromkeys((*after, *before)) if key in defaults or key.startswith("trainer.")]
     unset = {**UNSET, **defaults}
     pairs = ((key, *(values.get(key, unset.get(key)) for values in (before, after))) for key in keys)
-    return [Change(key, old, new) for key, old, new in pairs if key not in SAME_RUN and old != new]
+    return [Change(key, old, new) for key, old, new in pairs if key not in SAME_RUN and not is_same(old, new)]

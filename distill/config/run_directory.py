@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from distill import outside
 from distill.errors import RunError
 from distill.lock import contents
 
@@ -51,8 +50,5 @@ def read_recipe_tree(run: Path) -> dict[str, Any]:
     file = run / RECIPE_FILE
     if not file.is_file():
         return {}
-    try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RunError(f"{file}: not YAML ({' '.join(str(error).split())}); restore it") from error
+    tree = outside.read_yaml(file, "recipe", "restore it", raises=RunError)
     return tree if isinstance(tree, dict) else {}

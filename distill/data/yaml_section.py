@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import yaml
-
+from distill import outside
 from distill.errors import DataError, did_you_mean
 
 
 def read_yaml(path: Path) -> YamlSection:
     """Read a YAML file that is a mapping. Raises DataError."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); restore it") from error
-    except yaml.YAMLError as error:
-        raise DataError(f"{path}: not YAML ({' '.join(str(error).split())}); mend it") from error
-    return YamlSection(path, "", content)
+    return YamlSection(path, "", outside.read_yaml(path, "set's description", "mend it"))
 
 
 class YamlSection:
@@ -33,7 +27,7 @@ class YamlSection:
         self.file, self.place, self.name = file, place, name
         self._known: set[str] = set()
         if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-            raise DataError(f"{file}: {place or 'the file'}: must hold `key: value` lines, got {content!r}")
+            raise DataError(f"{file}: {place or 'the file'}: must hold `key: value` lines, got {reprlib.repr(content)}")
         self.content: dict[str, Any] = content
 
     def error(self, key: str, problem: str) -> DataError:
@@ -56,7 +50,7 @@ class YamlSection:
         """Return a text that is not empty."""
         value = self.take(key)
         if not isinstance(value, str) or not value.strip():
-            raise self.error(key, f"must be a text, got {value!r}")
+            raise self.error(key, f"must be a text, got {reprlib.repr(value)}")
         return value
 
     def matching(self, key: str, pattern: re.Pattern[str], description: str) -> str:
@@ -79,7 +73,7 @@ class YamlSection:
             return ()
         value = self.take(key)
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise self.error(key, f"must be a list of texts, as [a, b], got {value!r}")
+            raise self.error(key, f"must be a list of texts, as [a, b], got {reprlib.repr(value)}")
         return tuple(value)
 
     def count(self, key: str, *, at_least: int = 0) -> int | None:
@@ -88,7 +82,7 @@ class YamlSection:
             return None
         value = self.take(key)
         if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
-            raise self.error(key, f"must be a whole number, at least {at_least}, got {value!r}")
+            raise self.error(key, f"must be a whole number, at least {at_least}, got {reprlib.repr(value)}")
         return value
 
     def path(self, key: str) -> str:

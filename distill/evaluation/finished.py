@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,8 @@ from distill.config.run_directory import read_recipe_tree
 from distill.config.schema import EVALUATIONS
 from distill.errors import RunError
 from distill.evaluation.record import EVALUATION_METRICS_FILE, INSTANCES_FILE, MODEL_FILE
+from distill.evaluation.written import InstanceLine, read_lines, read_metrics
+from distill.outside import inside
 
 # The metrics that can stand for an evaluation, with their words; the first that an evaluation has is its headline.
 HEADLINE_WORDS = {"miou": "mIoU", "ap": "AP", "map": "mean AP", "ar_1000": "AR@1000"}
@@ -43,7 +45,7 @@ class ProtocolKey(NamedTuple):
 
 @dataclass(frozen=True)
 class FinishedEvaluation:
-    """A finished evaluation: its directory, its protocol, and the content of metrics.json."""
+    """A finished evaluation: its directory, its protocol, and the content of metrics.json, which is checked."""
 
     directory: Path
     protocol: ProtocolKey
@@ -70,7 +72,8 @@ class FinishedEvaluation:
         if (annotations := self.metrics.get("annotations_sha256")) is not None:
             return str(annotations)
         if "sets" in self.metrics:
-            of_sets = {name: read_evaluation(self.directory / name).data_sha256 for name in self.metrics["sets"]}
+            places = {name: inside(self.directory, name, str(self.directory)) for name in self.metrics["sets"]}
+            of_sets = {name: read_evaluation(place).data_sha256 for name, place in places.items()}
             return _sha256_of(of_sets)
         return _sha256_of(sorted(set(self.instances.photos)))
 
@@ -106,12 +109,8 @@ def read_evaluation(directory: Path) -> FinishedEvaluation:
     path = directory / EVALUATION_METRICS_FILE
     if not path.is_file():
         raise RunError(f"{directory}: this evaluation is not finished (no {path.name}): go on with it by resume=true")
-    try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-        metrics = {"weights_sha256": None, **metrics, "model": str(metrics["model"])}
-        return FinishedEvaluation(directory, protocol_of(metrics), metrics)
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{path}: not the metrics of an evaluation ({error}); evaluate again") from error
+    metrics = read_metrics(path)
+    return FinishedEvaluation(directory, protocol_of(metrics), metrics)
 
 
 def headline_of(metrics: Mapping[str, Any]) -> str:
@@ -163,21 +162,11 @@ def find_evaluations(folder: Path, *, option: str = "--evaluations") -> tuple[li
 def read_instances(path: Path) -> ScoredInstances:
     """Read the lines of instances.jsonl. Raises RunError when the file is missing or cut short."""
     keys, areas, ious = [], [], []
-    for row in read_lines(path):
-        keys.append((str(row["image"]), row["annotation_id"]))
-        areas.append(row["area"])
-        ious.append(float("nan") if row["iou"] is None else row["iou"])
+    for row in read_lines(path, InstanceLine):
+        keys.append((row.image, row.annotation_id))
+        areas.append(row.area)
+        ious.append(float("nan") if row.iou is None else row.iou)
     return ScoredInstances(keys, np.array(areas, np.float64), np.array(ious, np.float64))
-
-
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a JSON-lines file. Raises RunError when the file is missing or cut short."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            for line in file:
-                yield json.loads(line)
-    except (OSError, json.JSONDecodeError) as error:
-        raise RunError(f"{path}: missing or cut short ({error}); evaluate again") from error
 
 
 def _sha256_of(content: Any) -> str:

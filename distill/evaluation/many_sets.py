@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from distill.config.schema import EvaluateDataConfig, EvaluatePromptConfig, EvaluateRecipe, EvaluateSetsRecipe
@@ -14,6 +14,7 @@ from distill.evaluation.average_precision import average_precision
 from distill.evaluation.bootstrap import percentile_interval
 from distill.evaluation.evaluator import Summary, open_set
 from distill.evaluation.record import RESULTS_FILE
+from distill.evaluation.written import read_results
 
 
 def recipe_of_set(recipe: EvaluateSetsRecipe, name: str, options: Mapping[str, Any]) -> EvaluateRecipe:
@@ -44,7 +45,7 @@ def mean_of_sets(found: Mapping[str, tuple[EvaluateRecipe, dict[str, Any]]]) -> 
     for seed, (recipe, _) in enumerate(found.values()):
         coco_set = open_set(recipe.data)
         keys = [photo.key for photo in coco_set][: recipe.data.max_images or None]
-        results = json.loads((Path(recipe.run) / RESULTS_FILE).read_text(encoding="utf-8"))
+        results = msgspec.to_builtins(read_results(Path(recipe.run) / RESULTS_FILE))
         precision = average_precision(coco_set, results, [coco_set.image_ids[key] for key in keys], seed=seed)
         resampled.append(precision.resampled["ap"])
     scores = [metrics["ap"] for _, metrics in found.values() if metrics["ap"] is not None]

@@ -13,11 +13,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import msgspec
 import yaml
 
-from distill.config.run_directory import RECIPE_FILE, check_run_directory
+from distill.config.run_directory import RECIPE_FILE, check_run_directory, read_recipe_tree
 from distill.errors import RunError
+from distill.evaluation.written import read_metrics, read_object
 from distill.files import write_json, write_text
+from distill.secret import FromEnvironment, is_same, recorded
 
 if TYPE_CHECKING:
     from distill.config.loading import EvaluationRecipe
@@ -66,28 +69,39 @@ class Record:
     def __init__(
         self, run: Path, recipe: EvaluationRecipe, model: dict[str, Any], data: dict[str, Any], ranks: Ranks
     ) -> None:
-        from distill.config.loading import flatten, resolved_yaml
-        from distill.config.paths import absolute_options, absolute_paths
+        from distill.config.loading import resolved_yaml
+        from distill.config.paths import absolute_paths
 
         recipe = absolute_paths(recipe)  # its readers may be in another working directory
         self.run, self.recipe, self.model, self.data, self.ranks = run, recipe, model, data, ranks
         check_run_directory(run, resume=recipe.resume, what="evaluation", first_files=(RECIPE_FILE, MODEL_FILE))
         recipe_text = resolved_yaml(replace(recipe, resume=False))
         if (run / MODEL_FILE).is_file():
-            named = model["weights_sha256"] is None  # a baseline: its name alone says which
-            _check_same("model", _read_json(run / MODEL_FILE), model, run, may_differ=() if named else MAY_DIFFER)
-            begun = dict(flatten(yaml.safe_load((run / RECIPE_FILE).read_text(encoding="utf-8"))))
-            begun = absolute_options(begun, type(recipe))  # those of earlier versions are relative
-            _check_same("recipe", begun, yaml.safe_load(recipe_text), run)
-            if (run / DATA_FILE).is_file():
-                _check_same("set of files", _read_json(run / DATA_FILE), data, run)
+            self._check_begun(recipe_text)
         ranks.barrier()  # all processes have checked the directory before one writes
         if ranks.global_rank == 0:
             run.mkdir(parents=True, exist_ok=True)
             for name, content in ((MODEL_FILE, model), (DATA_FILE, data)):
-                write_json(run / name, content)
+                write_json(run / name, recorded(content))
             write_text(run / RECIPE_FILE, recipe_text)
         ranks.barrier()
+
+    def _check_begun(self, recipe_text: str) -> None:
+        """Raise RunError if the directory's evaluation was begun with another model, recipe or data."""
+        from distill.config.paths import absolute_options
+        from distill.config.settings import flatten
+
+        run, model = self.run, self.model
+        named = model["weights_sha256"] is None  # a baseline: its name alone says which
+        begun_model = read_object(run / MODEL_FILE, "record of the model")
+        _check_same("model", begun_model, model, run, may_differ=() if named else MAY_DIFFER)
+        begun = dict(flatten(read_recipe_tree(run)))
+        begun = absolute_options(begun, type(self.recipe))  # those of earlier versions are relative
+        now = dict(flatten(yaml.safe_load(recipe_text)))
+        given = {key: value for key, value in flatten(asdict(self.recipe)) if isinstance(value, FromEnvironment)}
+        _check_same("recipe", begun, {**now, **given}, run)
+        if (run / DATA_FILE).is_file():
+            _check_same("set of files", read_object(run / DATA_FILE, "record of the data"), self.data, run)
 
     @property
     def is_finished(self) -> bool:
@@ -96,7 +110,7 @@ class Record:
 
     def read_metrics(self) -> dict[str, Any]:
         """Return the content of metrics.json of a finished evaluation."""
-        return _read_json(self.run / EVALUATION_METRICS_FILE)
+        return read_metrics(self.run / EVALUATION_METRICS_FILE)
 
     def begin(self, evaluation: EvaluationProtocol[Photo]) -> list[Photo]:
         """Return the photos that are left to this process: every n-th of those that no process has finished."""
@@ -116,17 +130,18 @@ class Record:
 
     def finished(self) -> dict[str, PhotoScores]:
         """Read the scores of all processes, by photo. A line that a kill cut short is left out."""
-        from distill.evaluation.prompting import InstanceScore, PhotoScores
+        from distill.evaluation.prompting import PhotoScores
 
         found = {}
         for path in sorted((self.run / PARTIAL_DIR).glob("*.jsonl")):
             for line in path.read_text(encoding="utf-8").splitlines():
                 try:
-                    row = json.loads(line)
-                except json.JSONDecodeError:
+                    row = msgspec.json.decode(line, type=PhotoScores)
+                except msgspec.ValidationError as error:
+                    raise RunError(f"{path}: not the scores of a photo ({error}); give another run=DIR") from error
+                except msgspec.DecodeError:
                     continue
-                scores = [InstanceScore(**score) for score in row["scores"]]
-                found[row["image"]] = PhotoScores(row["image"], scores, row["cosine"])
+                found[row.image] = row
         return found
 
     def close(self, evaluation: EvaluationProtocol[Any], seconds: float, num_photos: int) -> dict[str, Any]:
@@ -166,8 +181,7 @@ def write_metrics(record: Record, summary: Summary, further: Mapping[str, Any]) 
     content = {
         **summary.metrics,
         "intervals": {name: list(interval) for name, interval in summary.intervals.items()},
-        **describe_protocol(record.recipe),
-        **record.data,
+        **recorded({**describe_protocol(record.recipe), **record.data}),
         **record.model,
         **further,
     }
@@ -202,18 +216,13 @@ def _check_same(
     what: str, begun: dict[str, Any], now: dict[str, Any], run: Path, *, may_differ: Sequence[str] = MAY_DIFFER
 ) -> None:
     """Raise RunError if two (nested) mappings differ in more than the keys that may."""
-    from distill.config.loading import flatten
+    from distill.config.settings import flatten
 
     old, new = dict(flatten(begun)), dict(flatten(now))
-    keys = [key for key in {**old, **new} if key not in may_differ and old.get(key) != new.get(key)]
+    keys = [key for key in {**old, **new} if key not in may_differ and not is_same(old.get(key), new.get(key))]
     if keys:
-        differences = ", ".join(f"{key} was {old.get(key)} and is {new.get(key)}" for key in keys)
+        differences = ", ".join(f"{key} was {old.get(key)} and is {recorded(new.get(key))}" for key in keys)
         raise RunError(f"run={run}: begun with another {what} ({differences}); make them equal, or give another run=")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
 
 
 def _line(score: InstanceScore) -> str:

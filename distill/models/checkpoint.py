@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from distill.errors import CheckpointError, DistillError
 from distill.files import hash_file, write_whole
-from distill.models.foreign_checkpoint import listed, read_tensors, read_torch_file
+from distill.models.foreign_checkpoint import is_dense, listed, read_tensors, read_torch_file
 from distill.models.sam import ModelSpec, PromptableModel, build_from_spec, build_model, spec_for
+from distill.models.spec_header import SPEC_KEY, check_widths, describe, parse_spec
+from distill.outside import parse_yaml
 from distill.students import check_student_name
 from distill.students.fuse import fuse, is_fused
 
@@ -26,8 +28,7 @@ STUDENT_FILE = "student.safetensors"  # in a run directory
 QUICKSTART = "quickstart"
 QUICKSTART_FILE = "quickstart_teacher.safetensors"  # in distill/quickstart/weights
 QUICKSTART_SHA256 = "ee0f3ee54e1badcba33d6fe54ec92d6c35e06ad43756bf3e30f82440475b87fa"
-SPEC_KEY = "distill"  # in the safetensors metadata; its value is the JSON text {"format": 1, "spec": {...}}
-SPEC_FORMAT = 1
+RECIPE_KEY = "recipe"  # in the same metadata: the recipe of the training that made the model, as YAML
 TRAINING_SUFFIX = ".ckpt"  # of a checkpoint of a training, which holds the spec under SPEC_KEY too
 STUDENT_PREFIX = "model."  # of the student's tensors in it
 ENCODER_PREFIX, DECODER_PARTS = "image_encoder.", ("prompt_encoder", "mask_decoder")
@@ -52,11 +53,6 @@ def save_model(
     if half:
         tensors = {name: _to_half(name, tensor) for name, tensor in tensors.items()}
     _write(Path(path), safetensors.torch.save(tensors, {**(metadata or {}), SPEC_KEY: spec}))
-
-
-def describe(spec: ModelSpec) -> dict[str, Any]:
-    """Return what a file of a model says about it under SPEC_KEY."""
-    return {"format": SPEC_FORMAT, "spec": asdict(spec)}
 
 
 def save_published(model: PromptableModel, path: str | Path) -> None:
@@ -252,8 +248,19 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     try:
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not a whole safetensors file ({error}); copy or write it again") from error
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """Read the recipe in the header of a model. Return an empty one if the file has none.
+
+    Raises:
+        CheckpointError: the file is damaged, or its recipe is not YAML.
+    """
+    text = read_metadata(path).get(RECIPE_KEY, "")
+    tree = parse_yaml(text, f"{path}, its recipe", "copy or write the file again", raises=CheckpointError)
+    return tree if isinstance(tree, dict) else {}
 
 
 def _load_own(path: Path, name: str | None) -> PromptableModel:
@@ -262,13 +269,15 @@ def _load_own(path: Path, name: str | None) -> PromptableModel:
         raise CheckpointError(
             f"{path}: not written by distill (no '{SPEC_KEY}' in its metadata): give the model's name"
         )
-    return _build(_parse_spec(metadata[SPEC_KEY], path), read_tensors(path), path, name)
+    return _build(parse_spec(metadata[SPEC_KEY], path), read_tensors(path), path, name)
 
 
 def _build(spec: ModelSpec, tensors: Mapping[str, Tensor], path: Path, name: str | None) -> PromptableModel:
     if name not in (None, spec.encoder):
         raise CheckpointError(f"{path}: holds {spec.encoder}, not {name}")
     try:
+        check_student_name(spec.encoder)
+        check_widths(spec, tensors, path)
         model = build_from_spec(spec)
     except DistillError as error:
         raise CheckpointError(f"{path}: {error}") from error
@@ -295,29 +304,23 @@ def _load_training(path: Path, training: Mapping[str, Any], name: str | None) ->
             )
         described = read_metadata(student).get(SPEC_KEY, "")
     held = training["state_dict"]
-    tensors = {key.removeprefix(STUDENT_PREFIX): held[key] for key in held if key.startswith(STUDENT_PREFIX)}
-    return _build(_parse_spec(described, path), tensors, path, name)
-
-
-def _parse_spec(described: str | Mapping[str, Any], path: Path) -> ModelSpec:
-    try:
-        content = json.loads(described) if isinstance(described, str) else described
-        if content["format"] != SPEC_FORMAT:
-            raise ValueError(f"format {content['format']}, this version reads {SPEC_FORMAT}")
-        return ModelSpec(**content["spec"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{path}: its '{SPEC_KEY}' metadata is of another version of distill: {error}") from error
+    tensors = {
+        key.removeprefix(STUDENT_PREFIX): value for key, value in held.items() if str(key).startswith(STUDENT_PREFIX)
+    }
+    return _build(parse_spec(described, path), tensors, path, name)
 
 
 def load_state_dict_strict(module: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
-    """Load tensors into a module if their names and shapes are exactly the module's.
+    """Load tensors into a module if their names and shapes are exactly the module's, and all numbers are finite.
 
     Args:
         source: where the tensors come from, for the error.
     Raises:
-        CheckpointError: some tensors are missing, unexpected or of another shape. The error lists them, and nothing
-            is loaded.
+        CheckpointError: some tensors are missing, unexpected, of another shape or not finite. The error lists them,
+            and nothing is loaded.
     """
+    if strange := [str(name) for name, value in state.items() if not (isinstance(name, str) and is_dense(value))]:
+        raise CheckpointError(f"{source}: holds other things than named tensors of numbers: {listed(strange)}")
     own = module.state_dict()
     missing = [name for name in own if name not in state]
     unexpected = [name for name in state if name not in own]
@@ -332,6 +335,11 @@ def load_state_dict_strict(module: nn.Module, state: Mapping[str, Tensor], *, so
             if names:
                 lines.append(f"  {len(names)} {sort} (of {len(own)}): {listed(names)}")
         raise CheckpointError("\n".join(lines))
+    if broken := [name for name, value in state.items() if not value.isfinite().all()]:
+        raise CheckpointError(
+            f"{source}: {len(broken)} tensors hold NaN or infinities: {listed(broken)}; the training that wrote them "
+            "failed, or the file is damaged: take an earlier checkpoint, or copy it again"
+        )
     module.load_state_dict(state)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import re
-import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -22,6 +21,10 @@ CONTAINER_KEYS = ("state_dict", "model")  # files hold the tensors at the top or
 WRAPPERS = ("module.", "_orig_mod.")  # prefixes that DistributedDataParallel and torch.compile add to every name
 # Classes in training files beside the tensors, which are read as plain mappings: EdgeSAM's configuration.
 READ_AS_MAPPING = ("yacs.config.CfgNode",)
+# Types of numbers that weights, counters and tables of indices have.
+NUMBERS = frozenset(
+    {torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.uint8, torch.bool}
+)
 MAX_LISTED = 10  # tensors of each sort that an error names
 
 
@@ -35,7 +38,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         try:
             tensors = safetensors.torch.load_file(path)
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError, KeyError) as error:  # a type of numbers that torch lacks
             raise CheckpointError(f"{path}: not a whole safetensors file ({error}); copy or write it again") from error
     else:
         tensors = _read_state_dict(path)
@@ -52,7 +55,7 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
         container = next((content[key] for key in CONTAINER_KEYS if isinstance(content.get(key), dict)), content)
     if not isinstance(container, dict) or not container:
         raise CheckpointError(f"{path}: holds {_describe(container)}, not named tensors")
-    if others := [str(key) for key, value in container.items() if not isinstance(value, Tensor)]:
+    if others := [str(key) for key, value in container.items() if not (isinstance(key, str) and is_dense(value))]:
         raise CheckpointError(
             f"{path}: expected tensors at the top, or under {' or '.join(map(repr, CONTAINER_KEYS))}; "
             f"found other values: {listed(others)}"
@@ -93,8 +96,13 @@ def read_torch_file(path: Path, *, mmap: bool = False) -> Any:
             f"{path}: holds Python objects{what}, which could run code and are never read; if you trust the file, "
             "save only its tensors: torch.save(model.state_dict(), FILE)"
         ) from error
-    except (RuntimeError, EOFError, LookupError, OSError, struct.error) as error:
+    except Exception as error:
         raise CheckpointError(damaged) from error
+
+
+def is_dense(value: object) -> bool:
+    """Return whether a value is a tensor of real numbers, neither sparse nor quantised, as weights are."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and value.dtype in NUMBERS
 
 
 def listed(names: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from distill.data.painting import paint_mask
 from distill.pages.mask_gallery import BACKGROUND, JPEG_QUALITY, POSITIVE_COLOUR, GalleryRow, cut_square, shown_window
+from distill.text import line
 
 PANEL, GAP, TITLE_HEIGHT = 220, 6, 24  # pixels
 TRUTH_COLOUR, MODEL_COLOUR = (0, 158, 115), (0, 114, 178)  # green and blue of Okabe and Ito
@@ -28,7 +29,7 @@ def render_picture(rows: Sequence[GalleryRow]) -> bytes:
     canvas = Image.new("RGB", size, (255, 255, 255))
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(FONT_SIZE)
     for column, title in enumerate(["click", "object", *models]):
-        pen.text((column * (PANEL + GAP), 2), title, fill=INK, font=font)
+        pen.text((column * (PANEL + GAP), 2), line(title), fill=INK, font=font)
     for number, row in enumerate(rows):
         window = shown_window(row.truth)
         panels = [_prompt_panel(row, window), _mask_panel(row.photo, row.truth, window, TRUTH_COLOUR)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,9 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from distill.outside import read_scalars
 from distill.pages.html import part
+from distill.text import plot_label
 
 # Okabe and Ito's colours, which people with any colour vision tell apart, without their yellow: too pale on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
@@ -88,12 +89,12 @@ def read_curves(scalars_file: Path, names: list[str]) -> list[Curve]:
     """
     if not scalars_file.exists():
         return []
-    rows = [json.loads(line) for line in scalars_file.read_text(encoding="utf-8").splitlines()]
+    rows = read_scalars(scalars_file)
     curves = []
     for name in names:
         points = [(row["step"], row[name]) for row in rows if name in row]
         if points:
-            curves.append(Curve(name, [step for step, _ in points], [value for _, value in points]))
+            curves.append(Curve(name, [int(step) for step, _ in points], [value for _, value in points]))
     return curves
 
 
@@ -102,12 +103,12 @@ def plot_curves(curves: Sequence[Curve], title: str, ylabel: str) -> Markup:
     with new_figure(PLOT_WIDTH, 3.2) as (figure, axes):
         for curve in curves:
             steps, values = _thinned(curve)
-            (line,) = axes.plot(steps, values, label=curve.title, linewidth=1.6, color=curve.colour)
+            (line,) = axes.plot(steps, values, label=plot_label(curve.title), linewidth=1.6, color=curve.colour)
             if len(steps) < FEW_POINTS:
                 line.set(marker="o", markersize=3.5)
             if len(steps) < TREND_POINTS:
                 line.set(linestyle="none", markersize=6)
-        axes.set(title=title, xlabel="step", ylabel=ylabel)
+        axes.set(title=plot_label(title), xlabel="step", ylabel=plot_label(ylabel))
         if len(curves) > 1:
             axes.legend(fontsize=8, frameon=False)
         return to_svg(figure)

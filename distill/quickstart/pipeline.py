@@ -21,7 +21,7 @@ from distill.models.checkpoint import find_weights, load_model, sha256_file
 from distill.models.complexity import encoder_macs
 from distill.quickstart.photographs import gallery, packaged, read_packaged, write_part
 from distill.quickstart.report import LABELS, write_picture, write_report
-from distill.text import BILLION
+from distill.text import BILLION, say
 
 SUMMARY_FILE, REPORT_FILE, PICTURE_FILE = "summary.json", "index.html", "photographs.jpg"
 MARKER_FILE = "quickstart.json"
@@ -189,7 +189,7 @@ class QuickstartPipeline:
     def _say(self, title: str, why: str) -> None:
         """Print what the next step is, and what it is for."""
         self.said += 1
-        print(f"\n[{self.said}/{NUM_STEPS}] {title}. {why}", flush=True)
+        say(f"\n[{self.said}/{NUM_STEPS}] {title}. {why}")
 
 
 def quality(facts: dict[str, Any]) -> float:

@@ -16,8 +16,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from distill.batch import ImageBatch
 from distill.config.schema import OptimConfig
-from distill.models.checkpoint import SPEC_KEY, describe
 from distill.models.sam import PromptableModel
+from distill.models.spec_header import SPEC_KEY, describe
 from distill.prompts.seeded_noise import seed_generators
 from distill.stages.finite_loss import FiniteLoss, check_weights
 from distill.stages.optim import (

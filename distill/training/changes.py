@@ -11,13 +11,15 @@ from typing import Any
 import lightning
 from lightning.pytorch.callbacks import WeightAveraging
 
-from distill.config.loading import flatten, load_recipe, resolved_yaml
+from distill.config.loading import load_recipe, resolved_yaml
 from distill.config.paths import absolute_options, absolute_paths
 from distill.config.resuming import HELD_OUT, Change, changes
 from distill.config.run_directory import RECIPE_FILE
 from distill.config.schema import RECIPE_KINDS, FeatureRecipe, MaskRecipe
+from distill.config.settings import flatten
 from distill.errors import RunError
 from distill.files import write_json
+from distill.secret import recorded
 from distill.training.checkpoint_file import AVERAGED_FROM, RECIPE_KEY
 from distill.training.checkpoints import forget_best
 
@@ -86,7 +88,7 @@ class RunRecipe(lightning.Callback):
     @property
     def all_changes(self) -> list[dict[str, Any]]:
         """Return every change of the run, with the step from which it held: the content of changes.json."""
-        return [*self.history, *({"step": self.step, **asdict(change)} for change in self.changed)]
+        return [*self.history, *({"step": self.step, **change.as_recorded} for change in self.changed)]
 
     def yaml(self, *, absolute: bool) -> str:
         """Return the recipe as its last steps have it, with a comment for each change.
@@ -100,7 +102,7 @@ class RunRecipe(lightning.Callback):
 
     def messages(self) -> list[str]:
         """Return a line for each option that the run was resumed with."""
-        return [_in_words({"step": self.step, **asdict(change)}) for change in self.changed]
+        return [_in_words({"step": self.step, **change.as_recorded}) for change in self.changed]
 
     def write_changes(self, run: Path) -> None:
         """Write changes.json, or remove one that a lost part of the run left behind."""
@@ -113,7 +115,7 @@ class RunRecipe(lightning.Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint[RECIPE_KEY] = {
-            "options": self.options,
+            "options": recorded(self.options),
             "history": self.all_changes,
             "teacher_sha256": self.teacher_sha256,
         }

@@ -5,18 +5,20 @@ from __future__ import annotations
 import contextlib
 import pickle
 import shlex
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import lightning
+import msgspec
 import torch
+from msgspec import Meta
 from packaging.version import InvalidVersion, Version
 from torch import Tensor
 from torch.optim import Optimizer
 
 from distill.errors import RunError
+from distill.outside import Count
 from distill.text import first_few
 from distill.training.position import Position, read_position
 
@@ -24,6 +26,36 @@ LISTS, MAPPINGS = ("optimizer_states", "lr_schedulers"), ("state_dict", "callbac
 RECIPE_KEY = "distill_recipe"  # the options that the last steps had, and all changes before (distill.training.changes)
 AVERAGED_FROM = "current_model_state"  # Lightning's weight averaging keeps the weights in training under this name
 AGAIN = "start again in another directory: run=DIR"
+
+
+class _Changed(msgspec.Struct):
+    """A change of the recipe, as a checkpoint keeps it."""
+
+    step: Count
+    key: str
+    before: Any
+    after: Any
+
+
+class _KeptRecipe(msgspec.Struct):
+    """The content of a checkpoint under RECIPE_KEY."""
+
+    options: dict[str, Any]
+    history: list[_Changed]
+    teacher_sha256: str
+
+
+class _Cost(msgspec.Struct):
+    seconds: Annotated[float, Meta(ge=0, le=1e12)]
+    photos: Count
+
+
+class _Best(msgspec.Struct):
+    metric: str
+    scores: dict[int, float]
+
+
+CALLBACK_STATES: dict[str, type[msgspec.Struct]] = {"CostRecord": _Cost, "BestCheckpoints": _Best}
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], Position]:
@@ -43,12 +75,12 @@ def _read(path: Path) -> tuple[dict[str, Any], Position]:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise RunError(f"'{path}' holds objects that could run code, not a checkpoint of distill") from error
-    except (RuntimeError, EOFError, ValueError, LookupError, zipfile.BadZipFile, OSError) as error:
+    except Exception as error:
         raise RunError(f"'{path}' is cut short or damaged ({_in_one_line(error)})") from error
     try:
         _check_sections(content)
         return content, read_position(content)
-    except (LookupError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else _in_one_line(error)
         raise RunError(f"'{path}' is not a checkpoint of a training of distill: {reason}") from error
 
@@ -74,10 +106,16 @@ def _check_sections(content: Any) -> None:
             if not isinstance(content[name], kind):
                 raise TypeError(f"its {name} is a {type(content[name]).__name__}")
     if RECIPE_KEY in content:  # not in those of earlier versions
-        kept = content[RECIPE_KEY]
-        kinds = (kept["options"], dict), (kept["history"], list), (kept["teacher_sha256"], str)
-        if not all(isinstance(value, kind) for value, kind in kinds):
-            raise TypeError(f"its {RECIPE_KEY} is no recipe")
+        try:
+            msgspec.convert(content[RECIPE_KEY], _KeptRecipe)
+        except msgspec.ValidationError as error:
+            raise TypeError(f"its {RECIPE_KEY} is no recipe: {error}") from error
+    for name, form in CALLBACK_STATES.items():
+        if name in content["callbacks"]:
+            try:
+                msgspec.convert(content["callbacks"][name], form)
+            except msgspec.ValidationError as error:
+                raise TypeError(f"the state of its {name} is none: {error}") from error
     version = content["pytorch-lightning_version"]
     try:
         Version(version)
@@ -95,6 +133,12 @@ def check_fits(content: Mapping[str, Any], path: Path, stage: lightning.Lightnin
             raise RunError(
                 f"'{path}' is of another student: {len(differing)} tensors are missing, too many or of another shape "
                 f"({first_few(differing)}); {AGAIN}"
+            )
+        tensors = ((name, value) for name, value in content[section].items() if isinstance(value, Tensor))
+        if broken := [name for name, value in tensors if not value.isfinite().all()]:
+            raise RunError(
+                f"'{path}' holds NaN or infinities in {len(broken)} tensors ({first_few(broken)}): the training failed "
+                f"before it; {_mend(path)}"
             )
     if not _holds(content["optimizer_states"], optimizer):
         raise RunError(f"'{path}' holds the state of another optimizer: other tensors were trained; {AGAIN}")

@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import lightning
@@ -222,7 +223,7 @@ def forget_best(states: dict[str, Any]) -> None:
 
 def _step_of(path: Path) -> int | None:
     """Return the steps of a checkpoint. Return None if there is none that can be read."""
-    with contextlib.suppress(OSError, RuntimeError, LookupError, TypeError, EOFError, ValueError):
+    with contextlib.suppress(OSError, RuntimeError, LookupError, TypeError, EOFError, ValueError, UnpicklingError):
         return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
     return None
 

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from distill.text import MILLION, duration
+from distill.text import MILLION, duration, say, terminal
 from distill.training.cost import device_name
 
 SECONDS_BETWEEN_LINES = 30.0  # where there is no terminal
@@ -157,9 +157,9 @@ class TrainingProgress(ProgressBar):
 
     def _print(self, line: str) -> None:
         if self._bar is not None:
-            self._bar.console.print(line, markup=False, highlight=False)
+            self._bar.console.print(terminal(line), markup=False, highlight=False)
         else:
-            print(line, file=sys.stderr, flush=True)
+            say(line, file=sys.stderr)
 
     def _stop(self) -> None:
         if self._bar is not None:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import lightning
 import torch
+from msgspec import Meta
 
 from distill.batch import ImageBatch
 from distill.errors import RunError
 from distill.files import write_json
+from distill.outside import Count, read_json
 
 COST_FILE = "cost.json"
 
@@ -30,11 +31,11 @@ class Cost:
     It leaves out what an interrupted run did after its last checkpoint, because the run did that again.
     """
 
-    seconds: float
-    steps: int
-    photos: int
-    devices: int
-    nodes: int
+    seconds: Annotated[float, Meta(ge=0, le=1e12)]
+    steps: Count
+    photos: Count
+    devices: Count
+    nodes: Count
     device: str
     precision: str
 
@@ -44,9 +45,11 @@ class Cost:
 
 
 def read_cost(run: Path) -> Cost | None:
-    """Read the cost of a finished run. Return None if the run has no record of it."""
+    """Read the cost of a finished run. Return None if the run has no record of it. Raises RunError if it is damaged."""
     path = run / COST_FILE
-    return Cost(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    if not path.is_file():
+        return None
+    return read_json(path, Cost, "cost of a training", "restore it, or remove it", raises=RunError)
 
 
 class CostRecord(lightning.Callback):

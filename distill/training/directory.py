@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from distill.config.run_directory import RECIPE_FILE, check_run_directory
 from distill.errors import RunError
 from distill.files import write_errors, write_json, write_text
+from distill.text import SafeFormatter
 from distill.training.console import WorthReading
 
 ENVIRONMENT_FILE = "environment.json"
@@ -90,9 +91,10 @@ class LogFile:
     def __init__(self, path: Path) -> None:
         self.file = logging.FileHandler(path, encoding="utf-8")
         self.file.addFilter(WorthReading())
-        self.file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        self.file.setFormatter(SafeFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         self.stderr = logging.StreamHandler()
         self.stderr.setLevel(logging.WARNING)
+        self.stderr.setFormatter(SafeFormatter("%(message)s"))
 
     def __enter__(self) -> LogFile:
         for name in LOGGED:

@@ -14,6 +14,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from distill.errors import RunError
 from distill.files import write_text
+from distill.outside import read_scalars
+from distill.secret import conceal
 from distill.training.directory import SCALARS_FILE, is_rank_zero
 
 
@@ -50,7 +52,7 @@ class JsonLinesLogger(Logger):
         self._keep(lambda line: line["step"] != step or not any(name.startswith("val/") for name in line))
 
     @rank_zero_only
-    def _keep(self, is_kept: Callable[[dict[str, Any]], bool]) -> None:
+    def _keep(self, is_kept: Callable[[dict[str, int | float]], bool]) -> None:
         if self.path.exists():
             kept = [line for line in self._lines() if is_kept(line)]
             write_text(self.path, "".join(f"{json.dumps(line)}\n" for line in kept), raises=RunError)
@@ -60,14 +62,8 @@ class JsonLinesLogger(Logger):
         found = {name for line in self._lines() if line["step"] == step for name in line}
         return found.issuperset(names)
 
-    def _lines(self) -> list[dict[str, Any]]:
-        lines = []
-        for text in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else ():
-            try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:  # the process died while writing it
-                continue
-        return lines
+    def _lines(self) -> list[dict[str, int | float]]:
+        return read_scalars(self.path) if self.path.exists() else []
 
 
 PROJECT = "distill"  # unless the service's own variable names another
@@ -81,7 +77,7 @@ def _wandb(run: Path) -> Logger:
             wandb.login()  # asks nothing if offline or if the key is known
     except wandb.errors.Error as error:
         raise RunError(f"logger wandb: {error} Or keep its files on this machine: WANDB_MODE=offline") from error
-    return WandbLogger(name=run.name, project=os.environ.get("WANDB_PROJECT", PROJECT), save_dir=run)
+    return WandbLogger(name=conceal(run.name), project=os.environ.get("WANDB_PROJECT", PROJECT), save_dir=run)
 
 
 def _mlflow(run: Path) -> Logger:
@@ -89,7 +85,8 @@ def _mlflow(run: Path) -> Logger:
 
     uri = mlflow.get_tracking_uri()
     try:
-        return MLFlowLogger(os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT), run_name=run.name, tracking_uri=uri)
+        experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+        return MLFlowLogger(experiment, run_name=conceal(run.name), tracking_uri=uri)
     except mlflow.exceptions.MlflowException as error:
         reason = str(error).splitlines()[0]
         raise RunError(f"logger mlflow: {uri} cannot be used: {reason}; set MLFLOW_TRACKING_URI") from error

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-import yaml
+import msgspec
+from msgspec import Meta
 
 from distill.config.names import is_start_path
-from distill.config.run_directory import read_recipe_tree
+from distill.config.run_directory import RECIPE_FILE, read_recipe_tree
+from distill.config.schema import DataConfig, OptimConfig
 from distill.errors import RunError
 from distill.files import write_json
-from distill.models.checkpoint import STUDENT_FILE, TRAINING_SUFFIX, read_metadata
+from distill.models.checkpoint import STUDENT_FILE, TRAINING_SUFFIX, read_recipe
+from distill.outside import Count, convert, read_json, read_scalars
+from distill.secret import conceal, recorded
 from distill.training.cost import Cost, read_cost
 from distill.training.directory import SCALARS_FILE
 
 TRAINING_KINDS = ("feature", "mask")
 STAGES_FILE = "stages.json"  # of a run directory: the stages before this one
+MEND = "restore it, or remove it"
 RELEASED_SUFFIXES = (".pt", ".pth")  # files that others published; no stage of ours made them
 
 
@@ -41,10 +45,62 @@ class Training:
         return str(self.recipe.get("teacher", {}).get("name", "?"))
 
 
+class _Teacher(msgspec.Struct, frozen=True):
+    name: str = "?"
+
+
+class _Student(msgspec.Struct, frozen=True):
+    init_from: str | None = None
+
+
+class _Data(msgspec.Struct):
+    images: str
+    batch_size: Count = DataConfig.batch_size
+
+
+class _Optim(msgspec.Struct, frozen=True):
+    lr: Annotated[float, Meta(ge=0, le=1e9)] = OptimConfig.lr
+
+
+class _Tree(msgspec.Struct):
+    """What is read of the recipe of a finished training. The rest of it is only shown."""
+
+    kind: Literal["feature", "mask"]
+    data: _Data
+    teacher: _Teacher = _Teacher()
+    student: _Student = _Student()
+    optim: _Optim = _Optim()
+
+
+class _Stage(msgspec.Struct):
+    run: str
+    recipe: dict[str, Any]
+    cost: Cost | None
+    lost_start: str | None
+
+
+class _Stages(msgspec.Struct):
+    """The content of stages.json."""
+
+    stages: list[_Stage]
+    lost_start: str | None
+
+
+def check_tree(tree: dict[str, Any], origin: str) -> dict[str, Any]:
+    """Check the recipe of a finished training and give the sections that are read their defaults.
+
+    Raises:
+        RunError: an option that cards and comparisons show has another type.
+    """
+    known = msgspec.to_builtins(convert(tree, _Tree, f"{origin}: its recipe", MEND, raises=RunError))
+    sections = {name: {**values, **tree.get(name, {})} for name, values in known.items() if isinstance(values, dict)}
+    return {**tree, **sections}
+
+
 def last_scores(run: Path) -> dict[str, float]:
     """Return the last training loss and the last validation scores of a run, by the names of metrics.jsonl."""
     path = run / SCALARS_FILE
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    lines = read_scalars(path) if path.is_file() else []
     wanted = {name for line in lines for name in line if name == "train/loss" or name.startswith("val/")}
     return {name: next(line[name] for line in reversed(lines) if name in line) for name in sorted(wanted)}
 
@@ -61,14 +117,14 @@ def write_earlier_stages(run: Path, init_from: str | None) -> None:
     if stages or lost is not None:
         rows = [
             {
-                "run": str(stage.run.absolute()),
+                "run": conceal(str(stage.run.absolute())),
                 "recipe": stage.recipe,
                 "cost": None if stage.cost is None else asdict(stage.cost),
                 "lost_start": stage.lost_start,
             }
             for stage in stages
         ]
-        write_json(run / STAGES_FILE, {"stages": rows, "lost_start": lost}, indent=1, raises=RunError)
+        write_json(run / STAGES_FILE, {"stages": rows, "lost_start": recorded(lost)}, indent=1, raises=RunError)
 
 
 def read_trainings(run: Path) -> list[Training]:
@@ -91,27 +147,22 @@ def _read_trainings(run: Path, seen: set[Path]) -> list[Training]:
     recipe = read_recipe_tree(run) if run.is_dir() and run.resolve() not in seen else {}
     if recipe.get("kind") not in TRAINING_KINDS:
         return []
+    recipe = check_tree(recipe, str(run / RECIPE_FILE))
     kept = run / STAGES_FILE
     if kept.is_file():
         stages, lost = _read_kept(kept)
     else:
-        stages, lost = _stages_behind(recipe.get("student", {}).get("init_from"), seen | {run.resolve()})
+        stages, lost = _stages_behind(recipe["student"].get("init_from"), seen | {run.resolve()})
     return [*stages, Training(run, recipe, read_cost(run), lost)]
 
 
 def _read_kept(path: Path) -> tuple[list[Training], str | None]:
     """Read the earlier stages that a run has kept, and what it started from if nothing is known of that."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        stages = [
-            Training(
-                Path(row["run"]), dict(row["recipe"]), Cost(**row["cost"]) if row["cost"] else None, row["lost_start"]
-            )
-            for row in content["stages"]
-        ]
-        return stages, content["lost_start"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path}: not what distill wrote ({error}); restore it, or remove it") from error
+    content = read_json(path, _Stages, "record of earlier stages", MEND, raises=RunError)
+    stages = [
+        Training(Path(row.run), check_tree(row.recipe, str(path)), row.cost, row.lost_start) for row in content.stages
+    ]
+    return stages, content.lost_start
 
 
 def _stages_behind(init_from: str | None, seen: set[Path]) -> tuple[list[Training], str | None]:
@@ -124,10 +175,10 @@ def _stages_behind(init_from: str | None, seen: set[Path]) -> tuple[list[Trainin
     weights = start / STUDENT_FILE if start.is_dir() else start
     if not weights.exists():
         return [], None if start.suffix in RELEASED_SUFFIXES else init_from
-    recipe = yaml.safe_load(read_metadata(weights).get("recipe", "")) if weights.suffix == ".safetensors" else None
-    if not isinstance(recipe, dict) or recipe.get("kind") not in TRAINING_KINDS:
+    recipe = read_recipe(weights) if weights.suffix == ".safetensors" else {}
+    if recipe.get("kind") not in TRAINING_KINDS:
         return [], None  # a released model
-    return [Training(weights.parent, recipe, None)], None
+    return [Training(weights.parent, check_tree(recipe, str(weights)), None)], None
 
 
 def _run_of(start: Path) -> Path:

@@ -17,9 +17,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor
 from torch import Tensor
 
-from distill.config.loading import flatten
 from distill.config.outlook import Outlook, cautions, describe_lr, foresee, num_devices, optim_for
 from distill.config.schema import ASKS_TEACHER, FeatureRecipe, MaskRecipe
+from distill.config.settings import flatten
 from distill.config.trainer import given_arguments
 from distill.data.cache.embeddings import EmbeddingCache
 from distill.data.cache.manifest import fingerprint_of
@@ -29,10 +29,11 @@ from distill.errors import Interrupted, RecipeError, RunError
 from distill.leases import Lease
 from distill.lock import hold_directory
 from distill.memory import keep_freed_memory
-from distill.models.checkpoint import STUDENT_FILE, load_model, save_model
+from distill.models.checkpoint import RECIPE_KEY, STUDENT_FILE, load_model, save_model
 from distill.models.initialization import build_student
 from distill.models.sam import ModelSpec, PromptableModel, build_from_spec
 from distill.models.teacher import Teacher, load_teacher
+from distill.secret import recorded
 from distill.stages.base import TrainingStage, float32_by_default
 from distill.stages.feature import FeatureStage
 from distill.stages.mask import MaskStage
@@ -143,7 +144,9 @@ def _train(
         tensors = trainer.strategy.lightning_module_state_dict()  # all ranks: each may hold a part of each tensor
         if trainer.is_global_zero:
             whole = rebuild_student(student.spec, tensors)
-            save_model(_chosen_student(recipe, whole), weights, metadata={"recipe": start.recipe.yaml(absolute=False)})
+            save_model(
+                _chosen_student(recipe, whole), weights, metadata={RECIPE_KEY: start.recipe.yaml(absolute=False)}
+            )
         logger.info("%d steps; the student is %s", trainer.global_step, weights)
     return weights
 
@@ -267,7 +270,7 @@ def _callbacks(recipe: TrainRecipe, signals: Signals) -> list[lightning.Callback
         LastStep(),
         ContinueMetrics(),  # reads a checkpoint's position before the next one rewrites it
         KeepPosition(),
-        Hyperparameters(dict(flatten(asdict(recipe))), metrics),
+        Hyperparameters(recorded(dict(flatten(asdict(recipe)))), metrics),
         CostRecord(Path(recipe.run)),
         DataWait(),
         LearningRateMonitor(logging_interval="step"),
@@ -319,4 +322,4 @@ def _leave_finished(start: Start, recipe: TrainRecipe, stage: TrainingStage, wei
         return
     assert start.content is not None
     stage.load_state_dict(start.content["state_dict"])  # the averaged weights, where there are some
-    save_model(_chosen_student(recipe, stage.model), weights, metadata={"recipe": start.recipe.yaml(absolute=False)})
+    save_model(_chosen_student(recipe, stage.model), weights, metadata={RECIPE_KEY: start.recipe.yaml(absolute=False)})

@@ -15,8 +15,9 @@ import yaml
 from lightning.pytorch.callbacks import Callback
 
 from distill.cli.main import main
-from distill.config.loading import flatten, load_recipe
+from distill.config.loading import load_recipe
 from distill.config.schema import CacheConfig, StudentConfig
+from distill.config.settings import flatten
 from distill.data.cache.job import build_cache
 from distill.errors import CheckpointError
 from distill.models.checkpoint import load_model, save_model

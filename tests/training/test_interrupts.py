@@ -21,8 +21,9 @@ from distill.config.loading import load_recipe
 from distill.config.schema import StudentConfig
 from distill.errors import CheckpointError, Interrupted, RunError
 from distill.lock import hold_directory
-from distill.models.checkpoint import SPEC_KEY, load_model
+from distill.models.checkpoint import load_model
 from distill.models.initialization import build_student
+from distill.models.spec_header import SPEC_KEY
 from distill.training import train
 from distill.training.record import read_trainings
 

@@ -26,6 +26,7 @@ from distill.data.shards.index import ShardIndex
 from distill.data.shards.storage import ShardStorage, open_storage
 from distill.errors import CacheError, DataError
 from distill.models.teacher import Teacher
+from distill.secret import recorded
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
@@ -77,7 +78,7 @@ class Fingerprint:
 def fingerprint_of(teacher: Teacher, index: ShardIndex, config: CacheConfig) -> Fingerprint:
     """Return the fingerprint of the cache that a recipe asks for."""
     return Fingerprint(
-        teacher=teacher.name,
+        teacher=recorded(teacher.name),
         weights_sha256=teacher.weights_sha256,
         image_size=teacher.image_size,
         embedding_dim=teacher.embedding_dim,

@@ -1,0 +1,144 @@
+"""The files of an evaluation as its readers get them: declared forms with bounds. The directory may be of a stranger.
+
+metrics.json, instances.jsonl, results.json, model.json and data.json; fields that the forms lack are left as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from distill.errors import DistillError, RunError
+from distill.outside import Count, Identity, Name, Share, Side, convert, read_bytes, read_json
+
+T = TypeVar("T")
+
+AGAIN = "evaluate again"
+MOST_METRICS_BYTES = 16 << 20
+Score = Annotated[float, Meta(ge=-1e15, le=1e15)] | None
+Pixel = Annotated[float, Meta(ge=-1e6, le=1e6)]
+Text = str | None
+Scalar = bool | int | float | str | None
+
+
+class Metrics(msgspec.Struct):
+    """The known fields of metrics.json. Everything but the model may be missing in files of earlier versions."""
+
+    model: str
+    weights_sha256: Text = None
+    kind: Text = None
+    protocol: Text = None
+    prompt: Text = None
+    num_clicks: Count | None = None
+    multimask: Text = None
+    resolution: Text = None
+    images: Text = None
+    annotations: Text = None
+    detections: Text = None
+    max_images: Count | None = None
+    annotations_sha256: Text = None
+    detections_sha256: Text = None
+    data_sha256: Text = None
+    teacher: Text = None
+    teacher_sha256: Text = None
+    num_images: Count | None = None
+    num_instances: Count | None = None
+    num_detections: Count | None = None
+    seconds: Score = None
+    photos_per_second: Score = None
+    intervals: dict[str, tuple[float, float]] = {}
+    sets: dict[Name, Score] | UnsetType = UNSET
+
+
+# Metrics that tables and plots look for by name; another number of an evaluation may be anything that is one.
+SIZES = ("", "_large", "_medium", "_small")
+SCORES = [f"{head}{size}" for head in ("miou", "ap", "map", "ar_1000", "ar") for size in SIZES]
+Scores = msgspec.defstruct("Scores", [(name, Score, None) for name in SCORES])
+
+
+class Prompt(msgspec.Struct, omit_defaults=True):
+    """The prompt of an instance, in pixels of the photo."""
+
+    box_xyxy: tuple[Pixel, Pixel, Pixel, Pixel] | None = None
+    points_xy: list[tuple[Pixel, Pixel]] = []
+    labels: list[int] = []
+
+
+class InstanceLine(msgspec.Struct):
+    """A line of instances.jsonl."""
+
+    image: Name
+    annotation_id: Identity | None
+    area: Annotated[float, Meta(ge=0, le=1e10)]
+    iou: Share | None
+    prompt: Prompt
+
+
+class RunLengths(msgspec.Struct):
+    """A mask as pycocotools codes it."""
+
+    size: tuple[Side, Side]
+    counts: str
+
+
+class ResultRow(msgspec.Struct):
+    """A row of results.json, in COCO's form."""
+
+    image: Name
+    image_id: Identity
+    category_id: Identity | None
+    segmentation: RunLengths
+    score: Annotated[float, Meta(ge=-1e15, le=1e15)] | None
+    annotation_id: Identity | None = None
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """Read a metrics.json. Its known fields have their types, and every other number is finite.
+
+    Raises:
+        RunError: it is not the metrics of an evaluation.
+    """
+    content = read_json(path, dict[str, Any], "metrics of an evaluation", AGAIN, raises=RunError)
+    return check_metrics(content, str(path))
+
+
+def check_metrics(content: Mapping[str, Any], origin: str, *, mend: str = AGAIN) -> dict[str, Any]:
+    """Check the content of a metrics.json, and return it with `weights_sha256` and `intervals`.
+
+    Raises:
+        RunError: it is not the metrics of an evaluation.
+    """
+    origin = f"{origin}: not the metrics of an evaluation"
+    known = msgspec.structs.asdict(convert(content, Metrics, origin, mend, raises=RunError))
+    convert(content, Scores, origin, mend, raises=RunError)
+    if not any(known[key] for key in ("protocol", "prompt", "kind")):
+        raise RunError(f"{origin}: it names no protocol; {mend}")
+    # A number without a known name stays; what is neither number nor text belongs to no version.
+    kept = {key: known.get(key, value) for key, value in content.items() if key in known or isinstance(value, Scalar)}
+    return {"weights_sha256": None, **kept, "intervals": known["intervals"]}
+
+
+def read_lines(path: Path, form: type[T]) -> Iterator[T]:
+    """Yield the objects of a JSON-lines file. Raises RunError when it is missing, cut short or of another form."""
+    decoder = msgspec.json.Decoder(form)
+    data = read_bytes(path, "lines of an evaluation", AGAIN, raises=RunError)
+    for number, text in enumerate(data.splitlines(), start=1):
+        try:
+            yield decoder.decode(text)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise RunError(f"{path}: line {number}: cut short, or of another form ({error}); {AGAIN}") from error
+
+
+def read_results(path: Path) -> list[ResultRow]:
+    """Read the masks of results.json. Raises RunError when it is missing or of another form."""
+    return read_json(path, list[ResultRow], "masks of an evaluation", f"{AGAIN} to keep them", raises=RunError)
+
+
+def read_object(path: Path, what: str, *, raises: type[DistillError] = RunError) -> dict[str, Any]:
+    """Read a small JSON object of texts and numbers. Raises the error when it is anything else."""
+    form = dict[str, Scalar]
+    return read_json(path, form, what, "restore it, or give another directory", raises=raises)
