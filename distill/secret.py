@@ -6,6 +6,7 @@ records and messages alike, keeps `s3://bucket?key=${oc.env:TOKEN}`.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Iterator
@@ -73,9 +74,12 @@ def conceal(text: str) -> str:
 
 
 def recorded(content: Any) -> Any:
-    """Return a value, or nested lists and dicts of values, as records keep them: references, and no text of them."""
+    """Return a value, or nested dataclasses, dicts and lists of values, as records keep them: with references."""
     if isinstance(content, FromEnvironment):
         return content.reference
+    if dataclasses.is_dataclass(content) and not isinstance(content, type):
+        fields = {field.name: recorded(getattr(content, field.name)) for field in dataclasses.fields(content)}
+        return dataclasses.replace(content, **fields)
     if isinstance(content, dict):
         return {key: recorded(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):

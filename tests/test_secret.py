@@ -95,7 +95,7 @@ def test_a_list_of_texts_is_given_item_by_item(monkeypatch):
 
 def test_values_in_lists_and_sections_are_references_too(token):
     sets = ["run=out", "sets.a={images: '${oc.env:KEY_OF_TEST}/a', annotations: b, detections: c}"]
-    recipe = load_recipe("eval/sginw", sets, check_paths=False)
+    recipe = load_recipe("eval/in_the_wild", sets, check_paths=False)
     assert recipe.sets["a"]["images"] == f"{token}/a"
     text = resolved_yaml(recipe)
     assert token not in text and "${oc.env:KEY_OF_TEST}/a" in text

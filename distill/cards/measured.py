@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from distill.errors import RunError
 from distill.evaluation.written import check_metrics
-from distill.outside import convert, read_json
+from distill.outside import convert, parse_json, read_bytes, read_json
 
 MOST = 1e18  # multiply-adds, bytes or photos a second; no measurement has more
 Amount = Annotated[float, Meta(ge=0, le=MOST)]
@@ -81,9 +81,10 @@ def read_card(path: Path) -> dict[str, Any]:
         RunError: the file is damaged.
     """
     mend = "remove it, and evaluate again"
-    content = read_json(path, dict[str, Any], "measurements of a card", mend, raises=RunError)
-    card = convert(content, _Card, str(path), mend, raises=RunError)
+    origin = f"{path}: not what distill wrote"
+    data = read_bytes(path, "measurements of a card", mend, raises=RunError)
+    card = parse_json(data, _Card, origin, mend, raises=RunError)
     if card.bench is not None:
-        convert(card.bench, _CardBench, f"{path}: its bench", mend, raises=RunError)
+        convert(card.bench, _CardBench, f"{origin}: its bench", mend, raises=RunError)
     rows = {key: check_metrics(row, f"{path}: {key}", mend=mend) for key, row in card.evaluations.items()}
     return {"weights_sha256": card.weights_sha256, "evaluations": rows, "bench": card.bench}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, Union
 
@@ -31,7 +30,7 @@ from distill.config.schema import (
     FeatureRecipe,
     MaskRecipe,
 )
-from distill.config.settings import Problems, Setting, flatten, key_lines, read_file, read_overrides
+from distill.config.settings import Problems, Setting, key_lines, read_file, read_overrides
 from distill.errors import RecipeError, did_you_mean
 from distill.secret import hide, recorded, refers_to_environment
 
@@ -88,11 +87,7 @@ def resolved_yaml(recipe: Recipe) -> str:
 
     What the recipe takes from the environment stands as it was written, as `${oc.env:NAME}`.
     """
-    tree = OmegaConf.structured(recipe)
-    for key, value in flatten(asdict(recipe)):
-        if (written := recorded(value)) != value:
-            OmegaConf.update(tree, key, written)
-    return _ordered_yaml(tree)
+    return _ordered_yaml(OmegaConf.structured(recorded(recipe)))
 
 
 def _ordered_yaml(tree: DictConfig) -> str:

@@ -13,12 +13,11 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from distill.errors import DistillError, RunError
-from distill.outside import Count, Identity, Name, Share, Side, convert, read_bytes, read_json
+from distill.outside import Count, Identity, Name, Share, Side, convert, parse_json, read_bytes, read_json
 
 T = TypeVar("T")
 
-AGAIN = "evaluate again"
-MOST_METRICS_BYTES = 16 << 20
+AGAIN, NO_METRICS = "evaluate again", "not the metrics of an evaluation"
 Score = Annotated[float, Meta(ge=-1e15, le=1e15)] | None
 Pixel = Annotated[float, Meta(ge=-1e6, le=1e6)]
 Text = str | None
@@ -50,7 +49,7 @@ class Metrics(msgspec.Struct):
     num_detections: Count | None = None
     seconds: Score = None
     photos_per_second: Score = None
-    intervals: dict[str, tuple[float, float]] = {}
+    intervals: dict[str, Annotated[list[float], Meta(min_length=2, max_length=2)]] = {}
     sets: dict[Name, Score] | UnsetType = UNSET
 
 
@@ -102,7 +101,8 @@ def read_metrics(path: Path) -> dict[str, Any]:
     Raises:
         RunError: it is not the metrics of an evaluation.
     """
-    content = read_json(path, dict[str, Any], "metrics of an evaluation", AGAIN, raises=RunError)
+    data = read_bytes(path, "metrics of an evaluation", AGAIN, raises=RunError)
+    content = parse_json(data, dict[str, Any], f"{path}: {NO_METRICS}", AGAIN, raises=RunError)
     return check_metrics(content, str(path))
 
 
@@ -112,7 +112,7 @@ def check_metrics(content: Mapping[str, Any], origin: str, *, mend: str = AGAIN)
     Raises:
         RunError: it is not the metrics of an evaluation.
     """
-    origin = f"{origin}: not the metrics of an evaluation"
+    origin = f"{origin}: {NO_METRICS}"
     known = msgspec.structs.asdict(convert(content, Metrics, origin, mend, raises=RunError))
     convert(content, Scores, origin, mend, raises=RunError)
     if not any(known[key] for key in ("protocol", "prompt", "kind")):

@@ -57,7 +57,9 @@ def parse_spec(described: object, path: Path) -> ModelSpec:
     """
     origin, mend = f"{path}: its '{SPEC_KEY}' metadata is of another version of distill", "write or copy the file again"
     if isinstance(described, str):
-        described = parse_json(described.encode(), dict[str, Any], origin, mend, raises=CheckpointError)
+        described = parse_json(
+            described.encode("utf-8", "surrogatepass"), dict[str, Any], origin, mend, raises=CheckpointError
+        )
     version = convert(described, _Version, origin, mend, raises=CheckpointError).format
     if version != SPEC_FORMAT:
         raise CheckpointError(f"{origin}: format {version}, this version reads {SPEC_FORMAT}")

@@ -199,7 +199,7 @@ def test_masks_that_are_gone_leave_the_gallery_out(copied, tmp_path, capsys):
     (copied["student"] / "results.json").unlink()
     command = ["compare", str(copied["teacher"]), str(copied["student"]), "--no-bench", "--out", str(tmp_path / "out")]
     assert main(command) == 0
-    assert "results.json: no masks" in capsys.readouterr().err
+    assert "results.json: the masks of an evaluation cannot be read" in capsys.readouterr().err
 
 
 def test_unfinished_evaluations(copied, tmp_path, capsys):

@@ -6,6 +6,7 @@ import errno
 import json
 import pickle
 import resource
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from distill.models.checkpoint import (
     sha256_file,
 )
 from distill.models.sam import ModelSpec, PromptableModel, build_from_spec, build_model
+from distill.models.spec_header import parse_spec
 
 RELEASED = "efficientvit_sam_t"
 FORMER_HEADER = Path(__file__).parents[1] / "fixtures" / "student_header_v1.json"
@@ -294,3 +296,72 @@ def test_full_disk_leaves_the_old_file(tmp_path: Path):
 def test_no_directory_to_write_to(tmp_path: Path):
     with pytest.raises(CheckpointError, match="student.safetensors: cannot be written: No such file or directory"):
         save_model(tiny_model(), tmp_path / "absent" / "student.safetensors")
+
+
+SPEC_TEXT = {"format": 1, "spec": asdict(SPEC)}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("norm_eps", float("nan")),
+        ("norm_eps", 0.0),
+        ("norm_eps", -1e-6),
+        ("norm_eps", "small"),
+        ("image_size", "64"),
+        ("image_size", 64.5),
+        ("image_size", -64),
+        ("image_size", 1 << 40),
+        ("embedding_dim", 1 << 40),
+        ("embedding_dim", True),
+        ("embedding_size", [8]),
+        ("encoder", None),
+        ("encoder", {"name": "x"}),
+        ("paint_prompts", "no"),
+    ],
+)
+def test_a_header_of_wrong_types_or_ranges_is_refused(tmp_path: Path, field: str, value: object):
+    path = tmp_path / "student.safetensors"
+    described = {**SPEC_TEXT, "spec": {**SPEC_TEXT["spec"], field: value}}
+    safetensors.torch.save_file({"x": torch.zeros(1)}, path, {"distill": json.dumps(described)})
+    with pytest.raises(CheckpointError, match="metadata is of another version of distill"):
+        load_model(path)
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "null", "1e999", '{"format": 1, "spec": []}', '{"spec": {}}', "\ud800"]
+)
+def test_a_header_that_is_no_object_is_refused(tmp_path: Path, text: str):
+    with pytest.raises(CheckpointError, match="metadata is of another version of distill"):
+        parse_spec(text, tmp_path)
+
+
+def test_a_file_does_not_claim_more_than_it_holds(tmp_path: Path):
+    """A width of 16,384 would take 2 GB before the tensors are compared."""
+    path = tmp_path / "student.safetensors"
+    save_model(tiny_model(), path)
+    described = {**SPEC_TEXT, "spec": {**SPEC_TEXT["spec"], "embedding_dim": 16384, "decoder_mlp_dim": 16384}}
+    tensors = safetensors.torch.load_file(path)
+    safetensors.torch.save_file(tensors, path, {"distill": json.dumps(described)})
+    with pytest.raises(CheckpointError, match="the tensors do not fit"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float):
+    model = tiny_model()
+    name = "mask_decoder.iou_token.weight"
+    model.get_parameter(name).data[0, 0] = value
+    save_model(model, tmp_path / "student.safetensors")
+    with pytest.raises(CheckpointError, match=f"hold NaN or infinities: {name}"):
+        load_model(tmp_path / "student.safetensors")
+
+
+def test_tensors_of_other_kinds_are_refused():
+    model = tiny_model()
+    state = dict(model.state_dict())
+    for strange in ("text", None, torch.ones(4).to_sparse(), torch.ones(4, dtype=torch.complex64), [1.0]):
+        with pytest.raises(CheckpointError, match="other things than named tensors"):
+            load_state_dict_strict(model, {**state, "mask_decoder.iou_token.weight": strange}, source="file")
+    with pytest.raises(CheckpointError, match="other things than named tensors"):
+        load_state_dict_strict(model, {**state, 5: torch.ones(1)}, source="file")
