@@ -4,12 +4,15 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT ?= quickstart
+FUZZ_INPUTS ?= 100000
+FUZZ_SEED ?= 0
 
-.PHONY: help setup quickstart test check format types clean
+.PHONY: help setup quickstart test fuzz check format types clean
 
 help:
 	@echo "make quickstart   set up, then run the whole chain into $(OUT)/"
 	@echo "make test         set up, then run the tests"
+	@echo "make fuzz         read FUZZ_INPUTS=$(FUZZ_INPUTS) damaged files, and print what became of them by format"
 	@echo "make check        format, lint, types and tests: what a change must pass"
 	@echo "make format       format and mend what can be mended"
 	@echo "make setup        set up $(VENV) alone"
@@ -27,6 +30,9 @@ quickstart: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+fuzz: $(READY)
+	$(BIN)/python -m tests.fuzz.run --inputs $(FUZZ_INPUTS) --seed $(FUZZ_SEED)
 
 check: $(READY)
 	$(BIN)/ruff format --check .
