@@ -1,17 +1,19 @@
 # On a fresh machine: `make quickstart` shows the whole chain, `make test` runs the tests. Both set up .venv first.
 PYTHON ?= python3
 VENV ?= .venv
+LOWEST ?= .venv-lowest
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT ?= quickstart
 FUZZ_INPUTS ?= 100000
 FUZZ_SEED ?= 0
 
-.PHONY: help setup quickstart test fuzz check format types clean
+.PHONY: help setup quickstart test test-lowest fuzz check format types clean
 
 help:
 	@echo "make quickstart   set up, then run the whole chain into $(OUT)/"
 	@echo "make test         set up, then run the tests"
+	@echo "make test-lowest  the quick tests with the lowest versions of all that the package needs, in $(LOWEST)"
 	@echo "make fuzz         read FUZZ_INPUTS=$(FUZZ_INPUTS) damaged files, and print what became of them by format"
 	@echo "make check        format, lint, types and tests: what a change must pass"
 	@echo "make format       format and mend what can be mended"
@@ -31,6 +33,13 @@ quickstart: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest
 
+# With the oldest Python that setup.cfg allows: make test-lowest PYTHON=python3.10
+test-lowest:
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --upgrade pip
+	$(LOWEST)/bin/python -m pip install -c tests/lowest.txt -e '.[dev]'
+	$(LOWEST)/bin/python -m pytest -m "not slow"
+
 fuzz: $(READY)
 	$(BIN)/python -m tests.fuzz.run --inputs $(FUZZ_INPUTS) --seed $(FUZZ_SEED)
 
@@ -48,4 +57,4 @@ types: $(READY)
 	$(BIN)/mypy -p distill
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) $(LOWEST) .mypy_cache .pytest_cache .ruff_cache build *.egg-info

@@ -44,8 +44,19 @@ def test_the_workflow_runs_make_check_on_every_python():
     assert pins == re.findall(r"\b(torch(?:vision)?==[\d.]+)", (ROOT / ".ci" / "run").read_text())
 
 
+def test_the_workflow_tests_the_lowest_versions_and_audits():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "check.yml").read_text())
+    assert set(workflow["jobs"]) == {"check", "lowest", "audit"}
+    setup, tests = (step for step in workflow["jobs"]["lowest"]["steps"][1:])
+    assert f"python_requires = >={setup['with']['python-version']}" in (ROOT / "setup.cfg").read_text()
+    assert tests["run"].startswith("make test-lowest")
+    assert any("-c tests/lowest.txt" in line for line in recipe_of("test-lowest"))
+    assert "pip-audit" in workflow["jobs"]["audit"]["steps"][-1]["run"]
+
+
 def test_the_workflow_uploads_nothing():
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "check.yml").read_text())
-    used = [step["uses"].partition("@")[0] for step in workflow["jobs"]["check"]["steps"] if "uses" in step]
-    assert used == ["actions/checkout", "actions/setup-python"]
+    for job in workflow["jobs"].values():
+        used = [step["uses"].partition("@")[0] for step in job["steps"] if "uses" in step]
+        assert used == ["actions/checkout", "actions/setup-python"]
     assert workflow["permissions"] == {"contents": "read"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import os
 import subprocess
 import sys
@@ -63,3 +64,11 @@ def test_imports_from_elsewhere(target, tmp_path):
     )
     for line in done.stdout.splitlines():
         assert Path(line).is_relative_to(target), line
+
+
+def test_every_requirement_has_a_lower_bound_that_is_tested():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    needed = [line for line in config["options"]["install_requires"].splitlines() if line]
+    tested = [line for line in (ROOT / "tests" / "lowest.txt").read_text().splitlines() if not line.startswith("#")]
+    assert [line.replace(">=", "==") for line in needed] == tested
