@@ -185,7 +185,7 @@ def with_checksum(header: bytes) -> bytes:
 def tar_cases(draw: st.DrawFn) -> Case:
     """Draw a damaged tar: odd fields of headers, odd members before them, or damaged bytes."""
     form = draw(st.sampled_from((tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)))
-    data = cases.shard() if form == tarfile.USTAR_FORMAT else _long_names(form)
+    data = cases.shard() if form == tarfile.USTAR_FORMAT else long_names(form)
     for _ in range(draw(st.sampled_from((1, 1, 2)))):
         deed = draw(st.sampled_from(("field", "field", "special", "bytes")))
         starts = [place for place in range(0, len(data) - 511, 512) if data[place + 257 : place + 262] == b"ustar"] or [
@@ -240,7 +240,8 @@ def _special_member(draw: st.DrawFn) -> bytes:
 
 
 @cache
-def _long_names(form: int) -> bytes:
+def long_names(form: int) -> bytes:
+    """Return a tar of names of over 100 bytes."""
     long = "x" * 180
     members = {
         f"{long}.jpg": cases.photo(),

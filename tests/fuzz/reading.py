@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import os
 import pickle
 import resource
@@ -190,6 +191,7 @@ def _work(requests: BinaryIO, answers: BinaryIO, folder: Path, seconds: float, r
     code = 1
     try:
         warnings.simplefilter("ignore")
+        logging.disable()
         for number in ALARMS:
             signal.signal(number, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
