@@ -11,6 +11,7 @@ import errno
 import json
 import math
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, TypeVar
@@ -24,6 +25,7 @@ from distill.errors import DataError, DistillError
 T = TypeVar("T")
 
 MOST_PIXELS = 1 << 16  # of a photo's side: JPEG's limit, 65,535, and PNGs are no larger in practice
+MOST_PHOTO_PIXELS = 178_956_970  # of a photo: where Pillow refuses to decode, by its defaults
 MOST_JSON_BYTES = 4 << 30  # LVIS's largest file has 1.2 GB
 MOST_YAML_BYTES = 1 << 17  # a recipe has a few kilobytes, and PyYAML reads about 30 a second
 MOST_YAML_VALUES = 100_000  # with aliases written out: `&a` and `*a` make a tree of billions out of ten lines
@@ -79,29 +81,40 @@ def open_regular(path: Path) -> BinaryIO:
     return file
 
 
-def parse_json(data: bytes, form: type[T], origin: str, mend: str, *, raises: type[DistillError] = DataError) -> T:
+def parse_json(
+    data: bytes,
+    form: type[T],
+    origin: str,
+    mend: str,
+    *,
+    lax: bool = False,
+    raises: type[DistillError] = DataError,
+) -> T:
     """Parse JSON as `form`. Fields that the form does not have are ignored.
 
     Args:
         form: a msgspec.Struct or another type that msgspec decodes.
         origin: names the file in errors.
         mend: the end of the errors.
+        lax: also take 139.0 for 139, and "139" for either, as exports of annotations hold them.
     Raises:
         DistillError: of the class `raises`: no JSON, or not of this form; the message names the place in the file.
     """
     try:
-        return msgspec.json.decode(data, type=form)
+        return msgspec.json.decode(data, type=form, strict=not lax)
     except msgspec.ValidationError as error:
         raise raises(f"{origin}: {_reason(error)}; {mend}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise raises(f"{origin}: not JSON ({_reason(error)}); {mend}") from error
+        raise raises(f"{origin}: not JSON ({_reason(error)}{_no_number(data, error)}); {mend}") from error
     except RecursionError as error:
         raise raises(f"{origin}: lists or objects in it are nested too deeply; {mend}") from error
 
 
-def read_json(path: Path, form: type[T], what: str, mend: str, *, raises: type[DistillError] = DataError) -> T:
+def read_json(
+    path: Path, form: type[T], what: str, mend: str, *, lax: bool = False, raises: type[DistillError] = DataError
+) -> T:
     """Read a JSON file as `form`. See `read_bytes` and `parse_json`."""
-    return parse_json(read_bytes(path, what, mend, raises=raises), form, str(path), mend, raises=raises)
+    return parse_json(read_bytes(path, what, mend, raises=raises), form, str(path), mend, lax=lax, raises=raises)
 
 
 def read_scalars(path: Path) -> list[dict[str, int | float]]:
@@ -210,3 +223,10 @@ def inside(folder: Path, name: str, origin: str, *, raises: type[DistillError] =
 def _reason(error: Exception) -> str:
     """Return the message of msgspec without its end: "Expected `int`, got `str` at $.images[0].height"."""
     return str(error).replace(" - at `", " at `").rstrip(".")
+
+
+def _no_number(data: bytes, error: Exception) -> str:
+    """Return a hint where the invalid character begins NaN or an infinity, which Python writes and JSON has not."""
+    place = re.search(r"byte (\d+)", str(error))
+    found = place and re.compile(rb"-?(NaN|Infinity)").match(data, int(place[1]))
+    return f": {found[0].decode()} is no number of JSON" if found else ""

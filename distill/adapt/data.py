@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import numpy as np
 
-from distill.data.coco import CocoSet
+from distill.data.coco import CocoFile, CocoSet, as_json
 from distill.data.folder import FolderPhoto, PhotoFolder
 from distill.data.mask_folder import read_mask_folder
 from distill.errors import DataError
@@ -25,42 +25,45 @@ MIN_VAL_PHOTOS = 2  # intervals come from resampling photos
 
 @dataclass(frozen=True)
 class AnnotatedPhotos:
-    """Photos with masks. photos: the folder. content: of a COCO-format file, with annotated photos alone."""
+    """Photos with masks. photos: the folder. content: of a COCO-format file, with the photos alone that have masks."""
 
     photos: Path
-    content: dict[str, Any]
+    content: CocoFile
 
     def __len__(self) -> int:
-        return len(self.content["images"])
+        return len(self.content.images)
 
     @property
     def num_masks(self) -> int:
         """How many masks all photos have."""
-        return len(self.content["annotations"])
+        return len(self.content.annotations)
 
     def select(self, numbers: Iterable[int]) -> AnnotatedPhotos:
         """Return some of the photos, by their places in the content, with their masks."""
-        images = [self.content["images"][number] for number in sorted(numbers)]
-        ids = {image["id"] for image in images}
-        annotations = [row for row in self.content["annotations"] if row["image_id"] in ids]
-        return AnnotatedPhotos(self.photos, {**self.content, "images": images, "annotations": annotations})
+        images = [self.content.images[number] for number in sorted(numbers)]
+        ids = {image.id for image in images}
+        annotations = [row for row in self.content.annotations if row.image_id in ids]
+        return AnnotatedPhotos(
+            self.photos, msgspec.structs.replace(self.content, images=images, annotations=annotations)
+        )
 
     def with_few_masks(self, most: int, seed: int) -> AnnotatedPhotos:
         """Return the photos with at most `most` masks each, drawn at random."""
-        rows = self.content["annotations"]
-        taken: Counter[Any] = Counter()
+        rows = self.content.annotations
+        taken: Counter[int] = Counter()
         kept = []
         for number in np.random.default_rng(seed).permutation(len(rows)):
-            image_id = rows[number]["image_id"]
+            image_id = rows[number].image_id
             if taken[image_id] < most:
                 taken[image_id] += 1
                 kept.append(int(number))
-        return AnnotatedPhotos(self.photos, {**self.content, "annotations": [rows[number] for number in sorted(kept)]})
+        annotations = [rows[number] for number in sorted(kept)]
+        return AnnotatedPhotos(self.photos, msgspec.structs.replace(self.content, annotations=annotations))
 
     def write(self, path: Path) -> None:
         """Write the COCO-format file."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(self.content))
+        write_text(path, json.dumps(as_json(self.content)))
 
 
 def read_annotated(
@@ -100,7 +103,7 @@ def _with_masks(
     photos, annotations = coco_set.images_dir, coco_set.annotations_file
     annotated = {photo.key for photo in coco_set if photo.instances}  # reads every mask
     ids = coco_set.image_ids
-    listed = {(photos / row["file_name"]).resolve() for row in coco_set.content["images"]}
+    listed = {(photos / str(image.file_name)).resolve() for image in coco_set.content.images}
     unlisted = [photo.key for photo in folder if photo.path.resolve() not in listed]
     bare = [*(key for key in ids if key not in annotated), *unlisted]
     if bare and not (skip_unannotated and annotated):
@@ -112,10 +115,10 @@ def _with_masks(
     kept = {ids[key] for key in annotated}
     rows = [
         row
-        for row in coco_set.content["annotations"]
-        if row["image_id"] in kept and row["id"] not in coco_set.empty and not row.get("iscrowd", 0)
+        for row in coco_set.content.annotations
+        if row.image_id in kept and row.id not in coco_set.empty and not row.iscrowd
     ]
-    images = [row for row in coco_set.content["images"] if row["id"] in kept]
+    images = [image for image in coco_set.content.images if image.id in kept]
     notes = []
     if coco_set.empty:
         named = first_few([f"{identity} (photo '{key}')" for identity, key in coco_set.empty.items()])
@@ -124,7 +127,7 @@ def _with_masks(
         notes.append(f"left out: {coco_set.num_crowd} crowd regions, which are no single objects")
     if bare:
         notes.append(f"left out: {len(bare)} photos without a mask: {first_few(bare)}")
-    return AnnotatedPhotos(photos, {**coco_set.content, "images": images, "annotations": rows}), notes
+    return AnnotatedPhotos(photos, msgspec.structs.replace(coco_set.content, images=images, annotations=rows)), notes
 
 
 def split(found: AnnotatedPhotos, *, val_share: float, seed: int) -> tuple[AnnotatedPhotos, AnnotatedPhotos]:
@@ -139,7 +142,7 @@ def split(found: AnnotatedPhotos, *, val_share: float, seed: int) -> tuple[Annot
             f"{found.photos}: {len(found)} annotated photos are too few to hold {num_val} back for validation "
             f"(at least {MIN_TRAIN_PHOTOS} must be left to train on); annotate more, or hold back fewer by --val-share"
         )
-    by_name = sorted(range(len(found)), key=lambda number: str(found.content["images"][number]["file_name"]))
+    by_name = sorted(range(len(found)), key=lambda number: str(found.content.images[number].file_name))
     order = [by_name[number] for number in np.random.default_rng(seed).permutation(len(found))]
     return found.select(order[num_val:]), found.select(order[:num_val])
 
@@ -174,4 +177,4 @@ def _shared_photos(train: AnnotatedPhotos, val: AnnotatedPhotos) -> list[str]:
 
 
 def _paths(part: AnnotatedPhotos) -> Sequence[Path]:
-    return [part.photos / row["file_name"] for row in part.content["images"]]
+    return [part.photos / str(image.file_name) for image in part.content.images]

@@ -12,6 +12,7 @@ from distill.adapt.data import AnnotatedPhotos, check_parts, read_annotated, spl
 from distill.adapt.options import AdaptOptions, StudentChoice, choose_student
 from distill.config.loading import load_recipe
 from distill.config.schema import FeatureRecipe, MaskRecipe, StudentConfig, TeacherConfig
+from distill.data.coco import as_json
 from distill.errors import DataError
 from distill.models.initialization import build_student
 from distill.models.sam import PromptableModel
@@ -71,7 +72,7 @@ class Prepared:
 
     def settings(self) -> dict[str, Any]:
         """Return what must be the same when the adaptation goes on, as JSON holds it."""
-        data = json.dumps([self.train.content, self.val.content], sort_keys=True).encode()
+        data = json.dumps([as_json(self.train.content), as_json(self.val.content)], sort_keys=True).encode()
         options = self.options
         return {
             "photos": str(options.photos.resolve()),

@@ -115,9 +115,9 @@ def rehearse(prepared: Prepared, feature_steps: int, mask_steps: int, protocols:
 
 def typical(part: AnnotatedPhotos) -> AnnotatedPhotos:
     """Return the photos whose numbers of masks are nearest to the mean."""
-    counts = Counter(row["image_id"] for row in part.content["annotations"])
+    counts = Counter(row.image_id for row in part.content.annotations)
     mean = part.num_masks / len(part)
-    ids = [image["id"] for image in part.content["images"]]
+    ids = [image.id for image in part.content.images]
     order = sorted(range(len(ids)), key=lambda number: abs(counts[ids[number]] - mean))
     return part.select(order[:REHEARSED_PHOTOS])
 

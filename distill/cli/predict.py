@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from distill.cli.arguments import Subparsers, add_command
-from distill.errors import DataError, DistillError
+from distill.errors import DistillError
 from distill.text import say
 
 EPILOG = """\
@@ -42,14 +42,12 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write OUT/PHOTO_mask_K.png, white on black, and OUT/PHOTO_overlay.png with the best mask by predicted IoU."""
-    from distill.data.images import decode_image
+    from distill.data.images import decode_image, read_photo
     from distill.export.prediction import write_prediction
     from distill.models.checkpoint import load_model
 
     labels = _labels(arguments)
-    if not arguments.photo.is_file():
-        raise DataError(f"{arguments.photo}: no such file")
-    photo = decode_image(arguments.photo.read_bytes(), str(arguments.photo))
+    photo = decode_image(read_photo(arguments.photo), str(arguments.photo))
     _check_inside(arguments, photo.shape[1], photo.shape[0])
     prediction = write_prediction(
         load_model(arguments.model, name=arguments.name),

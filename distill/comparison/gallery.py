@@ -141,7 +141,7 @@ def _masks(evaluation: FinishedEvaluation, keys: Sequence[Key]) -> dict[Key, Run
 def _decode(mask: RunLengths, truth: RLE, evaluation: FinishedEvaluation) -> np.ndarray:
     """Return a mask as bool (H, W). Raises DataError unless it has the photo's size."""
     height, width = truth["size"]
-    code = {"size": list(mask.size), "counts": mask.counts}
+    code = RLE(size=list(mask.size), counts=mask.counts)
     checked = to_rle(code, (height, width), str(evaluation.directory / RESULTS_FILE))  # runs that a C library believes
     return np.zeros((height, width), bool) if checked is None else decode_mask(checked).astype(bool)
 

@@ -2,22 +2,69 @@
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
-from collections.abc import Iterator
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple, Union
 
+import msgspec
 import numpy as np
+from msgspec import Meta
 
 from distill.data.catalogue import resolve_annotations, resolve_photos
-from distill.data.images import decode_as_annotated, key_of
-from distill.data.rle import RLE, rle_area, rle_box_xyxy, to_rle
+from distill.data.images import decode_as_annotated, key_of, read_photo
+from distill.data.rle import RLE, Segmentation, rle_area, rle_box_xyxy, to_rle
 from distill.errors import DataError
 from distill.geometry import HW
+from distill.outside import MOST_PHOTO_PIXELS, Coordinate, Identity, Side, inside, read_json
 from distill.text import first_few
 
+MEND = (
+    "a COCO-format JSON is needed, with 'images' and 'annotations' at its top (a results file or a panoptic file is "
+    "none): correct this place, or export the annotations again"
+)
+
 BoxXYXY = tuple[float, float, float, float]
+Area = Annotated[float, Meta(ge=0, le=1e12)]  # in pixels
+Flag = Union[bool, Annotated[int, Meta(ge=0, le=1)], None]
+
+
+class CocoImage(msgspec.Struct, kw_only=True, gc=False):
+    """A row of `images`. height, width: of the photo as it was annotated, in pixels."""
+
+    id: Identity
+    height: Side
+    width: Side
+    file_name: Union[str, None] = None
+    coco_url: Union[str, None] = None
+
+
+class CocoAnnotation(msgspec.Struct, kw_only=True, gc=False):
+    """A row of `annotations`. bbox: XYWH in original pixels. area: in original pixels. iscrowd: a region of many."""
+
+    id: Identity
+    image_id: Identity
+    segmentation: Segmentation
+    category_id: Identity = 0
+    bbox: Union[list[Coordinate], None] = None
+    area: Union[Area, None] = None
+    iscrowd: Flag = 0
+
+
+class CocoCategory(msgspec.Struct, kw_only=True, gc=False):
+    """A row of `categories`."""
+
+    id: Identity
+    name: Union[str, None] = None
+
+
+class CocoFile(msgspec.Struct, kw_only=True):
+    """The content of a COCO-format JSON, as far as it is used."""
+
+    images: Sequence[CocoImage]
+    annotations: list[CocoAnnotation]
+    categories: Sequence[CocoCategory] = []
 
 
 class Instance(NamedTuple):
@@ -57,21 +104,26 @@ class CocoSet:
     which then only names it in errors.
 
     Raises:
-        DataError: the file is not COCO's format, an annotation names a photo that the file does not list, or a
-            photo is absent from the directory.
+        DataError: the file is not COCO's format, an id stands twice in it, an annotation names a photo that the file
+            does not list, or a photo is absent from the directory.
     """
 
+    form: ClassVar[type[CocoFile]] = CocoFile
+
     def __init__(
-        self, images_dir: str | Path, annotations_file: str | Path, *, content: dict[str, Any] | None = None
+        self, images_dir: str | Path, annotations_file: str | Path, *, content: CocoFile | None = None
     ) -> None:
         self.images_dir, self.annotations_file = resolve_photos(images_dir), resolve_annotations(annotations_file)
-        self.content = content = _read_annotations(self.annotations_file) if content is None else content
-        self.categories: dict[int, str] = {row["id"]: row.get("name", "") for row in content.get("categories", [])}
-        self.num_crowd = 0
+        if content is None:
+            content = read_json(self.annotations_file, self.form, "annotations", MEND, lax=True)
+        self.content = content
+        for name, rows in (("images", content.images), ("annotations", content.annotations)):
+            self._check_distinct(name, [row.id for row in rows])
+        self._check_distinct("categories", [row.id for row in content.categories])
+        self.categories: dict[int, str] = {row.id: row.name or "" for row in content.categories}
         self.empty: dict[int, str] = {}
-        images = {self._field(row, "id", "image"): row for row in content["images"]}
-        self._annotations = self._group(content["annotations"], images)
-        self._photos = self._index_photos(images)
+        self._annotations = self._group(content)
+        self._photos = self._index_photos(content.images)
 
     def __len__(self) -> int:
         return len(self._photos)
@@ -79,71 +131,102 @@ class CocoSet:
     @property
     def image_ids(self) -> dict[str, int]:
         """The id that the file gives to each photo, by key."""
-        return {key: row["id"] for key, row in self._photos.items()}
+        return {key: image.id for key, image in self._photos.items()}
 
     @property
     def num_instances(self) -> int:
         """How many annotations are not crowd regions; those in `empty` are counted too."""
-        return sum(len(rows) for rows in self._annotations.values())
+        return len(self.content.annotations) - self.num_crowd
+
+    @property
+    def num_crowd(self) -> int:
+        """How many annotations are crowd regions."""
+        return self.count_crowd()
+
+    def count_crowd(self, max_images: int = 0) -> int:
+        """Return how many crowd regions the first `max_images` photos have (0: all)."""
+        photos = itertools.islice(self._photos.values(), max_images or None)
+        return sum(bool(row.iscrowd) for image in photos for row in self._annotations.get(image.id, []))
 
     def __iter__(self) -> Iterator[AnnotatedPhoto]:
-        for key, row in self._photos.items():
-            hw = self._size(row)
-            instances = [self._instance(annotation, key, hw) for annotation in self._annotations.get(row["id"], [])]
-            path = self.images_dir / self._file_name(row)
+        for key, image in self._photos.items():
+            hw = image.height, image.width
+            rows = [row for row in self._annotations.get(image.id, []) if not row.iscrowd]
+            instances = [self._instance(row, key, hw) for row in rows]
+            path = self.images_dir / self._file_name(image)
             yield AnnotatedPhoto(key, path, hw, [instance for instance in instances if instance is not None])
 
-    def _field(self, row: dict[str, Any], name: str, kind: str) -> Any:
-        if name not in row:
+    def masks_of(self, image_id: int) -> Iterator[tuple[CocoAnnotation, RLE]]:
+        """Yield the annotations of a photo that have pixels, crowd regions included, each with its mask."""
+        image = self._images[image_id]
+        for row in self._annotations.get(image_id, []):
+            rle = to_rle(row.segmentation, (image.height, image.width), self._origin(row))
+            if rle is not None:
+                yield row, rle
+
+    def _origin(self, row: CocoAnnotation) -> str:
+        return f"{self.annotations_file}: annotation {row.id} (image {row.image_id})"
+
+    def _check_distinct(self, name: str, ids: Sequence[int]) -> None:
+        if len(set(ids)) < len(ids):
+            twice = [str(identity) for identity, count in Counter(ids).items() if count > 1]
             raise DataError(
-                f"{self.annotations_file}: {kind} {row.get('id', row)!r} has no '{name}'; COCO's format needs it"
+                f"{self.annotations_file}: ids stand more than once in '{name}': {first_few(twice)}; "
+                "give each row an id of its own"
             )
-        return row[name]
 
-    def _file_name(self, row: dict[str, Any]) -> str:
+    def _file_name(self, image: CocoImage) -> str:
         """Return the path of a photo below the directory."""
-        return str(self._field(row, "file_name", "image"))
+        if not image.file_name:
+            raise DataError(f"{self.annotations_file}: image {image.id} has no 'file_name'; COCO's format needs it")
+        return image.file_name
 
-    def _size(self, row: dict[str, Any]) -> HW:
-        return int(self._field(row, "height", "image")), int(self._field(row, "width", "image"))
-
-    def _group(self, rows: list[dict[str, Any]], images: dict[int, Any]) -> dict[int, list[dict[str, Any]]]:
-        """Group annotations by image id, without crowd regions."""
-        grouped: dict[int, list[dict[str, Any]]] = defaultdict(list)
-        for row in rows:
-            image_id = self._field(row, "image_id", "annotation")
-            if image_id not in images:
+    def _group(self, content: CocoFile) -> dict[int, list[CocoAnnotation]]:
+        """Group annotations by image id, in their order."""
+        self._images = {image.id: image for image in content.images}
+        grouped: dict[int, list[CocoAnnotation]] = defaultdict(list)
+        for row in content.annotations:
+            if row.image_id not in self._images:
                 raise DataError(
-                    f"{self.annotations_file}: annotation {row.get('id')} names image {image_id}, which is not in "
+                    f"{self.annotations_file}: annotation {row.id} names image {row.image_id}, which is not in "
                     "'images'; add that image or remove the annotation"
                 )
-            if row.get("iscrowd", 0):
-                self.num_crowd += 1
-            else:
-                grouped[image_id].append(row)
+            if row.bbox and (len(row.bbox) != 4 or row.bbox[2] < 0 or row.bbox[3] < 0):
+                raise DataError(
+                    f"{self._origin(row)}: its 'bbox' is {row.bbox}, and COCO's is [x, y, width, height]; correct it, "
+                    "or leave it out: then it is the box of the mask"
+                )
+            grouped[row.image_id].append(row)
         return dict(grouped)
 
-    def _index_photos(self, images: dict[int, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        """Return the rows of `images` by key, in the order of the keys.
+    def _index_photos(self, images: Iterable[CocoImage]) -> dict[str, CocoImage]:
+        """Return `images` by key, in the order of the keys.
 
-        Raises DataError when a photo is absent from the directory, or when two photos have the same key.
+        Raises DataError when a photo is too large, lies outside of the directory, or is absent from it, or when two
+        photos have the same key.
         """
-        photos: dict[str, dict[str, Any]] = {}
+        photos: dict[str, CocoImage] = {}
         absent = []
-        for image_id, row in images.items():
-            name = self._file_name(row)
-            key = key_of(Path(Path(name).name))
+        for image in images:
+            name = self._file_name(image)
+            path = inside(self.images_dir, name, f"{self.annotations_file}: image {image.id}")
+            if image.height * image.width > MOST_PHOTO_PIXELS:
+                raise DataError(
+                    f"{self.annotations_file}: image {image.id} has {image.height} x {image.width} pixels; a photo has "
+                    f"{MOST_PHOTO_PIXELS:,} at most: reduce it, and its masks"
+                )
+            key = key_of(Path(path.name))
             if key in photos:
                 raise DataError(
                     f"{self.annotations_file}: '{self._file_name(photos[key])}' and '{name}' have the same key "
                     f"'{key}'; file names must differ in more than folder and suffix: rename one"
                 )
-            photos[key] = row
-            if not (self.images_dir / name).is_file():
-                absent.append(f"{name} (image {image_id})")
+            photos[key] = image
+            if not _is_file(path):
+                absent.append(f"{name} (image {image.id})")
         if absent:
             raise DataError(
-                f"{self.images_dir}: {len(absent)} of the {len(images)} photos that {self.annotations_file} names "
+                f"{self.images_dir}: {len(absent)} of the {len(photos)} photos that {self.annotations_file} names "
                 f"are absent: {first_few(absent)}; give the directory that holds them, or remove them from the "
                 "annotations"
             )
@@ -151,32 +234,37 @@ class CocoSet:
             raise DataError(f"{self.annotations_file}: 'images' is empty; give annotations of at least one photo")
         return dict(sorted(photos.items()))
 
-    def _instance(self, row: dict[str, Any], key: str, hw: HW) -> Instance | None:
-        identity = self._field(row, "id", "annotation")
-        origin = f"{self.annotations_file}: annotation {identity} (photo '{key}')"
-        rle = to_rle(self._field(row, "segmentation", "annotation"), hw, origin)
+    def _instance(self, row: CocoAnnotation, key: str, hw: HW) -> Instance | None:
+        rle = to_rle(row.segmentation, hw, self._origin(row))
         if rle is None:
-            self.empty[identity] = key
+            self.empty[row.id] = key
             return None
         box = rle_box_xyxy(rle)
-        if row.get("bbox"):
-            x, y, width, height = (float(value) for value in row["bbox"])
+        if row.bbox:
+            x, y, width, height = row.bbox
             box = clip_box((x, y, x + width, y + height), hw) or box
-        area = float(row.get("area") or rle_area(rle))
-        return Instance(identity, int(row.get("category_id", 0)), box, rle, area)
+        return Instance(row.id, row.category_id, box, rle, float(row.area or rle_area(rle)))
 
 
-def annotation_of(identity: int, image_id: int, rle: RLE, category_id: int) -> dict[str, Any]:
+def annotation_of(identity: int, image_id: int, rle: RLE, category_id: int) -> CocoAnnotation:
     """Return a mask as a row of COCO's `annotations`. Its box is XYWH in original pixels."""
     x0, y0, x1, y1 = rle_box_xyxy(rle)
+    return CocoAnnotation(
+        id=identity,
+        image_id=image_id,
+        category_id=category_id,
+        bbox=[x0, y0, x1 - x0, y1 - y0],
+        area=rle_area(rle),
+        segmentation={"size": rle["size"], "counts": rle["counts"]},
+    )
+
+
+def as_json(content: CocoFile) -> dict[str, Any]:
+    """Return a COCO-format file as json.dumps takes it. Fields without a value are left out."""
+    tree: dict[str, list[dict[str, Any]]] = msgspec.to_builtins(content)
     return {
-        "id": identity,
-        "image_id": image_id,
-        "category_id": category_id,
-        "bbox": [x0, y0, x1 - x0, y1 - y0],
-        "area": rle_area(rle),
-        "segmentation": rle,
-        "iscrowd": 0,
+        name: [{field: value for field, value in row.items() if value is not None} for row in rows]
+        for name, rows in tree.items()
     }
 
 
@@ -187,29 +275,8 @@ def clip_box(box_xyxy: BoxXYXY, hw: HW) -> BoxXYXY | None:
     return (x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
 
 
-def read_photo(path: Path) -> bytes:
-    """Read the bytes of a photo's file. Raises DataError when the file cannot be read."""
+def _is_file(path: Path) -> bool:
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); restore it or remove it from the set") from error
-
-
-def read_json(path: Path, what: str, form: str) -> Any:
-    """Read a JSON of annotations or detections. `what` and `form` name it in errors. Raises DataError."""
-    try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path}: the {what} cannot be read ({error.strerror}); give a {form}") from error
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
-        raise DataError(f"{path}: not JSON ({error}); give a complete {form}") from error
-
-
-def _read_annotations(path: Path) -> dict[str, Any]:
-    content = read_json(path, "annotations", "COCO-format JSON")
-    if not isinstance(content, dict) or not all(isinstance(content.get(n), list) for n in ("images", "annotations")):
-        raise DataError(
-            f"{path}: not COCO's format: it needs the lists 'images' and 'annotations' at its top; "
-            "a results file or a panoptic file is none"
-        )
-    return content
+        return path.is_file()
+    except OSError:  # a name of too many characters
+        return False

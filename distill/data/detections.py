@@ -7,17 +7,43 @@ with or without suffix; and the list may stand below "annotations", "predictions
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Annotated, NamedTuple, Union
 
-from distill.data.coco import BoxXYXY, CocoSet, clip_box, read_json
+import msgspec
+from msgspec import Meta
+
+from distill.data.coco import BoxXYXY, CocoSet, clip_box
 from distill.data.images import key_of
 from distill.errors import DataError
+from distill.outside import Coordinate, Identity, Name, read_json
 
-CONTAINERS = ("annotations", "predictions", "detections")
-FIELDS = ("image_id", "category_id", "bbox", "score")
+MEND = (
+    "a results JSON is needed, a list of objects with image_id, category_id, bbox and score: correct this place, or "
+    "export the detections again"
+)
+MOST_SCORE = 1e6  # a score ranks boxes; some detectors export logits
+
+
+class DetectionRow(msgspec.Struct, gc=False):
+    """An object of a results JSON. bbox: XYWH in original pixels."""
+
+    image_id: Union[Identity, Name]
+    category_id: Identity
+    bbox: Annotated[list[Coordinate], Meta(min_length=4, max_length=4)]
+    score: Annotated[float, Meta(ge=-MOST_SCORE, le=MOST_SCORE)]
+
+
+Rows = Union[list[DetectionRow], None]
+
+
+class Container(msgspec.Struct):
+    """A results JSON whose list has a name."""
+
+    annotations: Rows = None
+    predictions: Rows = None
+    detections: Rows = None
 
 
 class Detection(NamedTuple):
@@ -46,7 +72,7 @@ class Detections:
         self.by_photo: dict[str, list[Detection]] = defaultdict(list)
         self._sizes = {photo.key: photo.hw for photo in coco_set}
         self._categories = coco_set.categories
-        self._keys: dict[Any, str] = {}
+        self._keys: dict[Union[int, str], str] = {}
         for key, image_id in coco_set.image_ids.items():
             self._keys.update({key: key, image_id: key, str(image_id): key})
         for number, row in enumerate(self._read()):
@@ -60,52 +86,41 @@ class Detections:
     def __len__(self) -> int:
         return sum(len(rows) for rows in self.by_photo.values())
 
-    def _read(self) -> list[dict[str, Any]]:
-        content = read_json(self.path, "detections", "results JSON")
-        if isinstance(content, dict):
-            content = next((content[name] for name in CONTAINERS if isinstance(content.get(name), list)), content)
-        if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
-            raise DataError(f"{self.path}: not a results JSON: it is a list of objects with {', '.join(FIELDS)}")
-        if not content:
+    def _read(self) -> list[DetectionRow]:
+        form = Union[list[DetectionRow], Container]
+        content: Union[list[DetectionRow], Container] = read_json(self.path, form, "detections", MEND, lax=True)  # type: ignore[arg-type]
+        if isinstance(content, Container):
+            named = (content.annotations, content.predictions, content.detections)
+            rows = next((rows for rows in named if rows is not None), None)
+        else:
+            rows = content
+        if rows is None:
+            raise DataError(f"{self.path}: holds no list of detections; {MEND}")
+        if not rows:
             raise DataError(f"{self.path}: holds no detection; run the detector again, or lower its score threshold")
-        return content
+        return rows
 
-    def _add(self, number: int, row: dict[str, Any]) -> None:
-        missing = [name for name in FIELDS if name not in row]
-        if missing:
-            raise DataError(f"{self.path}: detection {number} has no {missing[0]!r}; it needs {', '.join(FIELDS)}")
-        key = self._key(row["image_id"])
+    def _add(self, number: int, row: DetectionRow) -> None:
+        key = self._key(row.image_id)
         if key is None:
             self.num_foreign += 1
             return
-        category_id, (x, y, width, height), score = self._numbers(number, row)
-        if self._categories and category_id not in self._categories:
+        if self._categories and row.category_id not in self._categories:
             known = sorted(self._categories)
             raise DataError(
-                f"{self.path}: detection {number} is of category {category_id}, which the annotations do not have "
+                f"{self.path}: detection {number} is of category {row.category_id}, which the annotations do not have "
                 f"({len(known)} from {known[0]} to {known[-1]}); write the annotations' own ids, not the detector's"
             )
+        x, y, width, height = row.bbox
         box = clip_box((x, y, x + width, y + height), self._sizes[key])
         if box is None:
             self.num_outside += 1
         else:
-            self.by_photo[key].append(Detection(category_id, box, score))
+            self.by_photo[key].append(Detection(row.category_id, box, row.score))
 
-    def _key(self, image_id: Any) -> str | None:
+    def _key(self, image_id: Union[int, str]) -> str | None:
         if image_id in self._keys:
             return self._keys[image_id]
         text = str(image_id)
-        return self._keys.get(text.lstrip("0")) or self._keys.get(key_of(Path(PurePosixPath(text).name)))
-
-    def _numbers(self, number: int, row: dict[str, Any]) -> tuple[int, list[float], float]:
-        try:
-            category_id, box = int(row["category_id"]), [float(value) for value in row["bbox"]]
-            score = float(row["score"])
-        except (TypeError, ValueError) as error:
-            raise DataError(f"{self.path}: detection {number} holds something other than numbers: {error}") from error
-        if len(box) != 4 or not all(map(math.isfinite, (*box, score))):
-            raise DataError(
-                f"{self.path}: detection {number} has the box {row['bbox']} and the score {row['score']}; "
-                "a box is [x, y, width, height] in pixels, a score is a number"
-            )
-        return category_id, box, score
+        name = PurePosixPath(text).name
+        return self._keys.get(text.lstrip("0")) or (self._keys.get(key_of(Path(name))) if name.strip(".") else None)

@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import PurePosixPath
-from typing import Any
+from typing import ClassVar, Literal
 
-from distill.data.coco import CocoSet
+from distill.data.coco import CocoCategory, CocoFile, CocoImage, CocoSet
 from distill.errors import DataError
+from distill.outside import Identity
 
-IMAGE_FIELDS = ("neg_category_ids", "not_exhaustive_category_ids")
+
+class LvisImage(CocoImage, kw_only=True, gc=False):
+    """A row of `images`, with the categories that are not in the photo, or of which not all objects are annotated."""
+
+    neg_category_ids: list[Identity]
+    not_exhaustive_category_ids: list[Identity]
+
+
+class LvisCategory(CocoCategory, kw_only=True, gc=False):
+    """A row of `categories`. frequency: in LVIS's training photos: rare, common or frequent."""
+
+    frequency: Literal["r", "c", "f"]
+
+
+class LvisFile(CocoFile, kw_only=True):
+    """The content of an LVIS file, as far as it is used."""
+
+    images: Sequence[LvisImage]
+    categories: Sequence[LvisCategory] = []
 
 
 class LvisSet(CocoSet):
@@ -21,20 +41,14 @@ class LvisSet(CocoSet):
         DataError: as CocoSet, or the file lacks LVIS's own fields.
     """
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        for row in self.content["images"]:
-            for field in IMAGE_FIELDS:
-                self._field(row, field, "image")
-        for row in self.content.get("categories", []):
-            self._field(row, "frequency", "category")
+    form: ClassVar[type[CocoFile]] = LvisFile
 
-    def _file_name(self, row: dict[str, Any]) -> str:
-        if "file_name" in row:
-            return str(row["file_name"])
-        if "coco_url" not in row:
+    def _file_name(self, image: CocoImage) -> str:
+        if image.file_name:
+            return image.file_name
+        parts = PurePosixPath(image.coco_url or "").parts[-2:]
+        if not parts:
             raise DataError(
-                f"{self.annotations_file}: image {row.get('id')} has neither 'file_name' nor 'coco_url'; LVIS needs one"
+                f"{self.annotations_file}: image {image.id} has neither 'file_name' nor 'coco_url'; LVIS needs one"
             )
-        folder, name = PurePosixPath(row["coco_url"]).parts[-2:]
-        return name if (self.images_dir / name).is_file() else f"{folder}/{name}"
+        return parts[-1] if (self.images_dir / parts[-1]).is_file() else "/".join(parts)

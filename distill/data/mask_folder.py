@@ -14,15 +14,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image
 from scipy.ndimage import label
 
-from distill.data.coco import annotation_of
+from distill.data.coco import CocoAnnotation, CocoCategory, CocoFile, CocoImage, annotation_of
 from distill.data.folder import FolderPhoto
-from distill.data.images import DECODING_ERRORS
+from distill.data.images import DECODING_ERRORS, open_image
 from distill.data.rle import encode_mask
 from distill.errors import DataError
 from distill.geometry import HW
@@ -32,7 +30,8 @@ MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 NUMBERS = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")  # Pillow's modes with one whole number a pixel
 COLOURS = ("RGB", "RGBA")
 FORMS = "each mask is called as its photo: NAME.png with a value for each object, or NAME/ with a file for each object"
-CATEGORY: dict[str, Any] = {"id": 1, "name": "object"}
+CATEGORY = CocoCategory(id=1, name="object")
+MOST_OBJECTS = 65_535  # of a label map: those of 16 bits
 TOUCHING = np.ones((3, 3), int)  # pixels that touch at a corner belong together
 
 Advance = Callable[[int], None]  # called with the number of photos done since the last call
@@ -53,7 +52,7 @@ def read_mask_folder(
     *,
     connected_regions: bool = False,
     advance: Advance = lambda count: None,
-) -> dict[str, Any]:
+) -> CocoFile:
     """Return the masks as the content of a COCO-format file. A photo without masks has no annotation in it.
 
     Args:
@@ -64,8 +63,8 @@ def read_mask_folder(
     """
     names = {photo.path.relative_to(photos_dir).with_suffix("").as_posix(): photo.path for photo in photos}
     masks = _find_masks(masks_dir, set(names), photos_dir)
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
+    images: list[CocoImage] = []
+    annotations: list[CocoAnnotation] = []
     for number, (name, path) in enumerate(names.items()):
         sizes = _photo_sizes(path)
         hw = sizes[0]
@@ -76,12 +75,11 @@ def read_mask_folder(
                     f"{masks_dir}: the mask of '{name}' has {hw[0]} x {hw[1]} pixels (height x width), its photo "
                     f"{sizes[0][0]} x {sizes[0][1]}; export the masks in their photos' size"
                 )
-            annotations.append(annotation_of(len(annotations) + 1, number, encode_mask(mask), CATEGORY["id"]))
-        images.append(
-            {"id": number, "file_name": path.relative_to(photos_dir).as_posix(), "height": hw[0], "width": hw[1]}
-        )
+            annotations.append(annotation_of(len(annotations) + 1, number, encode_mask(mask), CATEGORY.id))
+        file_name = path.relative_to(photos_dir).as_posix()
+        images.append(CocoImage(id=number, file_name=file_name, height=hw[0], width=hw[1]))
         advance(1)
-    return {"images": images, "annotations": annotations, "categories": [CATEGORY]}
+    return CocoFile(images=images, annotations=annotations, categories=[CATEGORY])
 
 
 def _find_masks(masks_dir: Path, names: set[str], photos_dir: Path) -> dict[str, PhotoMasks]:
@@ -114,7 +112,13 @@ def _objects(masks: PhotoMasks, connected_regions: bool) -> Iterator[np.ndarray]
     """Yield the objects of a photo, bool (H, W) each. A binary mask may be empty."""
     if masks.label_map is not None:
         values = _read_values(masks.label_map)
-        wholes = (values == value for value in np.unique(values) if value)
+        objects = [value for value in np.unique(values) if value]
+        if len(objects) > MOST_OBJECTS:
+            raise DataError(
+                f"{masks.label_map}: {len(objects):,} values are too many for objects (at most {MOST_OBJECTS:,}); "
+                f"is it a photo? {FORMS}"
+            )
+        wholes = (values == value for value in objects)
     else:
         wholes = (_read_values(path) > 0 for path in masks.objects)
     for mask in wholes:
@@ -126,24 +130,26 @@ def _objects(masks: PhotoMasks, connected_regions: bool) -> Iterator[np.ndarray]
 
 
 def _read_values(path: Path) -> np.ndarray:
-    """Read a mask as one whole number a pixel, int64 (H, W). Colours become numbers; black is 0."""
+    """Read a mask as one whole number a pixel, int32 (H, W). Colours become numbers; black is 0."""
     try:
-        with Image.open(path) as image:
+        with open_image(path, str(path)) as image:
             mode, values = image.mode, np.asarray(image)
     except DECODING_ERRORS as error:
         raise DataError(f"{path}: cannot be decoded ({error}); replace or remove it") from error
     if mode in COLOURS:
-        red, green, blue = (values[..., channel].astype(np.int64) for channel in range(3))
-        return (red << 16) + (green << 8) + blue
+        numbers = values[..., 0].astype(np.int32)
+        for channel in (1, 2):
+            numbers = (numbers << 8) + values[..., channel]
+        return numbers
     if mode not in NUMBERS:
         raise DataError(f"{path}: a mask with Pillow's mode {mode}; save it as grey with 8 or 16 bits, or in colours")
-    return values.astype(np.int64)
+    return values.astype(np.int32)
 
 
 def _photo_sizes(path: Path) -> list[HW]:
     """Return (height, width) of a photo, as stored and turned by 90 degrees, as its EXIF orientation may ask."""
     try:
-        with Image.open(path) as image:
+        with open_image(path, str(path)) as image:
             return [(image.height, image.width), (image.width, image.height)]
     except DECODING_ERRORS as error:
         raise DataError(f"{path}: cannot be decoded ({error}); replace or remove it") from error

@@ -2,21 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Annotated, Any, TypedDict, Union
 
 import numpy as np
+from msgspec import Meta
 from pycocotools import mask as coco_mask
 
 from distill.errors import DataError
 from distill.geometry import HW, cell_starts, mask_to_low_res, resized_hw
-
-RLE = dict[str, Any]  # {"size": [H, W], "counts": str}
+from distill.outside import MOST_PHOTO_PIXELS, Coordinate, Side
 
 # pycocotools reads a list of four numbers as a box, and two points enclose no pixel
 MIN_POLYGON_NUMBERS = 6
 
-# A code is a string of 6-bit characters from '0' on: five bits of a number, lowest first, and a bit for "more follow"
+# pycocotools walks along a polygon in fifths of a pixel and keeps 16 bytes of each step: of this outline, 320 MB.
+MOST_OUTLINE = 4e6  # pixels, of all polygons of a mask; a coastline through 10,000 x 10,000 pixels has about a tenth
+
+# A code is a string of 6-bit characters from '0' on: five bits of a number, lowest first, and a bit for "more follow".
+# pycocotools reads behind the end of a string whose last number goes on. Seven characters hold any run that it writes.
 FIRST_CHARACTER, DATA_BITS, MORE = 48, 5, 32
+WELL_FORMED = r"^(?:[P-o]{0,6}[0-O])+\Z"
+
+Counts = Annotated[str, Meta(pattern=WELL_FORMED)]
+Run = Annotated[int, Meta(ge=0, le=MOST_PHOTO_PIXELS)]
+Size = Annotated[list[Side], Meta(min_length=2, max_length=2)]
+
+
+class RLE(TypedDict):
+    """A compressed code of a mask. size: height and width. What is read from outside is well formed."""
+
+    size: Size
+    counts: Counts
+
+
+class Code(TypedDict):
+    """A code of COCO's `segmentation`, compressed or as the list of its runs."""
+
+    size: Size
+    counts: Union[Counts, list[Run]]
+
+
+Segmentation = Union[list[list[Coordinate]], Code]  # polygons [[x, y, x, y, ...], ...] in pixels, or a code
 
 
 def encode_mask(mask: np.ndarray) -> RLE:
@@ -70,6 +97,11 @@ def coverage(rle: RLE, low_res_size: int, *, flip: bool = False) -> np.ndarray:
     return low_res
 
 
+def check_code(rle: RLE, origin: str) -> None:
+    """Raise DataError unless the runs of a code add up to its size: pycocotools compares others without an end."""
+    _checked_runs(rle, origin)
+
+
 def rle_area(rle: RLE) -> int:
     """Count the pixels of a mask."""
     return int(coco_mask.area(rle))
@@ -102,41 +134,61 @@ def run_lengths(counts: str) -> np.ndarray:
     return values
 
 
-def to_rle(segmentation: Any, hw: HW, origin: str) -> RLE | None:
+def to_rle(segmentation: Segmentation | RLE, hw: HW, origin: str) -> RLE | None:
     """Convert any form of COCO's `segmentation` field to a code. Return None if it has no pixel.
 
     Args:
-        segmentation: polygons [[x, y, x, y, ...], ...], or a compressed or uncompressed code.
         hw: height and width of the photo.
         origin: names the annotation in errors.
     Raises:
-        DataError: the field has none of these forms, or a code has another size than the photo.
+        DataError: a polygon has half a point or an endless outline, or a code is damaged or has another size than the
+            photo.
     """
-    try:
-        if isinstance(segmentation, list):
-            polygons = [polygon for polygon in segmentation if len(polygon) >= MIN_POLYGON_NUMBERS]
-            rle = coco_mask.merge(coco_mask.frPyObjects(polygons, *hw)) if polygons else None
-        else:
-            rle = _checked_code(segmentation, hw, origin)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DataError(
-            f"{origin}: its segmentation is neither polygons nor a run-length code ({error!r}); export it again"
-        ) from error
+    if isinstance(segmentation, list):
+        polygons = _checked_polygons(segmentation, origin)
+        rle = coco_mask.merge(coco_mask.frPyObjects(polygons, *hw)) if polygons else None
+    else:
+        rle = _checked_code(segmentation, hw, origin)
     if rle is None or not rle_area(rle):
         return None
     return _readable(rle)
 
 
-def _checked_code(segmentation: Any, hw: HW, origin: str) -> RLE:
-    if list(segmentation["size"]) != list(hw):
+def _checked_polygons(polygons: list[list[float]], origin: str) -> list[list[float]]:
+    """Return the polygons that can enclose a pixel."""
+    outline = 0.0
+    for polygon in polygons:
+        if len(polygon) % 2:
+            raise DataError(f"{origin}: a polygon of its segmentation has {len(polygon)} numbers, not pairs of x and y")
+        if polygon:
+            outline += (max(polygon) - min(polygon)) * len(polygon) / 2  # at least its own outline
+    if outline > MOST_OUTLINE and (outline := sum(map(_outline, polygons))) > MOST_OUTLINE:
         raise DataError(
-            f"{origin}: its mask is {segmentation['size']} (height, width) but its photo is {list(hw)}; "
+            f"{origin}: the outline of its segmentation is {outline:,.0f} pixels long (at most {MOST_OUTLINE:,.0f}); "
+            "give coordinates in pixels of the photo"
+        )
+    return [polygon for polygon in polygons if len(polygon) >= MIN_POLYGON_NUMBERS]
+
+
+def _outline(polygon: list[float]) -> float:
+    """Return the steps from pixel to pixel along a polygon, the last one back to its start included."""
+    points = np.array(polygon).reshape(-1, 2)
+    return float(np.abs(points - np.roll(points, 1, 0)).max(1).sum()) if len(points) else 0.0
+
+
+def _checked_code(code: Code | RLE, hw: HW, origin: str) -> RLE:
+    if list(code["size"]) != list(hw):
+        raise DataError(
+            f"{origin}: its mask is {code['size']} (height, width) but its photo is {list(hw)}; "
             "export the annotations again from the same photos"
         )
-    uncompressed = isinstance(segmentation["counts"], list)
-    rle = _readable(coco_mask.frPyObjects(segmentation, *hw) if uncompressed else segmentation)
-    _checked_runs(rle, origin)
-    return rle
+    counts = code["counts"]
+    if isinstance(counts, str):
+        rle = RLE(size=code["size"], counts=counts)
+        _checked_runs(rle, origin)
+        return rle
+    _check_cover(sum(counts), hw, origin)
+    return _readable(coco_mask.frPyObjects(code, *hw))
 
 
 def _pieces(starts: np.ndarray, ends: np.ndarray, height: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -177,20 +229,25 @@ def _count(x: np.ndarray, top: np.ndarray, bottom: np.ndarray, row_edges: np.nda
 
 def _checked_runs(rle: RLE, origin: str) -> np.ndarray:
     """Return the runs of a code, int64 (R,). Raises DataError when they do not add up to its size."""
+    if not re.match(WELL_FORMED, rle["counts"]):
+        raise DataError(f"{origin}: its code is no run-length code: the annotation is damaged; export it again")
     runs = run_lengths(rle["counts"])
     height, width = rle["size"]
-    if (runs < 0).any() or runs.sum() != height * width:
-        raise DataError(
-            f"{origin}: the runs of its code cover {int(runs.sum())} pixels, its size {height} x {width} has "
-            f"{height * width}: the annotation is damaged; export it again"
-        )
+    _check_cover(-1 if (runs < 0).any() else int(runs.sum()), (height, width), origin)
     return runs
 
 
-def _readable(rle: RLE) -> RLE:
-    """Return the same code with text instead of bytes, as JSON needs it."""
+def _check_cover(num_pixels: int, hw: HW, origin: str) -> None:
+    """Raise DataError unless the runs of a code cover the pixels of its size. num_pixels: -1 for a negative run."""
+    if num_pixels != hw[0] * hw[1]:
+        found = "are negative" if num_pixels < 0 else f"cover {num_pixels} pixels"
+        raise DataError(
+            f"{origin}: the runs of its code {found}, its size {hw[0]} x {hw[1]} has {hw[0] * hw[1]}: "
+            "the annotation is damaged; export it again"
+        )
+
+
+def _readable(rle: Any) -> RLE:
+    """Return pycocotools' code with text instead of bytes, as JSON needs it."""
     counts = rle["counts"]
-    return {
-        "size": [int(side) for side in rle["size"]],
-        "counts": counts if isinstance(counts, str) else counts.decode(),
-    }
+    return RLE(size=[int(side) for side in rle["size"]], counts=counts if isinstance(counts, str) else counts.decode())

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from distill.config.schema import GridConfig
 from distill.data.coco import AnnotatedPhoto, CocoSet
+from distill.data.rle import RLE
 from distill.errors import DistillError
 from distill.evaluation.average_precision import average_recall
 from distill.evaluation.detector_boxes import result_row
@@ -119,7 +120,7 @@ class AutomaticMaskEvaluation:
 
 
 def proposal(
-    image: str, rle: dict[str, Any], area: float, predicted_iou: float, stability: float, points_xy: list[Any]
+    image: str, rle: RLE, area: float, predicted_iou: float, stability: float, points_xy: list[Any]
 ) -> InstanceScore:
     """Return the record of a mask without a prompt. Its rank is the mean of predicted IoU and stability.
 

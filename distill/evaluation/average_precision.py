@@ -8,21 +8,17 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from distill.data.coco import CocoSet
 from distill.data.lvis import LvisSet
+from distill.data.rle import check_code, rle_area
 from distill.errors import DataError
 from distill.evaluation.bootstrap import Interval, bootstrap, percentile_interval, resample_counts
-from distill.evaluation.lvis_rules import (
-    FREQUENCIES,
-    MAX_DETECTIONS,
-    LvisEval,
-    best_of_each_photo,
-    with_crowd_field,
-)
+from distill.evaluation.lvis_rules import FREQUENCIES, MAX_DETECTIONS, LvisEval, best_of_each_photo
 
 Results = list[dict[str, Any]]
 Intervals = dict[str, Interval]
@@ -69,9 +65,9 @@ def average_precision(coco_set: CocoSet, results: Results, image_ids: Collection
     """
     if not coco_set.categories:
         raise DataError(f"{coco_set.annotations_file}: has no 'categories'; AP is a mean over categories: add them")
-    content = _without_empty(coco_set)
+    content = _truth_of(coco_set, image_ids)
     if isinstance(coco_set, LvisSet):
-        content, results = with_crowd_field(content), best_of_each_photo(results)
+        results = best_of_each_photo(results)
     with contextlib.redirect_stdout(io.StringIO()):
         truth, detections = _indexed(content, results)
         evaluator = (LvisEval if isinstance(coco_set, LvisSet) else COCOeval)(truth, detections, "segm")
@@ -96,11 +92,11 @@ def average_recall(
     Returns:
         the metrics `ar_10`, `ar_100` and `ar_1000`, and the last by size of the object; and their intervals.
     """
-    content = _without_empty(coco_set)
+    content = _truth_of(coco_set, image_ids)
     one_category = {
         **content,
         "categories": [{"id": 1, "name": "object"}],
-        "annotations": [{"iscrowd": 0, **row, "category_id": 1} for row in content["annotations"]],
+        "annotations": [{**row, "category_id": 1} for row in content["annotations"]],
     }
     with contextlib.redirect_stdout(io.StringIO()):
         truth, proposals = _indexed(one_category, [{**row, "category_id": 1} for row in results])
@@ -210,21 +206,38 @@ def _recall_intervals(evaluator: COCOeval, metrics: dict[str, float | None], *, 
 
 
 def _indexed(content: dict[str, Any], results: Results) -> tuple[COCO, COCO]:
-    """Convert truth and results to pycocotools' classes. The rows are copied, because pycocotools writes into them.
+    """Convert truth and the results on its photos to pycocotools' classes, which write into copies of the results."""
+    for row in results:
+        check_code(row["segmentation"], "a mask of the results")
+    truth = COCO()
+    truth.dataset = {"info": {}, **content}
+    truth.createIndex()
+    return truth, truth.loadRes([{**row} for row in results if row["image_id"] in truth.imgs])
+
+
+def _truth_of(coco_set: CocoSet, image_ids: Collection[int]) -> dict[str, Any]:
+    """Return the annotations of some photos as pycocotools reads them, with codes of masks that have pixels.
 
     Annotations get new ids from 1 on, because pycocotools uses the id 0 for "matches nothing".
     """
-    truth = COCO()
-    annotations = [{**row, "id": i} for i, row in enumerate(content["annotations"], 1)]
-    truth.dataset = {"info": {}, **content, "annotations": annotations}
-    truth.createIndex()
-    return truth, truth.loadRes([{**row} for row in results])
-
-
-def _without_empty(coco_set: CocoSet) -> dict[str, Any]:
-    """Return the annotations without those that have no pixel, which pycocotools cannot read."""
-    rows = [row for row in coco_set.content["annotations"] if row["id"] not in coco_set.empty]
-    return {**coco_set.content, "annotations": rows}
+    chosen = set(image_ids)
+    of_lvis = isinstance(coco_set, LvisSet)  # which has no crowd regions
+    annotations = [
+        {
+            "image_id": row.image_id,
+            "category_id": row.category_id,
+            "area": rle_area(rle) if row.area is None else row.area,
+            "iscrowd": 0 if of_lvis else int(row.iscrowd or 0),
+            "segmentation": rle,
+        }
+        for image_id in sorted(chosen)
+        for row, rle in coco_set.masks_of(image_id)
+    ]
+    return {
+        "images": [msgspec.to_builtins(image) for image in coco_set.content.images if image.id in chosen],
+        "annotations": [{"id": number, **row} for number, row in enumerate(annotations, 1)],
+        "categories": msgspec.to_builtins(coco_set.content.categories),
+    }
 
 
 def _mean(values: np.ndarray) -> float | None:

@@ -71,6 +71,7 @@ class PromptEvaluation:
         self.protocol = protocol
         self.photos = photos_with_instances(coco_set, max_images)
         self.image_ids = coco_set.image_ids
+        self.num_crowd = coco_set.count_crowd(max_images)
 
     async def score_photo(self, predictor: MaskPredictor, photo: AnnotatedPhoto, workers: WorkerPool) -> PhotoScores:
         """Score each instance of a photo."""
@@ -79,7 +80,7 @@ class PromptEvaluation:
     def summarize(self, found: Sequence[PhotoScores]) -> Summary:
         """Return mean IoU and the like over instances, and how many annotations were left out."""
         scores = [score for of_photo in found for score in of_photo.scores]
-        left_out = {"num_crowd": self.coco_set.num_crowd, "num_empty": len(self.coco_set.empty)}
+        left_out = {"num_crowd": self.num_crowd, "num_empty": len(self.coco_set.empty)}
         return Summary({**summarize(scores), **left_out}, score_intervals(scores))
 
 
@@ -98,7 +99,7 @@ def photos_with_instances(coco_set: CocoSet, max_images: int = 0) -> list[Annota
     if not photos:
         raise DataError(
             f"{coco_set.annotations_file}: no instance with pixels in its first {max_images or len(coco_set)} photos"
-            f" ({coco_set.num_crowd} crowd regions and {len(coco_set.empty)} empty masks are left out);"
+            f" ({coco_set.count_crowd(max_images)} crowd regions and {len(coco_set.empty)} empty masks are left out);"
             " give annotations with masks"
         )
     return photos

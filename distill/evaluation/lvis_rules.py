@@ -60,8 +60,3 @@ def best_of_each_photo(results: list[dict[str, Any]], num: int = MAX_DETECTIONS)
     for rows in grouped.values():
         kept += rows if len(rows) <= num else sorted(rows, key=lambda row: row["score"], reverse=True)[:num]
     return kept
-
-
-def with_crowd_field(content: dict[str, Any]) -> dict[str, Any]:
-    """Return LVIS's annotations with the field that pycocotools needs. LVIS has no crowd regions."""
-    return {**content, "annotations": [{**row, "iscrowd": 0} for row in content["annotations"]]}

@@ -18,8 +18,7 @@ import torch.nn.functional as F
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from distill.data.coco import read_photo
-from distill.data.images import decode_as_annotated, decode_image
+from distill.data.images import decode_as_annotated, decode_image, read_photo
 from distill.data.rle import RLE, decode_mask, encode_mask
 from distill.evaluation.boundary_iou import boundary_iou
 from distill.geometry import HW, mask_window, resize_longest_side, resized_hw

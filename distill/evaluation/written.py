@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from distill.data.rle import Counts
 from distill.errors import DistillError, RunError
 from distill.outside import Count, Identity, Name, Share, Side, convert, parse_json, read_bytes, read_json
 
@@ -81,7 +82,7 @@ class RunLengths(msgspec.Struct):
     """A mask as pycocotools codes it."""
 
     size: tuple[Side, Side]
-    counts: str
+    counts: Counts
 
 
 class ResultRow(msgspec.Struct):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from distill.comparison.measure import EvaluationData
 from distill.config.named_data import catalogue_files
 from distill.data.catalogue import LocatedSplit, read_dataset
 from distill.errors import DataError
-from distill.files import write_text
+from distill.files import write_errors, write_text
 
 SET = "nuclei"  # of the catalogue
 ANNOTATIONS_FILE = "photographs.json"  # beside this module: masks drawn by hand
@@ -42,7 +43,7 @@ def write_part(split: str, num: int, path: Path) -> EvaluationData:
     """Write the annotations of `num` photos of a split, spread evenly over it, and return where both lie.
 
     Those to train on get the four photographs of the gallery as well, without their masks: the student then learns
-    what the teacher sees in them, but not what a person drew.
+    what the teacher sees in them, but not what a person drew. All are copied to a folder beside the annotations.
 
     Raises:
         DataError: the split has fewer photos.
@@ -52,19 +53,25 @@ def write_part(split: str, num: int, path: Path) -> EvaluationData:
     chosen = [images[i * len(images) // num] for i in range(num)]
     ids = {image["id"] for image in chosen}
     annotations = [annotation for annotation in content["annotations"] if annotation["image_id"] in ids]
+    folder = packaged(split).images
     if split == "train":
-        chosen += _without_masks(gallery(), first_id=1 + max(image["id"] for image in images))
+        sources = [folder / image["file_name"] for image in chosen]
+        further = _without_masks(gallery(), first_id=1 + max(image["id"] for image in images))
+        sources += [gallery().images / image["file_name"] for image in further]
+        chosen += further
+        folder = path.with_suffix("")
+        with write_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for source in sources:
+                shutil.copyfile(source, folder / source.name)
     write_text(path, json.dumps({**content, "images": chosen, "annotations": annotations}), raises=DataError)
-    return EvaluationData(packaged(split).images, path)
+    return EvaluationData(folder, path)
 
 
 def _without_masks(data: EvaluationData, *, first_id: int) -> list[dict[str, Any]]:
-    """Return the photos of a set as images of another one, by their complete paths."""
+    """Return the photos of a set as images of another one."""
     images = json.loads(data.annotations.read_text(encoding="utf-8"))["images"]
-    return [
-        {**image, "id": first_id + i, "file_name": str(data.images / image["file_name"])}
-        for i, image in enumerate(images)
-    ]
+    return [{**image, "id": first_id + i} for i, image in enumerate(images)]
 
 
 def gallery() -> EvaluationData:

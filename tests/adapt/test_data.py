@@ -25,7 +25,7 @@ def masks_of(*photos: int) -> list[dict]:
 
 
 def names(part) -> list[str]:
-    return [row["file_name"] for row in part.content["images"]]
+    return [row.file_name for row in part.content.images]
 
 
 def test_photos_without_masks_are_refused_or_left_out(coco_files: CocoFiles) -> None:
@@ -37,7 +37,7 @@ def test_photos_without_masks_are_refused_or_left_out(coco_files: CocoFiles) -> 
     with pytest.raises(DataError, match=r"3 of 4 photos have no mask in .*: 1, 2, 3; .*--skip-unannotated"):
         read_annotated(photos, file)
     found, notes = read_annotated(photos, file, skip_unannotated=True)
-    assert names(found) == ["0.jpg"] and [row["id"] for row in found.content["annotations"]] == [1, 2]
+    assert names(found) == ["0.jpg"] and [row.id for row in found.content.annotations] == [1, 2]
     assert [note.partition(":")[2].split()[:2] for note in notes] == [["1", "masks"], ["1", "crowd"], ["3", "photos"]]
     assert "annotations 9 (photo '1')" in notes[0]
 
@@ -104,7 +104,7 @@ def test_a_photo_is_not_in_both_parts(coco_files: CocoFiles, tmp_path: Path) -> 
 def test_few_masks_of_each_photo_are_drawn_by_a_seed(coco_files: CocoFiles) -> None:
     found, _ = read_annotated(*coco_files(masks_of(*[0] * 9, 1, 1)))
     few = found.with_few_masks(3, seed=0)
-    drawn = [(row["image_id"], row["id"]) for row in few.content["annotations"]]
+    drawn = [(row.image_id, row.id) for row in few.content.annotations]
     assert [image for image, _ in drawn] == [0, 0, 0, 1, 1] and len(few) == 2
     assert found.with_few_masks(3, seed=0) == few != found.with_few_masks(3, seed=1)
     assert found.with_few_masks(9, seed=0) == found

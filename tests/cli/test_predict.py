@@ -77,7 +77,7 @@ def test_bad_prompt(place: Path, tmp_path: Path, prompt: str, message: str):
 
 
 def test_bad_files(place: Path, tmp_path: Path):
-    with pytest.raises(DistillError, match="absent.png: no such file"):
+    with pytest.raises(DistillError, match="absent.png: the photo cannot be read"):
         run(place, tmp_path / "absent.png", "--point", 1, 1)
     (tmp_path / "text.png").write_text("no photo")
     with pytest.raises(DistillError, match="text.png: cannot be decoded"):

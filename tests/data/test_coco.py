@@ -7,9 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from distill.config.schema import EvaluatePromptConfig
 from distill.data.coco import CocoSet
+from distill.data.images import read_photo
 from distill.data.rle import decode_mask, encode_mask
 from distill.errors import DataError
+from distill.evaluation.evaluator import PromptEvaluation
+from distill.evaluation.prompting import PromptProtocol
 
 HW = (30, 40)
 SQUARE = [[5, 3, 25, 3, 25, 10, 5, 10]]
@@ -86,7 +90,9 @@ def test_a_photo_of_another_size_is_named_when_it_is_loaded(coco_files) -> None:
 def test_a_missing_field_is_named(coco_files, missing: str) -> None:
     row = annotation()
     del row[missing]
-    with pytest.raises(DataError, match=f"no '{missing}'"):
+    with pytest.raises(
+        DataError, match=rf"instances\.json: Object missing required field `{missing}` at `\$\.annotations\[0\]`"
+    ):
         list(CocoSet(*coco_files([row])))
 
 
@@ -94,8 +100,8 @@ def test_a_missing_field_is_named(coco_files, missing: str) -> None:
     ("content", "words"),
     [
         ("{", "not JSON"),
-        ("[]", "not COCO's format"),
-        (json.dumps({"images": [], "annotations": {}}), "not COCO's format"),
+        ("[]", "Expected `object`, got `array`; a COCO-format JSON is needed"),
+        (json.dumps({"images": [], "annotations": {}}), r"Expected `array`, got `object` at `\$.annotations`"),
         (json.dumps({"images": [], "annotations": []}), "'images' is empty"),
     ],
 )
@@ -104,6 +110,113 @@ def test_other_files_are_refused(tmp_path: Path, content: str, words: str) -> No
     file.write_text(content)
     with pytest.raises(DataError, match=words):
         CocoSet(tmp_path, file)
+
+
+def written(file: Path, *, section: str = "annotations", **fields: str) -> Path:
+    """Write raw JSON values into the first row of a section: json.dumps could not write all of them."""
+    content = json.loads(file.read_text())
+    content[section][0].update({name: f"<{name}>" for name in fields})
+    text = json.dumps(content)
+    for name, value in fields.items():
+        text = text.replace(f'"<{name}>"', value)
+    file.write_text(text)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (
+            {"segmentation": "[[1e9, 3, 25, 3, 25, 10]]"},
+            r"<= 1000000\.0 at `\$\.annotations\[0\]\.segmentation\[0\]\[0\]`",
+        ),
+        ({"segmentation": "[[Infinity, 3, 25, 3, 25, 10]]"}, "Infinity is no number of JSON"),
+        ({"segmentation": "[[1e999, 3, 25, 3, 25, 10]]"}, "out of range"),
+        ({"segmentation": "[[5, 3, 25, 3, 25, 10, 5]]"}, r"annotation 1 \(image 0\): a polygon .* has 7 numbers"),
+        ({"segmentation": json.dumps([[0, 0, 1e6, 1e6] * 99])}, "annotation 1 .* outline of its segmentation is"),
+        ({"segmentation": '{"size": [30, 40], "counts": [1, -1, 1200]}'}, r"Expected `int` >= 0 at .*counts\[1\]"),
+        ({"segmentation": '{"size": [30, 40], "counts": [1, 18446744073709551616]}'}, "Expected `int` <= "),
+        ({"segmentation": '{"size": [30, 40], "counts": [600, 100]}'}, "annotation 1 .* cover 700 pixels"),
+        ({"segmentation": '{"size": [30, 40], "counts": "0P"}'}, "matching regex"),
+        ({"segmentation": '{"size": [30, 40], "counts": "0"}'}, "annotation 1 .* cover 0 pixels"),
+        ({"segmentation": '{"size": [0, 40], "counts": [0]}'}, r"Expected `int` >= 1 at .*size\[0\]"),
+        ({"segmentation": '"full"'}, "Expected `.*`, got `str` at .*segmentation"),
+        ({"area": "NaN"}, "NaN is no number of JSON"),
+        ({"area": "-5"}, r"Expected `float` >= 0\.0 at `\$\.annotations\[0\]\.area`"),
+        ({"bbox": "[0, 0, 1e30, 1]"}, r"<= 1000000\.0 at `\$\.annotations\[0\]\.bbox\[2\]`"),
+        ({"bbox": "[0, 0, -2, 1]"}, r"annotation 1 .* \[x, y, width, height\]"),
+        ({"bbox": "[0, 0, 2]"}, r"annotation 1 .* \[x, y, width, height\]"),
+        ({"iscrowd": '"no"'}, r"got `str` at `\$\.annotations\[0\]\.iscrowd`"),
+        ({"iscrowd": "2"}, r"Expected `int` <= 1 at `\$\.annotations\[0\]\.iscrowd`"),
+        ({"id": "1.5"}, r"Expected `int`, got `float` at `\$\.annotations\[0\]\.id`"),
+        ({"id": "[" * 100_000 + "]" * 100_000}, "Expected `int`"),
+        ({"further": "[" * 100_000 + "]" * 100_000}, "nested too deeply"),
+    ],
+)
+def test_senseless_annotations_are_refused_by_place(coco_files, fields: dict[str, str], words: str) -> None:
+    images, file = coco_files([annotation(1)])
+    with pytest.raises(DataError, match=f"instances\\.json.*{words}"):
+        list(CocoSet(images, written(file, **fields)))
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"height": "1099511627776"}, r"Expected `int` <= 65536 at `\$\.images\[0\]\.height`"),
+        ({"height": "48.7"}, r"Expected `int`, got `float` at `\$\.images\[0\]\.height`"),
+        ({"height": "0"}, "Expected `int` >= 1"),
+        ({"height": "65536", "width": "65536"}, "image 0 has 65536 x 65536 pixels; a photo has 178,956,970 at most"),
+        ({"file_name": '"../../x.jpg"'}, r"image 0: the file name '../../x\.jpg' does not lie in"),
+        ({"file_name": '"/etc/passwd"'}, "image 0: the file name '/etc/passwd' does not lie in"),
+        ({"file_name": '"a\\u0000b.jpg"'}, "image 0: the file name .* does not lie in"),
+        ({"file_name": '""'}, "image 0 has no 'file_name'"),
+        ({"file_name": json.dumps("x" * 5000 + ".jpg")}, "1 of the 2 photos .* absent"),
+        ({"file_name": "3"}, r"Expected `str \| null`, got `int` at `\$\.images\[0\]\.file_name`"),
+        ({"id": "1"}, "ids stand more than once in 'images': 1;"),
+    ],
+)
+def test_senseless_images_are_refused_by_place(coco_files, fields: dict[str, str], words: str) -> None:
+    images, file = coco_files([annotation(1, image_id=1)])
+    with pytest.raises(DataError, match=words):
+        list(CocoSet(images, written(file, section="images", **fields)))
+
+
+def test_an_annotation_s_id_stands_once(coco_files) -> None:
+    with pytest.raises(DataError, match="ids stand more than once in 'annotations': 3; give each row an id of its own"):
+        CocoSet(*coco_files([annotation(3), annotation(4), annotation(3, image_id=1)]))
+
+
+def test_numbers_may_be_written_as_some_tools_write_them(coco_files) -> None:
+    images, file = coco_files([annotation(1)])
+    written(
+        file, id="1.0", image_id="0.0", category_id='"7"', iscrowd="false", bbox="null", area="null", extra='{"a": []}'
+    )
+    written(file, section="images", height="30.0", license="null")
+    (instance,) = next(iter(CocoSet(images, file))).instances
+    assert (instance.id, instance.category_id, instance.bbox_xyxy, instance.area) == (1, 7, (5, 3, 25, 10), 140)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder"])
+def test_what_is_no_file_is_refused_without_reading_it(coco_files, tmp_path: Path, kind: str) -> None:
+    images, file = coco_files([annotation(1)])
+    strange = tmp_path / "strange"
+    os.mkfifo(strange) if kind == "fifo" else strange.mkdir()
+    with pytest.raises(DataError, match="strange: the annotations must be a file, and this is none"):
+        CocoSet(images, strange)
+    (images / "0.jpg").unlink()
+    strange.rename(images / "0.jpg")
+    with pytest.raises(DataError, match=r"absent: 0\.jpg"):
+        CocoSet(images, file)
+    with pytest.raises(DataError, match=r"0\.jpg: the photo must be a file"):
+        read_photo(images / "0.jpg")
+
+
+def test_crowd_regions_are_counted_in_the_photos_that_are_asked_for(coco_files) -> None:
+    crowds = [annotation(number, image_id=number % 2, iscrowd=1) for number in (2, 3, 5)]
+    coco_set = CocoSet(*coco_files([annotation(1), *crowds]))
+    assert (coco_set.count_crowd(1), coco_set.count_crowd(2), coco_set.num_crowd) == (1, 3, 3)
+    evaluation = PromptEvaluation(coco_set, PromptProtocol(EvaluatePromptConfig("box")), max_images=1)
+    assert evaluation.num_crowd == 1
 
 
 def test_an_absent_file_is_named(tmp_path: Path) -> None:

@@ -47,6 +47,10 @@ def test_photos_are_named_by_number_text_or_file(tmp_path, coco_set, image_id):
     assert found.by_photo == {"000000000139": [Detection(3, (1, 2, 4, 6), 0.5)]}
 
 
+def test_ids_may_be_floats_without_a_fraction(tmp_path, coco_set):
+    assert read(tmp_path, coco_set, [row(image_id=139.0, category_id=3.0)]).by_photo["000000000139"][0].category_id == 3
+
+
 @pytest.mark.parametrize("container", ["annotations", "predictions", "detections"])
 def test_further_keys_and_containers_are_accepted(tmp_path, coco_set, container):
     rows = [row(segmentation={"size": [30, 40], "counts": "x"}, file_name="b.jpg", id=4, category_id="3", score="0.25")]
@@ -71,11 +75,17 @@ def test_detections_of_a_whole_split_serve_a_part_of_it(tmp_path, coco_set):
         ([], "holds no detection; run the detector again"),
         ([row(image_id=1), row(image_id=2)], "none of its 2 detections is on a photo of .*this split"),
         ([row(category_id=0)], r"category 0, which the annotations do not have \(2 from 1 to 3\)"),
-        ([row(), {"image_id": 139, "bbox": [0, 0, 1, 1], "score": 1}], "detection 1 has no 'category_id'"),
-        ([row(bbox=[1, 2, 3])], r"detection 0 has the box \[1, 2, 3\]"),
-        ([row(score=float("nan"))], "detection 0 has .* the score nan"),
-        ([row(bbox="full")], "something other than numbers"),
-        ({"images": []}, "not a results JSON"),
+        (
+            [row(), {"image_id": 139, "bbox": [0, 0, 1, 1], "score": 1}],
+            r"missing required field `category_id` at `\$\[1\]`",
+        ),
+        ([row(bbox=[1, 2, 3])], r"Expected `array` of length >= 4 at `\$\[0\].bbox`"),
+        ([row(score=float("nan"))], "NaN is no number of JSON"),
+        ([row(bbox=[0, 0, 1e30, 1])], r"Expected `float` <= 1000000.0 at `\$\[0\].bbox\[2\]`"),
+        ([row(bbox="full")], r"Expected `array`, got `str` at `\$\[0\].bbox`"),
+        ([row(category_id=1.5)], r"Expected `int`, got `float` at `\$\[0\].category_id`"),
+        ({"images": []}, "holds no list of detections; a results JSON is needed"),
+        (5, "Expected `.*`, got `int`; a results JSON is needed"),
         ("[{", "not JSON"),
     ],
 )
@@ -85,7 +95,7 @@ def test_mistakes_are_named(tmp_path, coco_set, content, words):
 
 
 def test_an_absent_file_is_named(tmp_path, coco_set):
-    with pytest.raises(DataError, match=r"nothing\.json.*give a results JSON"):
+    with pytest.raises(DataError, match=r"nothing\.json: the detections cannot be read .* a results JSON is needed"):
         Detections(tmp_path / "nothing.json", coco_set)
 
 

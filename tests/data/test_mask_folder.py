@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from distill.data.coco import CocoFile
 from distill.data.folder import PhotoFolder
 from distill.data.mask_folder import read_mask_folder
 from distill.data.rle import decode_mask
@@ -39,19 +40,19 @@ def save(values: np.ndarray, path: Path) -> None:
     Image.fromarray(values).save(path)
 
 
-def read(place: Path, **options: bool) -> dict:
+def read(place: Path, **options: bool) -> CocoFile:
     photos = place / "photos"
     return read_mask_folder(list(PhotoFolder(photos)), photos, place / "masks", **options)
 
 
-def objects(content: dict, number: int = 0) -> list[tuple[int, int, int, int]]:
+def objects(content: CocoFile, number: int = 0) -> list[tuple[int, int, int, int]]:
     """Return the boxes of a photo's masks, as those in BOXES, and check that the masks fill them."""
     boxes = []
-    for row in content["annotations"]:
-        if row["image_id"] == number:
-            left, top, width, height = (int(side) for side in row["bbox"])
-            assert decode_mask(row["segmentation"])[top : top + height, left : left + width].all()
-            assert row["area"] == width * height
+    for row in content.annotations:
+        if row.image_id == number:
+            left, top, width, height = (int(side) for side in row.bbox)
+            assert decode_mask(row.segmentation)[top : top + height, left : left + width].all()
+            assert row.area == width * height
             boxes.append((top, left, top + height, left + width))
     return boxes
 
@@ -61,7 +62,7 @@ def test_a_label_map_has_an_object_for_each_value(place: Path, name: str) -> Non
     save(label_map(), place / "masks" / name)
     content = read(place)
     assert objects(content) == list(BOXES) and objects(content, 1) == []
-    assert [row["file_name"] for row in content["images"]] == ["a.jpg", "deep/b.png"]
+    assert [row.file_name for row in content.images] == ["a.jpg", "deep/b.png"]
 
 
 def test_values_above_255_and_colours_are_objects_too(place: Path) -> None:
@@ -83,7 +84,7 @@ def test_a_folder_has_a_file_for_each_object(place: Path) -> None:
 
 def test_regions_of_one_value_are_objects_if_asked(place: Path) -> None:
     save((label_map() > 0) * np.uint8(255), place / "masks/a.png")
-    assert len([row for row in read(place)["annotations"] if row["image_id"] == 0]) == 1
+    assert len([row for row in read(place).annotations if row.image_id == 0]) == 1
     assert objects(read(place, connected_regions=True)) == list(BOXES)
 
 

@@ -84,14 +84,15 @@ def test_masks_without_pixels_are_none(form) -> None:
 @pytest.mark.parametrize(
     "form",
     [
-        "a string",
-        None,
-        [["x"] * 6],
-        {"counts": [1200]},
+        [[1, 2, 3, 4, 5, 6, 7]],  # half a point
+        [[0, 0, 1e6, 1e6] * 100],  # pycocotools would walk along it in fifths of a pixel
         {"size": [30, 40], "counts": [10, 20]},  # too short: pycocotools would show what was in memory
         {"size": [30, 40], "counts": "zzzz"},
+        {"size": [30, 40], "counts": "0P"},  # the last number goes on behind the end
+        {"size": [30, 40], "counts": "0 1"},
+        {"size": [30, 40], "counts": "PPPPPPPPPPPP0"},
+        {"size": [30, 40], "counts": "0N0"},  # a negative run
         {"size": [40, 30], "counts": [1200]},  # of another photo
-        5,
     ],
 )
 def test_other_forms_are_named(form) -> None:

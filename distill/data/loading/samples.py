@@ -13,7 +13,6 @@ from distill.config.names import HFLIP, IDENTITY
 from distill.data.cache.embeddings import EmbeddingCache
 from distill.data.cache.views import flip_boxes, view_of
 from distill.data.images import decode_image
-from distill.data.rle import rle_area
 from distill.data.shards.index import Member, ShardIndex
 from distill.data.shards.sa1b import boxes_of, decode_masks, parse_annotations
 from distill.errors import DataError, DistillError
@@ -162,7 +161,7 @@ class PhotoBatches(Dataset[LoadedBatch]):
         if annotations.hw != hw:
             raise DataError(f"{origin}: the photo is {hw} (height, width) but its annotations say {annotations.hw}")
         drawn = draw_instances(
-            np.array([rle_area(row["segmentation"]) for row in annotations.rows], np.float64),
+            np.array(annotations.areas, np.float64),
             self.max_instances,
             odds=self.instance_odds,
             draw=self.instance_draw,

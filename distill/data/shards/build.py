@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from distill.data.coco import AnnotatedPhoto, CocoSet, Instance, read_photo
+from distill.data.coco import AnnotatedPhoto, CocoSet, Instance
 from distill.data.folder import PhotoFolder
-from distill.data.images import decode_as_annotated, decode_image, is_upright, photo_suffix
+from distill.data.images import decode_as_annotated, decode_image, is_upright, photo_suffix, read_photo
 from distill.data.rle import decode_mask, encode_mask, rle_area
 from distill.data.shards.defaults import MAX_BAD_SHARE, SAMPLES_PER_SHARD
 from distill.data.shards.sa1b import annotation_row, sample_annotation

@@ -2,50 +2,81 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Union
 
+import msgspec
 import numpy as np
+from msgspec import Meta
 from scipy.ndimage import distance_transform_edt
 
 from distill.data.rle import RLE, coverage, decode_mask, rle_area, rle_box_xyxy
 from distill.errors import DataError
 from distill.geometry import HW
+from distill.outside import MOST_PHOTO_PIXELS, Coordinate, Identity, Side, parse_json
+
+MEND = "an annotation in SA-1B's layout is needed: build the shard again"
+MOST_MASKS = 100_000  # of a photo; SA-1B has about 100
+
+
+class MaskRow(msgspec.Struct, gc=False):
+    """A row of SA-1B's `annotations`, as far as it is used. bbox: XYWH in original pixels."""
+
+    segmentation: RLE
+    bbox: list[Coordinate]
+    id: Union[Identity, None] = None
+
+
+class _Image(msgspec.Struct):
+    height: Side
+    width: Side
+
+
+class _Sample(msgspec.Struct):
+    image: _Image
+    annotations: Annotated[list[MaskRow], Meta(max_length=MOST_MASKS)]
 
 
 class Annotations(NamedTuple):
-    """The annotations of one photo: its (height, width) and the rows of SA-1B's `annotations`."""
+    """The annotations of one photo: its (height, width), the rows of SA-1B's `annotations`, and their areas.
+
+    areas: of the masks, in original pixels.
+    """
 
     hw: HW
-    rows: list[dict[str, Any]]
+    rows: list[MaskRow]
+    areas: list[int]
 
 
 def parse_annotations(data: bytes, origin: str) -> Annotations:
-    """Read the JSON of a sample. Rows without a pixel are left out.
+    """Read the JSON of a sample. Rows without a pixel or a box are left out.
+
+    A mask is well formed, but whether its runs add up is known when it is decoded.
 
     Raises:
         DataError: the JSON is not in SA-1B's layout, or a mask has another size than the photo.
     """
-    try:
-        content = json.loads(data)
-        hw = int(content["image"]["height"]), int(content["image"]["width"])
-        rows = []
-        for row in content["annotations"]:
-            if list(row["segmentation"]["size"]) != list(hw):
-                raise DataError(
-                    f"{origin}: mask {row.get('id')} is {row['segmentation']['size']} but its photo {list(hw)}; "
-                    "build the shard again"
-                )
-            if len(row["bbox"]) == 4 and rle_area(row["segmentation"]):
-                rows.append(row)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{origin}: not an annotation in SA-1B's layout ({error!r}); build the shard again") from error
-    return Annotations(hw, rows)
+    content = parse_json(data, _Sample, origin, MEND, lax=True)
+    hw = content.image.height, content.image.width
+    if hw[0] * hw[1] > MOST_PHOTO_PIXELS:
+        raise DataError(f"{origin}: {hw[0]} x {hw[1]} pixels are too many for a photo ({MOST_PHOTO_PIXELS:,}); {MEND}")
+    rows, areas = [], []
+    for row in content.annotations:
+        if tuple(row.segmentation["size"]) != hw:
+            raise DataError(
+                f"{origin}: mask {row.id} is {row.segmentation['size']} but its photo {list(hw)}; build the shard again"
+            )
+        if len(row.bbox) != 4 or not (area := rle_area(row.segmentation)):
+            continue
+        if row.bbox[2] < 0 or row.bbox[3] < 0:
+            raise DataError(f"{origin}: the box of mask {row.id} is {row.bbox}, with a negative side; {MEND}")
+        rows.append(row)
+        areas.append(area)
+    return Annotations(hw, rows, areas)
 
 
 def decode_masks(
-    annotations: Sequence[dict[str, Any]],
+    annotations: Sequence[MaskRow],
     indices: Sequence[int],
     low_res_size: int,
     original_hw: HW,
@@ -55,7 +86,7 @@ def decode_masks(
     """Return the coverage of the chosen instances at the resolution at which losses compare masks.
 
     Args:
-        annotations: rows of SA-1B's `annotations`.
+        annotations: rows of a photo.
         indices: the n rows to decode.
         low_res_size: 4E.
         original_hw: height and width of the photo.
@@ -69,16 +100,16 @@ def decode_masks(
     """
     masks = np.zeros((len(indices), low_res_size, low_res_size), np.float32)
     for row, index in enumerate(indices):
-        rle = annotations[index]["segmentation"]
+        rle = annotations[index].segmentation
         if tuple(rle["size"]) != tuple(original_hw):
-            raise DataError(f"mask {annotations[index].get('id')} is {rle['size']} but its photo {list(original_hw)}")
+            raise DataError(f"mask {annotations[index].id} is {rle['size']} but its photo {list(original_hw)}")
         masks[row] = coverage(rle, low_res_size, flip=flip)
     return masks  # (n, 4E, 4E)
 
 
-def boxes_of(annotations: Sequence[dict[str, Any]], indices: Sequence[int]) -> np.ndarray:
+def boxes_of(annotations: Sequence[MaskRow], indices: Sequence[int]) -> np.ndarray:
     """Return the boxes of the chosen instances, float32 (n, 4) XYXY in original pixels (SA-1B stores XYWH)."""
-    boxes = np.array([annotations[index]["bbox"] for index in indices], np.float32).reshape(-1, 4)
+    boxes = np.array([annotations[index].bbox for index in indices], np.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     return boxes
 

@@ -44,9 +44,10 @@ def test_a_coco_set_becomes_samples_with_its_own_bytes(tmp_path: Path, coco_file
     member = index.member(0)
     assert index.read_image_bytes(member) == (images / "0.jpg").read_bytes()
     annotations = parse_annotations(index.read_annotation(member), "here")
-    assert annotations.hw == HW and [row["id"] for row in annotations.rows] == [1, 2]
-    assert annotations.rows[0]["bbox"] == [4, 2, 20, 8] and annotations.rows[0]["category_id"] == 7
-    assert np.array_equal(decode_mask(annotations.rows[0]["segmentation"]), box_mask(HW, 2, 10, 4, 24))
+    assert annotations.hw == HW and [row.id for row in annotations.rows] == [1, 2]
+    assert annotations.rows[0].bbox == [4, 2, 20, 8]
+    assert json.loads(index.read_annotation(member))["annotations"][0]["category_id"] == 7
+    assert np.array_equal(decode_mask(annotations.rows[0].segmentation), box_mask(HW, 2, 10, 4, 24))
     assert json.loads(index.read_annotation(index.member(2)))["annotations"] == []
 
 
@@ -59,8 +60,8 @@ def test_larger_photos_are_reduced_with_their_masks(tmp_path: Path, coco_files, 
     annotations = parse_annotations(index.read_annotation(index.member(0)), "here")
     assert decode_image(index.read_image_bytes(index.member(0)), "here").shape == (15, 20, 3)
     (row,) = annotations.rows
-    assert annotations.hw == (15, 20) and row["bbox"] == [2, 1, 10, 4] and row["area"] == 40
-    assert np.array_equal(decode_mask(row["segmentation"]), box_mask((15, 20), 1, 5, 2, 12))
+    assert annotations.hw == (15, 20) and row.bbox == [2, 1, 10, 4] and annotations.areas == [40]
+    assert np.array_equal(decode_mask(row.segmentation), box_mask((15, 20), 1, 5, 2, 12))
 
 
 def test_empty_masks_and_crowds_are_counted(tmp_path: Path, coco_files) -> None:
