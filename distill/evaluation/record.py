@@ -19,7 +19,8 @@ import yaml
 from distill.config.run_directory import RECIPE_FILE, check_run_directory, read_recipe_tree
 from distill.errors import RunError
 from distill.evaluation.written import read_metrics, read_object
-from distill.files import write_json, write_text
+from distill.files import TEMPORARY_SUFFIX, write_errors, write_json, write_text
+from distill.lock import contents
 from distill.secret import FromEnvironment, is_same, recorded
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 MODEL_FILE, DATA_FILE = "model.json", "data.json"
 INSTANCES_FILE, RESULTS_FILE, EVALUATION_METRICS_FILE = "instances.jsonl", "results.json", "metrics.json"
+MODEL_KEYS = {"model", "weights_sha256"}
 PARTIAL_DIR = "partial"  # of an evaluation that runs: one line per photo, one file per process and start
 
 
@@ -74,16 +76,21 @@ class Record:
 
         recipe = absolute_paths(recipe)  # its readers may be in another working directory
         self.run, self.recipe, self.model, self.data, self.ranks = run, recipe, model, data, ranks
-        check_run_directory(run, resume=recipe.resume, what="evaluation", first_files=(RECIPE_FILE, MODEL_FILE))
+        leftovers = _leftovers(run)
+        if leftovers is None:
+            check_run_directory(run, resume=recipe.resume, what="evaluation", first_files=(RECIPE_FILE, MODEL_FILE))
         recipe_text = resolved_yaml(replace(recipe, resume=False))
-        if (run / MODEL_FILE).is_file():
+        if leftovers is None and (run / MODEL_FILE).is_file():
             self._check_begun(recipe_text)
         ranks.barrier()  # all processes have checked the directory before one writes
         if ranks.global_rank == 0:
-            run.mkdir(parents=True, exist_ok=True)
+            with write_errors(run, RunError):
+                run.mkdir(parents=True, exist_ok=True)
+                for path in leftovers or ():
+                    path.unlink()
             for name, content in ((MODEL_FILE, model), (DATA_FILE, data)):
-                write_json(run / name, recorded(content))
-            write_text(run / RECIPE_FILE, recipe_text)
+                write_json(run / name, recorded(content), raises=RunError)
+            write_text(run / RECIPE_FILE, recipe_text, raises=RunError)  # the last: it says that the others are there
         ranks.barrier()
 
     def _check_begun(self, recipe_text: str) -> None:
@@ -114,7 +121,8 @@ class Record:
 
     def begin(self, evaluation: EvaluationProtocol[Photo]) -> list[Photo]:
         """Return the photos that are left to this process: every n-th of those that no process has finished."""
-        (self.run / PARTIAL_DIR).mkdir(exist_ok=True)
+        with write_errors(self.run, RunError):
+            (self.run / PARTIAL_DIR).mkdir(exist_ok=True)
         finished = self.finished()
         left = [photo for photo in evaluation.photos if photo.key not in finished]
         rank = self.ranks.global_rank
@@ -124,8 +132,9 @@ class Record:
         return left[rank :: self.ranks.world_size]
 
     def add(self, found: PhotoScores) -> None:
-        """Append the line of one photo."""
-        with open(self._lines, "a", encoding="utf-8") as file:
+        """Append the line of one photo. Raises RunError when the disk is full: the lines so far are kept."""
+        note = "finished photos are kept, and resume=true goes on with them"
+        with write_errors(self._lines, RunError, note=note), open(self._lines, "a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(found)) + "\n")
 
     def finished(self) -> dict[str, PhotoScores]:
@@ -206,6 +215,24 @@ def describe_protocol(recipe: EvaluationRecipe) -> dict[str, Any]:
         "detections": getattr(data, "detections", None),
         "max_images": data.max_images,
     }
+
+
+def _leftovers(run: Path) -> list[Path] | None:
+    """Return the files of an evaluation whose start was cut short, as by a full disk: its recipe is missing.
+
+    Return None for a directory that is empty, or holds something else.
+    """
+    found = contents(run)
+    temporary = tuple(f"{name}." for name in (MODEL_FILE, DATA_FILE, RECIPE_FILE))
+    for path in found:
+        is_temporary = path.suffix == TEMPORARY_SUFFIX and path.name.startswith(temporary)
+        if not path.is_file() or not (is_temporary or path.name in (MODEL_FILE, DATA_FILE)):
+            return None
+    if run / DATA_FILE in found and run / MODEL_FILE not in found:  # which would be written before it
+        return None
+    if run / MODEL_FILE in found and set(read_object(run / MODEL_FILE, "record of the model")) != MODEL_KEYS:
+        return None
+    return found or None
 
 
 # Options that may differ between an evaluation and its continuation: they spell paths or change only the speed.
