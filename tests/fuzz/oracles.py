@@ -21,12 +21,25 @@ MOST_PIXELS = 1 << 16
 FARTHEST = 1e6  # coordinates
 # C0 and C1 controls, and those that turn the direction of writing
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+AS_TEXT = "a number as text"
 FORMULA = re.compile(r"^[=+\-@\t\r]")
 
-# Broken rules that the product accepts knowingly. The key is the format and the rule, or "*" and the rule.
+# Broken rules that the product accepts knowingly: format ("*": all), rule or the end of it behind its place, reason.
 MEANT: dict[tuple[str, str], str] = {
     ("*", "a key stands twice"): "JSON leaves it open, and every parser in use takes the last one",
+    ("*", "bytes that are no UTF-8"): "msgspec does not look into fields that it skips",
+    ("coco", AS_TEXT): "some tools export ids and sizes so",
+    ("lvis", AS_TEXT): "as in COCO's format",
+    ("rle", AS_TEXT): "as in COCO's format",
+    ("detections", AS_TEXT): "some detectors export ids and scores so",
+    ("sa1b", AS_TEXT): "as in COCO's format",
 }
+
+
+def reason(form: str, rule: str) -> str | None:
+    """Return why a broken rule is accepted, or None if nobody means it."""
+    names = (rule, rule.rpartition(": ")[2])
+    return next((MEANT[key] for name in names for key in ((form, name), ("*", name)) if key in MEANT), None)
 
 
 class Twice(Exception):
@@ -51,6 +64,8 @@ def broken_rules(form: str, case: dict[str, bytes], found: Any) -> list[str]:
         rules += ORACLES.get(form, lambda case, found: [])(case, found)
     except Twice:
         rules.append("a key stands twice")
+    except UnicodeDecodeError:
+        rules.append("bytes that are no UTF-8")
     except (ValueError, RecursionError):
         rules.append("no JSON")
     rules += outward_rules(found)
@@ -81,6 +96,8 @@ def _is_text_of_number(cell: str) -> bool:
 
 def number_fault(value: Any, low: float, high: float, *, whole: bool = False) -> str | None:
     """Return what is wrong with a number, in a word or two. Return None if nothing is."""
+    if isinstance(value, str) and _is_text_of_number(value):
+        return number_fault(float(value), low, high, whole=whole) or AS_TEXT
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return "no number"
     if isinstance(value, float) and not math.isfinite(value):

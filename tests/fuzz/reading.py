@@ -88,7 +88,10 @@ class ReadingProcess:
         """Read the files of a case as the command of its format does."""
         assert self._process.stdin is not None and self._process.stdout is not None
         send(self._process.stdin, (form, case))
-        return Verdict(*receive(self._process.stdout))
+        try:
+            return Verdict(*receive(self._process.stdout))
+        except EOFError:
+            raise RuntimeError(f"{form}: the reading process has ended; it could not read the sound case") from None
 
     def close(self) -> None:
         """End the process."""

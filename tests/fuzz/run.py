@@ -17,7 +17,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from tests.fuzz.formats import FORMATS
-from tests.fuzz.oracles import MEANT, broken_rules, outward_rules
+from tests.fuzz.oracles import broken_rules, outward_rules, reason
 from tests.fuzz.reading import ReadingProcess, Verdict
 
 CHUNK = 500  # inputs drawn by one run of Hypothesis
@@ -72,12 +72,12 @@ def found_rules(form: str, case: dict[str, bytes], verdict: Verdict) -> list[str
 
 def unmeant_rules(form: str, case: dict[str, bytes], verdict: Verdict) -> list[str]:
     """Return the broken rules of an input that nobody means to be broken."""
-    return [rule for rule in found_rules(form, case, verdict) if not is_meant(form, rule)]
+    return [rule for rule in found_rules(form, case, verdict) if reason(form, rule) is None]
 
 
 def is_meant(form: str, rules: str) -> bool:
     """Return whether each of some broken rules, joined by "; ", is accepted knowingly."""
-    return all((form, rule) in MEANT or ("*", rule) in MEANT for rule in rules.split("; "))
+    return all(reason(form, rule) for rule in rules.split("; "))
 
 
 def fuzz(form: str, num_inputs: int, *, base: int, reading: ReadingProcess, keep: Path | None, first: int = 0) -> Tally:
@@ -142,7 +142,8 @@ def table(tallies: dict[str, Tally]) -> str:
             if name in tally.faults:
                 what = name
             else:
-                what = f"{'meant' if is_meant(form, name) else 'silent'}: {name}"
+                whys = dict.fromkeys(filter(None, (reason(form, rule) for rule in name.split("; "))))
+                what = f"meant: {name} ({'; '.join(whys)})" if is_meant(form, name) else f"silent: {name}"
             lines.append(f"{form}: {count} x {what} (first: {tally.examples[name]})")
     return "\n".join(lines)
 
