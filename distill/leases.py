@@ -16,6 +16,7 @@ it wakes, and gives up its work. If it did not look, it would rename a file with
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -28,20 +29,25 @@ from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
 
 from distill.files import write_errors
+from distill.outside import Count, Line, open_regular
 
 LEASE_MARK = ".claim"  # workers of all versions look for files of this name
 STALE_SECONDS = 120.0  # NFS clients may cache what they know of a file for a minute
 NUM_BEATS = 24  # signs of life of a holder in that time
 POLL_SECONDS = 0.5
 LEASE_BYTES = 512  # all texts have one size, so that a new one covers the old one
+MOST_LEASE_BYTES = 4096  # that are read: other versions may write more
+MOST_GENERATION = 999_999  # N of NAME.claimN, which grows by one with each worker that died
 HOST_LENGTH = 64  # characters of the longest name that Linux allows a host
 STATE_FIELD, START_FIELD = 0, 19  # of /proc/PID/stat, counted behind the process's name
 DEAD_STATES = "ZX"
 
-T = TypeVar("T")
 DiskErrors = Callable[[Path], contextlib.AbstractContextManager[None]]
 
 log = logging.getLogger(__name__)
@@ -67,12 +73,18 @@ class Leases:
         """Take the lease on a piece of work. Return None if another worker seems to hold it.
 
         Raises:
-            DistillError: the disk is full, or the directory read-only.
+            DistillError: the disk is full, or the directory read-only, or something that is no file has the name of a
+                lease.
         """
         generations = self._generations(name)
         if generations and not self._is_abandoned(lease_path(self.directory, name, generations[-1])):
             return None
-        lease = Lease(self, name, generations[-1] + 1 if generations else 0)
+        generation = generations[-1] + 1 if generations else 0
+        if generation > MOST_GENERATION:
+            latest = lease_path(self.directory, name, MOST_GENERATION)
+            with self.disk_errors(latest):
+                raise OSError(errno.EINVAL, "no lease has such a number; remove this file", str(latest))
+        lease = Lease(self, name, generation)
         return lease if lease._create() else None
 
     def holder(self, name: str) -> Holder | None:
@@ -80,11 +92,8 @@ class Leases:
         generations = self._generations(name)
         if not generations:
             return None
-        try:
-            content = lease_path(self.directory, name, generations[-1]).read_bytes()
-        except FileNotFoundError:  # released in this moment
-            return None
-        return Holder.parse(content)
+        content = self._content(lease_path(self.directory, name, generations[-1]))
+        return None if content is None else Holder.parse(content)
 
     @contextlib.contextmanager
     def hold(self, name: str) -> Iterator[Lease]:
@@ -109,15 +118,20 @@ class Leases:
         return holder is not None and holder.machine is not None and holder.machine == _machine()
 
     def _generations(self, name: str) -> list[int]:
-        prefix = f"{name}{LEASE_MARK}"
         with self.disk_errors(self.directory):
-            numbers = [file[len(prefix) :] for file in os.listdir(self.directory) if file.startswith(prefix)]
-        return sorted(int(number) for number in numbers if number.isdecimal())
+            return _generations(self.directory, name)
+
+    def _content(self, path: Path) -> bytes | None:
+        """Return the content of a lease file. Return None if it was released in this moment."""
+        with self.disk_errors(path):
+            try:
+                return _read(path)
+            except FileNotFoundError:
+                return None
 
     def _is_abandoned(self, path: Path) -> bool:
-        try:
-            content = path.read_bytes()
-        except FileNotFoundError:  # released in this moment
+        content = self._content(path)
+        if content is None:
             return False
         if path not in self._seen or self._seen[path][0] != content:
             self._seen[path] = (content, time.monotonic())
@@ -138,17 +152,24 @@ class Holder:
     def parse(cls, content: bytes) -> Holder:
         """Read the content of a lease file, which another version may have written."""
         lease = _parse(content)
-
-        def value(key: str, kind: type[T]) -> T | None:
-            found = lease.get(key)
-            return found if isinstance(found, kind) else None
-
-        machine, host, since = value("machine", str), value("host", str), value("since", str)
-        return cls(machine, host, value("pid", int), since, value("beat", int))
+        return cls(lease.machine, lease.host, lease.pid, lease.since, lease.beat)
 
     def __str__(self) -> str:
         host = "" if self.host is None else f" on {self.host}"
-        return f"process {self.pid}{host}" + ("" if self.since is None else f", since {self.since}")
+        process = "another process" if self.pid is None else f"process {self.pid}"
+        return f"{process}{host}" + ("" if self.since is None else f", since {self.since}")
+
+
+class _LeaseFile(msgspec.Struct):
+    """What a lease file says. None: it does not say."""
+
+    machine: Line | None = None
+    host: Line | None = None
+    pid: Annotated[int, Meta(ge=0, le=1 << 32)] | None = None
+    started: Line | None = None
+    since: Line | None = None
+    beat: Count | None = None
+    num_done: Count = 0
 
 
 class Lease:
@@ -183,7 +204,8 @@ class Lease:
         self._stopped.set()
         self._thread.join()
         with self._disk_errors(self.path):
-            for generation in range(self.generation + 1):  # its own file last: what is left always names a holder
+            earlier = [number for number in _generations(self.directory, self.name) if number < self.generation]
+            for generation in (*earlier, self.generation):  # its own file last: what is left always names a holder
                 lease_path(self.directory, self.name, generation).unlink(missing_ok=True)
 
     def _create(self) -> bool:
@@ -232,33 +254,50 @@ def lease_path(directory: Path, name: str, generation: int) -> Path:
 def leased_name(file: str) -> str | None:
     """Return the name of the work that a lease file of this name is for. Return None if it is not a lease file."""
     name, mark, number = file.rpartition(LEASE_MARK)
-    return name if mark and number.isdecimal() else None
+    return name if mark and _is_generation(number) else None
+
+
+def _is_generation(number: str) -> bool:
+    """Return whether a number is written as `lease_path` writes it."""
+    return number.isascii() and number.isdecimal() and str(int(number)) == number and int(number) <= MOST_GENERATION
+
+
+def _generations(directory: Path, name: str) -> list[int]:
+    """Return the numbers of the lease files of a piece of work, the latest last. Raises OSError."""
+    prefix = f"{name}{LEASE_MARK}"
+    numbers = [file[len(prefix) :] for file in os.listdir(directory) if file.startswith(prefix)]
+    return sorted(int(number) for number in numbers if _is_generation(number))
+
+
+def _read(path: Path) -> bytes:
+    """Return the content of a lease file. Raises OSError, also if it is a link, a pipe or a folder."""
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, "this is a link, and no file", str(path))
+    with open_regular(path) as file:
+        return file.read(MOST_LEASE_BYTES)
 
 
 def _num_done(path: Path) -> int:
     try:
-        num_done = _parse(path.read_bytes()).get("num_done")
-    except FileNotFoundError:  # released in this moment
+        return _parse(_read(path)).num_done
+    except OSError:  # released in this moment; `acquire` says what else is wrong
         return 0
-    return num_done if isinstance(num_done, int) else 0
 
 
-def _parse(content: bytes) -> dict[str, object]:
-    """Return the content of a lease file, or {} while its holder writes it."""
+def _parse(content: bytes) -> _LeaseFile:
+    """Return what a lease file says: nothing while its holder writes it, or if it is in no known form."""
     try:
-        parsed = json.loads(content)
-    except ValueError:
-        return {}
-    return parsed if isinstance(parsed, dict) else {}
+        return msgspec.json.decode(content, type=_LeaseFile)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _LeaseFile()
 
 
 def _is_dead(content: bytes) -> bool:
     """Return whether the holder was a process of this machine that has ended. Other machines' may be alive."""
     lease = _parse(content)
-    machine, pid = lease.get("machine"), lease.get("pid")
-    if machine is None or machine != _machine() or not isinstance(pid, int):
+    if lease.machine is None or lease.machine != _machine() or lease.pid is None:
         return False
-    return _start_of(pid) != lease.get("started")
+    return _start_of(lease.pid) != lease.started
 
 
 @cache

@@ -41,6 +41,9 @@ Identity = Annotated[int, Meta(ge=-INT64, le=INT64)]  # of an image, an annotati
 Coordinate = Annotated[float, Meta(ge=-1e6, le=1e6)]  # in pixels; annotators draw a little over the border
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Name = Annotated[str, Meta(min_length=1, max_length=4096)]
+# Without control characters, which end lines and which terminals obey
+Line = Annotated[str, Meta(max_length=4096, pattern=r"\A[^\x00-\x1f\x7f-\x9f]*\Z")]
+Bytes = Annotated[int, Meta(ge=0, le=INT64)]  # of a file
 
 
 def read_bytes(

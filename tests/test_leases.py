@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from distill.data.cache.checksummed_json import disk_errors
-from distill.errors import CacheError
+from distill.errors import CacheError, DataError
 from distill.leases import Leases, _machine, _start_of, lease_path, leased_name
 
 ELSEWHERE = {"machine": "another boot", "pid": 1, "started": "1", "beat": 3, "num_done": 5}
@@ -130,6 +130,69 @@ def test_a_holder_that_was_taken_for_dead(tmp_path: Path, caplog: pytest.LogCapt
         time.sleep(0.1)
     assert "no sign of life" in caplog.text
     assert list(tmp_path.iterdir()) == [later]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[" * 100_000,
+        b"\xff\xfe",
+        b"[]",
+        b'{"pid": "1"}',
+        b'{"machine": 7, "pid": 1}',
+        b'{"pid": -1}',
+        b'{"num_done": -5}',
+        b'{"num_done": %s}' % (b"9" * 4000),
+        b'{"num_done": 1e999}',
+        b'{"host": "\\u001b[2J"}',
+        b" " * (64 << 20),
+    ],
+)
+def test_rubbish_in_a_lease_says_nothing(tmp_path: Path, content: bytes):
+    """Take it for a lease that is being written: it is abandoned when it has not changed for long."""
+    lease_path(tmp_path, "a.tar", 0).write_bytes(content)
+    leases = Leases(tmp_path, stale_seconds=0.1)
+    assert leases.acquire("a.tar") is None and leases.progress() == {"a.tar": 0}
+    assert str(leases.holder("a.tar")) == "another process"
+    time.sleep(0.15)
+    with leases.hold("a.tar"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lease_that_is_no_file_is_named(tmp_path: Path):
+    """Neither wait for a pipe, nor look for the target of a link for ever."""
+    path = lease_path(tmp_path, "a.tar", 0)
+    for make in (
+        os.mkfifo,
+        os.mkdir,
+        lambda path: os.symlink("nowhere", path),
+        lambda path: os.symlink("/dev/zero", path),
+    ):
+        make(path)
+        leases = Leases(tmp_path)
+        for look in (leases.acquire, leases.holder):
+            with pytest.raises(DataError, match=r"a\.tar\.claim0: "):
+                look("a.tar")
+        assert leases.progress() == {"a.tar": 0}
+        path.rmdir() if path.is_dir() else path.unlink()
+
+
+def test_numbers_that_no_lease_has(tmp_path: Path):
+    """Ignore files whose names only look like leases, and do not count up to a number that a file's name gives."""
+    for number in ("007", "٣", "9" * 200, "1_0", "+1"):
+        (tmp_path / f"a.tar.claim{number}").touch()
+        assert leased_name(f"a.tar.claim{number}") is None
+    leases, started = Leases(tmp_path), time.monotonic()
+    with leases.hold("a.tar") as lease:
+        assert lease.path.name == "a.tar.claim0"
+    last = write_lease(tmp_path, generation=999_998, machine=_machine(), pid=1 << 31)
+    with leases.hold("a.tar") as lease:
+        assert lease.path.name == "a.tar.claim999999"
+    assert not last.exists() and time.monotonic() - started < 5
+    write_lease(tmp_path, generation=999_999, machine=_machine(), pid=1 << 31)
+    with pytest.raises(DataError, match="no lease has such a number; remove this file"):
+        leases.acquire("a.tar")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a directory that nobody, root included, can write to")

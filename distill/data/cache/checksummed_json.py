@@ -5,17 +5,25 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from distill.errors import CacheError
 from distill.files import write_errors, write_whole
+from distill.outside import parse_json
+
+T = TypeVar("T")
 
 CHECKSUM_KEY = "seal"  # the last key of the JSON; its value is the SHA-256 of all that comes before it
+CHECKSUM_LINES = re.compile(rb',\n "%s": "([0-9a-f]{64})"\n}\n' % CHECKSUM_KEY.encode())
+CHECKSUM_BYTES = len(f',\n "{CHECKSUM_KEY}": ""\n}}\n') + 64  # of those lines
+END = b"\n}"  # of the JSON without its checksum
+MEND = "delete it and run the same 'distill cache build' again: shards that are complete are kept"
 
 
 class DamagedFileError(CacheError):
-    """The error of a checksummed file that differs from what was written."""
+    """The error of a checksummed file that differs from what was written, or that says what cannot be."""
 
 
 def disk_errors(path: Path) -> contextlib.AbstractContextManager[None]:
@@ -40,25 +48,17 @@ def write_checksummed(path: Path, content: dict[str, Any]) -> None:
     )
 
 
-def parse_checksummed(data: bytes, origin: str) -> dict[str, Any]:
-    """Return the content of a checksummed JSON, without the checksum.
+def parse_checksummed(data: bytes, form: type[T], origin: str) -> T:
+    """Return the content of a checksummed JSON as `form`, without the checksum.
 
     Args:
+        form: a type that msgspec decodes. A checksum says that nobody changed the file, not who wrote it.
         origin: names the file in errors.
 
     Raises:
-        DamagedFileError: the bytes differ from what was written, in one bit or more.
+        DamagedFileError: the bytes differ from what was written, in one bit or more, or are not of this form.
     """
-    try:
-        content = json.loads(data)
-        del content[CHECKSUM_KEY]
-        damaged = checksummed_bytes(content) != data
-    except (ValueError, KeyError, TypeError):
-        damaged = True
-    if damaged:
-        raise DamagedFileError(
-            f"{origin}: damaged, it is not as it was written; delete it and run the same 'distill cache build' again: "
-            "shards that are complete are kept"
-        )
-    assert isinstance(content, dict)
-    return content
+    body, lines = data[:-CHECKSUM_BYTES], CHECKSUM_LINES.fullmatch(data[-CHECKSUM_BYTES:])
+    if lines is None or hashlib.sha256(body + END).hexdigest() != lines[1].decode():
+        raise DamagedFileError(f"{origin}: damaged, it is not as it was written; {MEND}")
+    return parse_json(body + END, form, origin, MEND, raises=DamagedFileError)

@@ -11,28 +11,39 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from typing import Annotated
 
+import msgspec
 import torch
+from msgspec import Meta
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from distill.config.names import IDENTITY
-from distill.data.cache.padding import restore_padding, summarize_padding
+from distill.data.cache.padding import restore_padding, summarize_padding, summary_size
 from distill.errors import CacheError, did_you_mean
 from distill.geometry import HW, valid_grid_hw
+from distill.outside import Line, parse_json
 
 FLOAT_CODECS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 CODECS = (*FLOAT_CODECS, "int8")
 LAYOUT = "C,block+padding"
 METADATA_KEY = "distill"
 VERIFY_HINT = "'distill cache verify DIR' names every damaged shard"
+DTYPES = {"fp16": "float16", "bf16": "bfloat16", "int8": "int8"}  # of `values`
+MOST_GRID = 1 << 16
+MOST_VALUES = 1 << 28  # of a decoded embedding: 1 GiB as float32, and SAM's have 2 ** 20
 HEADER_LENGTH_BYTES = 8  # safetensors: a little-endian uint64, then that many bytes of JSON
 
 # int8 scales a channel in bands of about this many values. With one scale for a channel of 64 x 64, outliers make the
 # other values coarse: the relative L2 error on Student-t(4) values is 2.2 %, against 1.4 % in bands.
 INT8_BAND_VALUES = 768
 INT8_LEVELS = 255
+
+
+Cells = Annotated[int, Meta(ge=1, le=MOST_GRID)]
+Pixels = Annotated[int, Meta(ge=1, le=1 << 31)]
 
 
 @dataclass(frozen=True)
@@ -49,15 +60,25 @@ class EntryHeader:
         band: the number of values of a channel that share one scale and one offset (int8), else 0.
     """
 
-    key: str
-    view: str
-    codec: str
-    layout: str
-    dtype: str
-    original_hw: HW
-    grid: int
-    valid_hw: HW
-    band: int = 0
+    key: Line
+    view: Line
+    codec: Line
+    layout: Line
+    dtype: Line
+    original_hw: tuple[Pixels, Pixels]
+    grid: Cells
+    valid_hw: tuple[Cells, Cells]
+    band: Annotated[int, Meta(ge=0, le=1 << 32)] = 0
+
+
+class _Metadata(msgspec.Struct):
+    distill: str  # METADATA_KEY
+
+
+class _Safetensors(msgspec.Struct):
+    """The header of a safetensors blob, of which `load` reads the rest."""
+
+    metadata: _Metadata = msgspec.field(name="__metadata__")
 
 
 def full_map_bytes(embedding_dim: int, embedding_size: int) -> int:
@@ -129,37 +150,64 @@ def decode_embedding(blob: bytes, *, origin: str = "embedding entry") -> Tensor:
         float32 (C, E, E).
 
     Raises:
-        CacheError: the entry is damaged, or of a newer layout.
+        CacheError: the entry is damaged, or of a newer layout, or a value is NaN or infinite.
     """
     header = read_entry_header(blob, origin=origin)
+    rows, cols = header.valid_hw
     try:
         tensors = load(blob)
-        values = tensors["values"].float()  # (C, N)
+        values = tensors["values"]  # (C, N)
+        mistake = _mistake(tensors, header)
+        if mistake is not None:
+            raise CacheError(f"{origin}: damaged entry ({mistake}); {VERIFY_HINT}")
+        values = values.float()
         if header.codec == "int8":
             dequantize(values, tensors["scale"], tensors["offset"], header.band)
-        rows, cols = header.valid_hw
         block, padding = values[:, : rows * cols], values[:, rows * cols :]
         embedding = torch.zeros(len(values), header.grid, header.grid)  # (C, E, E)
         embedding[:, :rows, :cols] = block.view(-1, rows, cols)
         restore_padding(embedding, padding, header.valid_hw)
-    except (SafetensorError, KeyError, IndexError, RuntimeError) as error:
+    except (SafetensorError, KeyError, IndexError, RuntimeError, ValueError, TypeError) as error:
         raise CacheError(f"{origin}: damaged entry ({error}); {VERIFY_HINT}") from error
+    if not torch.stack(embedding.aminmax()).isfinite().all():  # NaN is the least and the largest value
+        raise CacheError(f"{origin}: the embedding holds NaN or infinite values; build its shard again")
     return embedding
 
 
 def read_entry_header(blob: bytes, *, origin: str = "embedding entry") -> EntryHeader:
     """Read the header of an entry. Raises CacheError when it is damaged or of a newer layout."""
-    try:
-        length = int.from_bytes(blob[:HEADER_LENGTH_BYTES], "little")
-        metadata = json.loads(blob[HEADER_LENGTH_BYTES : HEADER_LENGTH_BYTES + length])["__metadata__"]
-        fields = json.loads(metadata[METADATA_KEY])
-        fields["original_hw"], fields["valid_hw"] = tuple(fields["original_hw"]), tuple(fields["valid_hw"])
-        header = EntryHeader(**fields)
-    except (ValueError, KeyError, TypeError) as error:
-        raise CacheError(f"{origin}: damaged entry header; {VERIFY_HINT}") from error
+    length = int.from_bytes(blob[:HEADER_LENGTH_BYTES], "little")
+    place = f"{origin}: damaged entry header"
+    content = blob[HEADER_LENGTH_BYTES : HEADER_LENGTH_BYTES + length]
+    described = parse_json(content, _Safetensors, place, VERIFY_HINT, raises=CacheError).metadata.distill
+    header = parse_json(described.encode(), EntryHeader, place, VERIFY_HINT, raises=CacheError)
     if header.codec not in CODECS or header.layout != LAYOUT:
         raise CacheError(f"{origin}: codec '{header.codec}' is of a newer distill; update distill")
+    if max(header.valid_hw) != header.grid:
+        raise CacheError(f"{place}: a photo touches every row or column of its map; {VERIFY_HINT}")
     return header
+
+
+def _mistake(tensors: dict[str, Tensor], header: EntryHeader) -> str | None:
+    """Return what does not fit the header in the tensors of an entry. Return None if all fits."""
+    rows, cols = header.valid_hw
+    num_values = rows * cols + summary_size(header.grid, header.valid_hw)
+    values = tensors["values"]
+    if str(values.dtype) != f"torch.{DTYPES[header.codec]}":
+        return f"{values.dtype} as {header.codec}"
+    if values.ndim != 2 or values.shape[1] != num_values:
+        return f"values of shape {tuple(values.shape)}, and {num_values} in a channel"
+    if not 0 < len(values) * header.grid**2 <= MOST_VALUES:
+        return f"a map of {len(values)} x {header.grid} x {header.grid}"
+    if header.codec != "int8":
+        return None
+    if header.band < 1:
+        return f"bands of {header.band} values"
+    shape = len(values), -(-num_values // header.band)
+    for name in ("scale", "offset"):
+        if tensors[name].shape != shape or tensors[name].dtype != torch.float32:
+            return f"{name} of shape {tuple(tensors[name].shape)} and {tensors[name].dtype}, not {shape} and float32"
+    return None
 
 
 def band_of(num_values: int) -> int:

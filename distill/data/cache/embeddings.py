@@ -164,7 +164,8 @@ class EmbeddingCache:
             view: one of the cache's views.
 
         Raises:
-            CacheError: the cache has no such view, the sample has no embedding, or its bytes are damaged or missing.
+            CacheError: the cache has no such view, the sample has no embedding, or its bytes are damaged or missing, or
+                its values are not finite.
         """
         held = self.manifest.fingerprint.views
         if view not in held:
@@ -186,7 +187,16 @@ class EmbeddingCache:
         header = read_entry_header(blob, origin=origin)
         if (header.key, header.view) != (key, view):
             raise CacheError(f"{origin}: the entry there is of another sample; {self._verify_hint}")
-        return decode_embedding(blob, origin=origin)
+        cached = self.manifest.fingerprint
+        if (header.codec, header.grid) != (cached.codec, cached.embedding_size):
+            raise CacheError(f"{origin}: the entry there is of another cache; {self._verify_hint}")
+        embedding = decode_embedding(blob, origin=origin)
+        if len(embedding) != cached.embedding_dim:
+            raise CacheError(
+                f"{origin}: {len(embedding)} channels, and this cache's embeddings have {cached.embedding_dim}; "
+                f"{self._verify_hint}"
+            )
+        return embedding
 
     @property
     def directory(self) -> Path | str:

@@ -141,7 +141,7 @@ class CacheJob:
             if shard.name in present and sidecar_path(self.directory, shard.name).name in present:
                 done += shard.num_samples
             else:
-                done += under_way.get(shard.name, 0)
+                done += min(under_way.get(shard.name, 0), shard.num_samples)
         return done
 
     def run(self, *, rank: int = 0, world_size: int = 1, only: Collection[str] | None = None) -> None:

@@ -15,23 +15,38 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal, NamedTuple, TypeVar
 
-from distill.config.names import IDENTITY
+import msgspec
+from msgspec import Meta
+
+from distill.config.names import IDENTITY, view_mistakes
 from distill.config.schema import CacheConfig
-from distill.data.cache.checksummed_json import parse_checksummed, write_checksummed
+from distill.data.cache.checksummed_json import MEND, DamagedFileError, parse_checksummed, write_checksummed
 from distill.data.shards.index import ShardIndex
 from distill.data.shards.storage import ShardStorage, open_storage
+from distill.data.shards.tar import TAR_BLOCK
 from distill.errors import CacheError, DataError
 from distill.models.teacher import Teacher
+from distill.outside import Bytes, Count, Line, Share
 from distill.secret import recorded
 
+T = TypeVar("T")
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 ENTRY_SUFFIX = ".safetensors"
 PREPROCESSING = "sam-letterbox-1"  # distill.geometry.letterbox; raise the number with any change of its pixels
+
+CRC32 = (1 << 32) - 1
+MOST_SIDE = 1 << 16  # of an image or a grid: far more than any teacher's
+MOST_CHANNELS = 1 << 16
+MOST_ENTRY_BYTES = 1 << 30  # SAM's embeddings have 2 MiB in fp16
+Distance = Annotated[float, Meta(ge=0.0)]
+Side = Annotated[int, Meta(ge=1, le=MOST_SIDE)]
+# A tar and its sidecar lie in the directory of the cache, so a name has no folder
+ShardName = Annotated[str, Meta(max_length=255, pattern=r"\A[^/\\\x00-\x1f\x7f-\x9f]+\.tar\Z")]
 
 # Which option of a recipe decides a field of the fingerprint.
 FIELD_OPTIONS = {
@@ -48,16 +63,16 @@ FIELD_OPTIONS = {
 class Fingerprint:
     """All that decides the bytes of a cache, apart from the machine."""
 
-    teacher: str
-    weights_sha256: str
-    image_size: int  # S of the teacher
-    embedding_dim: int  # C
-    embedding_size: int  # E
-    preprocessing: str
+    teacher: Line
+    weights_sha256: Line
+    image_size: Side  # S of the teacher
+    embedding_dim: Annotated[int, Meta(ge=1, le=MOST_CHANNELS)]  # C
+    embedding_size: Side  # E
+    preprocessing: Line
     precision: Literal["fp32", "bf16", "fp16"]
     codec: Literal["fp16", "bf16", "int8"]
-    views: tuple[str, ...]
-    images: str  # hash of the image index: shard names and keys
+    views: tuple[Line, ...]
+    images: Line  # hash of the image index: shard names and keys
 
     @property
     def digest(self) -> str:
@@ -106,32 +121,32 @@ class Fidelity:
         bytes_per_image: bytes of the tar, with its headers and all views.
     """
 
-    num_images: int
-    num_prompts: int
-    prompts: str
-    relative_l2: float
-    cosine: float
-    mask_iou: float
-    mask_iou_float32: float
-    bytes_per_image: float
+    num_images: Count
+    num_prompts: Count
+    prompts: Line
+    relative_l2: Distance
+    cosine: Annotated[float, Meta(ge=-1.001, le=1.001)]  # a mean of rounded values
+    mask_iou: Share
+    mask_iou_float32: Share
+    bytes_per_image: Distance
 
 
 @dataclass(frozen=True)
 class ImageShard:
     """An image shard as the manifest describes it, which is enough to tell whether an embedding shard follows it."""
 
-    name: str
-    num_samples: int
-    keys_hash: str
+    name: ShardName
+    num_samples: Count
+    keys_hash: Line
 
 
 @dataclass(frozen=True)
 class Totals:
     """Sums over all shards, written when the last shard is finished."""
 
-    samples: int
-    bad: int
-    bytes: int
+    samples: Count
+    bad: Count
+    bytes: Bytes
 
 
 @dataclass(frozen=True)
@@ -158,18 +173,17 @@ class Manifest:
             CacheError: there is no manifest, or it is damaged or of another format.
         """
         storage = open_storage(directory)
-        content = _read_checksummed(storage, MANIFEST)
-        if content is None:
+        manifest = _read_checksummed(storage, MANIFEST, cls)
+        if manifest is None:
             mend = f"'distill cache build RECIPE cache.dir={storage.directory}' makes it"
             raise CacheError(f"{storage.directory}: no embedding cache there; {mend}")
-        totals = content["totals"]
-        fingerprint = {**content["fingerprint"], "views": tuple(content["fingerprint"]["views"])}
-        return cls(
-            fingerprint=Fingerprint(**fingerprint),
-            fidelity=Fidelity(**content["fidelity"]),
-            shards=tuple(ImageShard(**shard) for shard in content["shards"]),
-            totals=None if totals is None else Totals(**totals),
-        )
+        mistakes = list(view_mistakes(manifest.fingerprint.views))
+        names = [shard.name for shard in manifest.shards]
+        if len(set(names)) < len(names):
+            mistakes.append("two of its shards have one name")
+        if mistakes:
+            raise DamagedFileError(f"{storage.path(MANIFEST)}: cannot be true: {mistakes[0]}; {MEND}")
+        return manifest
 
     def check(self, expected: Fingerprint, directory: Path | str) -> None:
         """Raise CacheError, with each field that differs, unless the cache is the one that a recipe asks for."""
@@ -188,15 +202,14 @@ class Manifest:
         )
 
 
-@dataclass(frozen=True)
-class StoredEntry:
+class StoredEntry(NamedTuple):
     """The byte range of an entry in its tar, and the CRC-32 of those bytes. An entry holds one view of a sample."""
 
-    key: str
-    view: str
-    offset: int
-    size: int
-    crc32: int
+    key: Line
+    view: Line
+    offset: Bytes
+    size: Annotated[int, Meta(ge=1, le=MOST_ENTRY_BYTES)]
+    crc32: Annotated[int, Meta(ge=0, le=CRC32)]
 
 
 @dataclass(frozen=True)
@@ -206,12 +219,12 @@ class Sidecar:
     `bad` holds the keys of photos that could not be decoded.
     """
 
-    cache: str  # Fingerprint.digest
-    keys_hash: str  # of the image shard
-    samples: int
-    bytes: int
-    sha256: str
-    bad: tuple[str, ...]
+    cache: Line  # Fingerprint.digest
+    keys_hash: Line  # of the image shard
+    samples: Count
+    bytes: Bytes
+    sha256: Line
+    bad: tuple[Line, ...]
     members: tuple[StoredEntry, ...]
 
     @classmethod
@@ -225,17 +238,27 @@ class Sidecar:
         Raises:
             CacheError: the sidecar is damaged or of another format.
         """
-        content = _read_checksummed(open_storage(directory), sidecar_name(shard))
-        if content is None:
-            return None
-        del content["format"]
-        members = tuple(StoredEntry(*row) for row in content.pop("members"))
-        return cls(**{**content, "bad": tuple(content["bad"])}, members=members)
+        storage = open_storage(directory)
+        sidecar = _read_checksummed(storage, sidecar_name(shard), cls)
+        mistake = None if sidecar is None else sidecar._mistake()
+        if mistake is not None:
+            raise DamagedFileError(f"{storage.path(sidecar_name(shard))}: cannot be true: {mistake}; {MEND}")
+        return sidecar
 
     def write(self, path: Path) -> None:
         """Write NAME.json, or leave what was there. Raises CacheError on a full or read-only disk."""
-        members = [[*astuple(entry)] for entry in self.members]
-        write_checksummed(path, {"format": FORMAT_VERSION, **asdict(self), "members": members})
+        content = {field.name: getattr(self, field.name) for field in fields(self)}
+        write_checksummed(path, {"format": FORMAT_VERSION, **content})
+
+    def _mistake(self) -> str | None:
+        """Return why this cannot be the sidecar of any shard. Return None if it can."""
+        for key, view, offset, size, _ in self.members:
+            if offset < TAR_BLOCK or offset > self.bytes - size:
+                return f"the embedding of {key!r} ({view}) does not lie in the tar"
+        if len({entry[:2] for entry in self.members}) < len(self.members):
+            return "it lists an embedding twice"
+        num_samples = len({entry.key for entry in self.members})
+        return None if num_samples == self.samples else f"it lists {num_samples} samples, and says {self.samples}"
 
 
 def sidecar_name(shard: str) -> str:
@@ -273,19 +296,22 @@ def entry_name(key: str, view: str) -> str:
     return f"{key}{'' if view == IDENTITY else f'.{view}'}{ENTRY_SUFFIX}"
 
 
-def _read_checksummed(storage: ShardStorage, name: str) -> dict[str, Any] | None:
+class _Format(msgspec.Struct):
+    format: int
+
+
+def _read_checksummed(storage: ShardStorage, name: str, form: type[T]) -> T | None:
     """Return the content of a checksummed file of this format. Return None if there is no such file."""
+    path = storage.path(name)
     try:
-        content = parse_checksummed(storage.read_whole(name), storage.path(name))
+        data = storage.read_whole(name)
     except FileNotFoundError:
         return None
-    except DataError as error:  # of remote storage
+    except DataError as error:
         raise CacheError(str(error)) from error
-    written = content.get("format")
+    written = parse_checksummed(data, _Format, path).format
     if written != FORMAT_VERSION:
-        older = isinstance(written, int) and written < FORMAT_VERSION
+        older = written < FORMAT_VERSION
         mend = "an older distill wrote it: build the cache again, in another cache.dir" if older else "update distill"
-        raise CacheError(
-            f"{storage.path(name)}: format {written}, and this distill reads format {FORMAT_VERSION}: {mend}"
-        )
-    return content
+        raise CacheError(f"{path}: format {written}, and this distill reads format {FORMAT_VERSION}: {mend}")
+    return parse_checksummed(data, form, path)

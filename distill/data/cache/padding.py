@@ -44,6 +44,12 @@ def summarize_padding(embedding: Tensor, valid_hw: HW) -> Tensor:
     return torch.cat([lines.mean(2), F.adaptive_avg_pool1d(lines.mean(1), num_stretches)], 1)
 
 
+def summary_size(embedding_size: int, valid_hw: HW) -> int:
+    """Return how many numbers summarize the padding of a channel (E, E); see `summarize_padding`."""
+    num_lines = embedding_size - min(valid_hw)
+    return num_lines + -(-embedding_size // POOLED_CELLS) if num_lines else 0
+
+
 def restore_padding(embedding: Tensor, summary: Tensor, valid_hw: HW) -> None:
     """Fill the padding of an embedding (C, E, E), in place, from the summary by `summarize_padding`."""
     lines = _lines(embedding, valid_hw)  # (C, R, E), a view

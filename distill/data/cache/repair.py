@@ -26,7 +26,9 @@ def find_damage(job: CacheJob, advance: Callable[[int], None] = lambda count: No
         with disk_errors(job.directory):
             (job.directory / MANIFEST).unlink()
         manifest = job.prepare()
-        problems.append(CacheProblem(MANIFEST, "damaged: its content does not match its checksum", "totals"))
+        problems.append(
+            CacheProblem(MANIFEST, "damaged: its content does not match its checksum, or cannot be true", "totals")
+        )
     manifest.check(job.fingerprint, job.directory)
     return problems + verify_cache(job.directory, advance)
 

@@ -78,7 +78,7 @@ def _shard_problem(storage: ShardStorage, shard: ImageShard, cache: str, present
     try:
         sidecar = Sidecar.read(storage, shard.name)
     except DamagedFileError:
-        return problem(json, "damaged: its content does not match its checksum")
+        return problem(json, "damaged: its content does not match its checksum, or cannot be true")
     if sidecar is None:
         return problem(tar, f"unfinished: it has no {json}")
     if sidecar.cache != cache or sidecar.keys_hash != shard.keys_hash:

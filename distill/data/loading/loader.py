@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import msgspec
 import torch
 from torch.utils.data import DataLoader
 
@@ -16,11 +17,23 @@ from distill.batch import ImageBatch
 from distill.data.loading.epoch_plan import epoch_plan, num_batches
 from distill.data.loading.samples import BadPhoto, LoadedBatch, PhotoBatches, Request
 from distill.errors import DataError
+from distill.outside import Count, Line, convert
 from distill.text import first_few
 
 PREFETCHED_BATCHES = 2  # per worker
 
 logger = logging.getLogger(__name__)
+
+
+class LoaderState(msgspec.Struct):
+    """The state of a loader in a checkpoint; see `EpochLoader.state_dict`."""
+
+    epoch: Count
+    position: Count
+    num_batches: Count
+    global_batch_size: Count
+    seed: int
+    images: Line
 
 
 class EpochSampler:
@@ -172,12 +185,12 @@ class EpochLoader:
 
         Raises:
             DataError: the state is from the middle of an epoch, and other images, another seed or another global batch
-                size would change that epoch.
+                size would change that epoch. Or it is no state of a loader.
         """
-        check_same_epoch(state, self.state_dict())
-        ended = state["position"] == state["num_batches"]
-        self.sampler.epoch = state["epoch"]
-        self.sampler.position = len(self.sampler) if ended else state["position"]
+        found = check_same_epoch(state, self.state_dict())
+        ended = found.position == found.num_batches
+        self.sampler.epoch = found.epoch
+        self.sampler.position = len(self.sampler) if ended else found.position
 
     def close(self) -> None:
         """Stop the workers and close the shards. The loader is empty after that."""
@@ -199,22 +212,31 @@ class EpochLoader:
             )
 
 
-def check_same_epoch(state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Raise DataError if a loader's state is from the middle of an epoch that would go on with other batches.
+def check_same_epoch(state: Mapping[str, Any], own: Mapping[str, Any]) -> LoaderState:
+    """Return a loader's state. It may be from the middle of an epoch only if that epoch goes on with the same batches.
 
     Args:
         state: of EpochLoader.state_dict, from a checkpoint.
         own: `images`, `seed` and `global_batch_size` of the epoch to come.
+
+    Raises:
+        DataError: the epoch would go on with other batches, or the state is in no form that a loader writes.
     """
-    differing = [name for name in ("images", "seed", "global_batch_size") if state[name] != own[name]]
-    between_epochs = state["position"] in (0, state["num_batches"])
+    origin, mend = "the loader's state in the checkpoint", "go on from another checkpoint"
+    found = convert(state, LoaderState, origin, mend)
+    if found.position > found.num_batches:
+        raise DataError(f"{origin}: batch {found.position} of {found.num_batches} cannot be; {mend}")
+    before = {name: getattr(found, name) for name in ("images", "seed", "global_batch_size")}
+    differing = [name for name, value in before.items() if value != own[name]]
+    between_epochs = found.position in (0, found.num_batches)
     if differing and not between_epochs:
-        details = ", ".join(f"{name.replace('_', ' ')} {state[name]} then, {own[name]} now" for name in differing)
+        details = ", ".join(f"{name.replace('_', ' ')} {before[name]} then, {own[name]} now" for name in differing)
         raise DataError(
-            f"the checkpoint was written in the middle of an epoch (batch {state['position']} of "
-            f"{state['num_batches']}) which has changed since: {details}; resume with the same data, seed and "
+            f"the checkpoint was written in the middle of an epoch (batch {found.position} of "
+            f"{found.num_batches}) which has changed since: {details}; resume with the same data, seed and "
             "global batch (ranks x data.batch_size), or begin a new run with student.init_from"
         )
+    return found
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:

@@ -8,16 +8,15 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Annotated, BinaryIO
+from typing import BinaryIO
 
 import msgspec
 import numpy as np
-from msgspec import Meta
 
 from distill.data.images import PHOTO_SUFFIXES
 from distill.data.shards.tar import TAR_BLOCK, TarMember, list_members
 from distill.errors import DataError
-from distill.outside import INT64, Name, parse_json
+from distill.outside import Bytes, Name, parse_json
 
 INDEX_VERSION = 1
 NO_ANNOTATION = -1  # in place of an offset
@@ -56,7 +55,7 @@ class _ShardRow(msgspec.Struct):
 
     name: Name
     num_samples: int
-    num_bytes: Annotated[int, Meta(ge=0, le=INT64)]
+    num_bytes: Bytes
     keys_hash: str
     keys: str
     ranges: bytes

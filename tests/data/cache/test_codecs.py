@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
-from safetensors.torch import load
+from safetensors.torch import load, save
 
 from distill.data.cache.codecs import CODECS, decode_embedding, encode_embedding, read_entry_header
 from distill.data.shards.tar import TAR_BLOCK
@@ -112,6 +113,108 @@ def test_damaged_entries(codec: str):
     for damaged in (b"", blob[:100], blob[:-1], b"\xff" * len(blob), blob[: len(blob) // 2]):
         with pytest.raises(CacheError, match="origin: damaged entry"):
             decode_embedding(damaged, origin="origin")
+
+
+def rewritten(blob: bytes, *, fields: dict | None = None, tensors: dict | None = None) -> bytes:
+    """Return an entry with other fields in its header or other tensors; None leaves a field or a tensor out."""
+    header = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])
+    described = json.loads(header["__metadata__"]["distill"]) | (fields or {})
+    described = {name: value for name, value in described.items() if value is not None}
+    kept = {name: tensor for name, tensor in (load(blob) | (tensors or {})).items() if tensor is not None}
+    return save(kept, metadata={"distill": json.dumps(described)})
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"grid": "8"}, "Expected `int`"),
+        ({"grid": 0}, "Expected `int` >= 1"),
+        ({"grid": 9}, "a photo touches every row or column"),
+        ({"grid": 1 << 16, "valid_hw": [1 << 16, 1]}, "values of shape"),
+        ({"grid": 10**12}, "Expected `int` <="),
+        ({"valid_hw": [8]}, "Expected `array` of length 2"),
+        ({"valid_hw": [8, 0]}, "Expected `int` >= 1"),
+        ({"valid_hw": [8, 7]}, "values of shape"),
+        ({"valid_hw": "8"}, "Expected `array`"),
+        ({"original_hw": [0, 4]}, "Expected `int` >= 1"),
+        ({"key": 7}, "Expected `str`"),
+        ({"key": "\x1b[2J"}, "Expected `str`"),
+        ({"codec": ["fp16"]}, "Expected `str`"),
+        ({"band": -1}, "Expected `int` >= 0"),
+        ({"view": None}, "missing required field `view`"),
+    ],
+)
+def test_headers_that_cannot_be_true(codec: str, fields: dict, words: str):
+    blob = encode_embedding(torch.randn(4, 8, 8), SQUARE, codec)
+    with pytest.raises(CacheError, match=f"origin: damaged entry .*{re.escape(words)}"):
+        decode_embedding(rewritten(blob, fields=fields), origin="origin")
+
+
+@pytest.mark.parametrize(
+    ("fields", "tensors", "words"),
+    [
+        ({}, {"values": None}, "'values'"),
+        ({}, {"values": torch.zeros(4, 64)}, r"torch\.float32 as int8"),
+        ({"codec": "fp16"}, {}, r"torch\.int8 as fp16"),
+        ({}, {"values": torch.zeros(4, 8, 8, dtype=torch.int8)}, r"values of shape \(4, 8, 8\), and 64"),
+        ({}, {"values": torch.zeros(4, 63, dtype=torch.int8)}, r"values of shape \(4, 63\), and 64"),
+        ({}, {"values": torch.zeros(0, 64, dtype=torch.int8)}, "a map of 0 x 8 x 8"),
+        ({}, {"scale": None}, "'scale'"),
+        ({}, {"scale": torch.ones(4, 2)}, "scale of shape"),
+        ({}, {"offset": torch.ones(4)}, "offset of shape"),
+        ({}, {"offset": torch.ones(4, 1, dtype=torch.int64)}, r"offset of shape \(4, 1\) and torch.int64"),
+        ({"band": 0}, {}, "bands of 0 values"),
+        ({"band": 1}, {}, "scale of shape"),
+    ],
+)
+def test_tensors_that_do_not_fit_their_header(fields: dict, tensors: dict, words: str):
+    blob = encode_embedding(torch.randn(4, 8, 8), SQUARE, "int8")
+    with pytest.raises(CacheError, match=f"origin: damaged entry .*{words}"):
+        decode_embedding(rewritten(blob, fields=fields, tensors=tensors), origin="origin")
+
+
+def test_a_small_entry_of_an_immense_map():
+    """Refuse 64 GiB that a few megabytes ask for."""
+    grid, channels = 1 << 12, 256
+    values = torch.zeros(channels, grid + grid - 1 + grid // 8, dtype=torch.int8)
+    fields = {"grid": grid, "valid_hw": [grid, 1], "band": values.shape[1]}
+    flat = {"values": values, "scale": torch.ones(channels, 1), "offset": torch.ones(channels, 1)}
+    blob = encode_embedding(torch.randn(4, 8, 8), SQUARE, "int8")
+    with pytest.raises(CacheError, match="damaged entry .*a map of 256 x 4096 x 4096"):
+        decode_embedding(rewritten(blob, fields=fields, tensors=flat))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_values_that_are_not_finite(value: float):
+    for codec, name in (("fp16", "values"), ("bf16", "values"), ("int8", "scale"), ("int8", "offset")):
+        blob = encode_embedding(torch.randn(4, 8, 8), (1000, 1500), codec)
+        tensor = load(blob)[name]
+        for place in (0, -1):  # of the photo, and of its padding
+            broken = tensor.clone()
+            broken[2, place] = value
+            with pytest.raises(CacheError, match="origin: the embedding holds NaN or infinite values"):
+                decode_embedding(rewritten(blob, tensors={name: broken}), origin="origin")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[]",
+        b"{}",
+        b'{"__metadata__": null}',
+        b'{"__metadata__": {"distill": 7}}',
+        b'{"__metadata__": {"distill": "[]"}}',
+        b'{"__metadata__": {"distill": "{}"}}',
+        b"[" * 100_000,
+        b'{"__metadata__": {"distill": "%s"}}' % (b"[" * 100_000),
+        b"\xff",
+    ],
+)
+def test_headers_of_other_json(content: bytes):
+    for length in (len(content), 0, (1 << 64) - 1):
+        with pytest.raises(CacheError, match="damaged entry header"):
+            decode_embedding(length.to_bytes(8, "little") + content)
 
 
 def test_an_entry_of_a_newer_distill():

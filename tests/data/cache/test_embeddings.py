@@ -206,6 +206,47 @@ def test_damage_is_found_while_reading(cache_dir: Path):
     assert cache.has("k3") and torch.equal(cache.read("k3"), embedding_of("k3"))
 
 
+def write_entry(directory: Path, embedding: torch.Tensor, codec: str = "fp16") -> EmbeddingCache:
+    """Write a cache whose sample k3 is stored as any cache may store it, with the right checksums."""
+    blob = encode_embedding(embedding, HW, codec, key="k3")
+    with EmbeddingShardWriter(directory, SHARDS[1], FINGERPRINT.digest) as writer:
+        writer.add("k3", blob)
+        writer.add("k4", blob)
+        writer.commit()
+    return EmbeddingCache.open(directory)
+
+
+def test_entries_of_another_shape_are_refused(cache_dir: Path):
+    """Compare each entry with what the manifest says of all."""
+    for embedding, codec in ((torch.zeros(4, 8, 8), "int8"), (torch.zeros(4, 16, 16), "fp16")):
+        with pytest.raises(CacheError, match="sample 'k3': the entry there is of another cache"):
+            write_entry(cache_dir, embedding, codec).read("k3")
+    with pytest.raises(CacheError, match="sample 'k3': 5 channels, and this cache's embeddings have 4"):
+        write_entry(cache_dir, torch.zeros(5, 8, 8)).read("k3")
+    with pytest.raises(CacheError, match="sample 'k4': the entry there is of another sample"):
+        write_entry(cache_dir, torch.zeros(4, 8, 8)).read("k4")
+
+
+def test_not_a_number_is_never_a_target(cache_dir: Path):
+    """Refuse an embedding of NaN that a cache from elsewhere holds, with checksums that are right."""
+    blob = encode_embedding(embedding_of("k3"), HW, "fp16", key="k3")
+    header = 8 + int.from_bytes(blob[:8], "little")
+    broken = blob[:header] + torch.tensor([float("nan")]).half().numpy().tobytes() + blob[header + 2 :]
+    with EmbeddingShardWriter(cache_dir, SHARDS[1], FINGERPRINT.digest) as writer:
+        writer.add("k3", broken)
+        writer.commit()
+    with pytest.raises(CacheError, match=r"sa_000001\.tar: sample 'k3': the embedding holds NaN"):
+        EmbeddingCache.open(cache_dir).read("k3")
+
+
+def test_a_tar_that_ends_before_its_entry(cache_dir: Path):
+    """Take no memory for bytes that a sidecar only promises."""
+    cache = EmbeddingCache.open(cache_dir)
+    tar = cache_dir / "sa_000000.tar"
+    assert cache.storage.read(tar.name, tar.stat().st_size - 10, 1 << 40) == bytes(10)
+    assert cache.storage.read(tar.name, 1 << 40, 1 << 40) == b""
+
+
 def _read_all(cache: EmbeddingCache) -> list[float]:
     return [float(cache.read(key).sum()) for key in ("k0", "k1", "k3", "k4")]
 

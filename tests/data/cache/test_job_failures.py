@@ -63,7 +63,7 @@ def test_a_newer_format(tiny_teacher, photo_shards, config):
     index, directory = photo_shards(3), Path(config.dir)
     build_cache(tiny_teacher, index, config)
     path = directory / "manifest.json"
-    write_checksummed(path, parse_checksummed(path.read_bytes(), "manifest") | {"format": 3})
+    write_checksummed(path, parse_checksummed(path.read_bytes(), dict, "manifest") | {"format": 3})
     before = contents(directory)
     refusal = r"manifest.json: format 3, and this distill reads format 2: update distill"
     with pytest.raises(CacheError, match=refusal):

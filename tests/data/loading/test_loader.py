@@ -107,6 +107,29 @@ def test_another_split_of_the_global_batch_goes_on(shards: Path) -> None:
     assert steps[:-1] == rest[:-1] and steps[-1] >= rest[-1]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epoch": "1"},
+        {"epoch": -1},
+        {"position": 7},
+        {"position": 1 << 70},
+        {"position": 1.5},
+        {"num_batches": None},
+        {"seed": float("nan")},
+        {"images": ["a"]},
+        {"global_batch_size": True},
+    ],
+)
+def test_a_state_that_no_loader_writes_is_refused(shards: Path, change: dict) -> None:
+    loader = make_loader(shards)
+    state = loader.state_dict()
+    lacking = {key: value for key, value in state.items() if key not in change}
+    for wrong in (state | change, lacking, list(state)):
+        with pytest.raises(DataError, match="the loader's state in the checkpoint: .*another checkpoint"):
+            loader.load_state_dict(wrong)
+
+
 @pytest.mark.parametrize("change", [{"batch_size": 3}, {"seed": 4}, {"world_size": 2}])
 def test_another_epoch_is_not_resumed_in_its_middle(shards: Path, change: dict) -> None:
     loader = make_loader(shards)
