@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import os
+import re
 import typing
 from dataclasses import asdict
 from pathlib import Path
@@ -352,3 +354,49 @@ def test_a_complete_recipe_says_what_its_family_says(write, name):
     copy = write(complete_yaml(name), "complete.yaml")
     assert "extends" not in Path(copy).read_text()
     assert load_recipe(copy, blanks, check_paths=False) == load_recipe(name, blanks, check_paths=False)
+
+
+def bomb() -> str:
+    """Return ten lines of YAML whose aliases write out to a billion values."""
+    names = "abcdefghij"
+    lines = [f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]" for old, new in zip(names, names[1:], strict=False)]
+    return "\n".join(["a: &a [1]", *lines, "kind: feature"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("kind: [a]", "unknown kind .'a'"),
+        ("kind: {a: 1}", "kind: missing"),
+        ("kind: feature\na: " + "[" * 500, "nested too deeply"),
+        ("kind: feature\na: " + "{b: " * 500, "nested too deeply"),
+        ("kind: feature\na: &a [*a]", "nested too deeply"),
+        (bomb(), "aliases written out"),
+        ("kind: feature\nrun: ${run}", "Recursive interpolation"),
+        ("kind: feature\nrun: ${cache.dir}\ncache: {dir: '${run}'}", "refers to itself|Recursive interpolation"),
+        ("? [a, b]\n: c", "not YAML"),
+        ("kind: 0001-00-00", "not YAML"),
+        ("kind: !!python/object/apply:os.system [ls]", "not YAML"),
+        ("kind: \x00", "not YAML"),
+        ("kind: feature\nextends: [x]", "no file"),
+        ("#" * 200_000, "too many|too large|are too many"),
+        ("kind: feature\nteacher: [1]", "expected a section of options"),
+        ("kind: feature\nseed: 9" + "9" * 5000, "not YAML"),
+        ("kind: feature\noptim: {betas: [.inf, a]}", "betas"),
+    ],
+)
+def test_hostile_yaml_is_one_clear_error(write, text, message):
+    assert re.search(
+        message.replace("[", r"\[") if message.startswith("unknown") else message, "; ".join(problems(write(text)))
+    )
+
+
+@pytest.mark.parametrize("value", ["[" * 500, "&a [*a]", "\x1b", "{a: [", "*b"])
+def test_hostile_overrides_are_one_clear_error(write, value):
+    assert any("override 'run=" in line for line in problems(write(FEATURE), f"run={value}"))
+
+
+def test_a_pipe_is_no_recipe(tmp_path):
+    os.mkfifo(tmp_path / "recipe.yaml")
+    with pytest.raises(RecipeError, match="no such file"):
+        load_recipe(tmp_path / "recipe.yaml")

@@ -245,6 +245,21 @@ def cut(content: dict) -> dict:
     return content
 
 
+def spoil(content: dict) -> dict:
+    next(iter(content["state_dict"].values())).flatten()[0] = float("nan")
+    return content
+
+
+def count_cost_in_words(content: dict) -> dict:
+    content["callbacks"]["CostRecord"] = {"seconds": "many", "photos": 2}
+    return content
+
+
+def change_nothing_into_text(content: dict) -> dict:
+    content[RECIPE_KEY]["history"] = ["optim.lr"]
+    return content
+
+
 @pytest.mark.parametrize(
     ("write", "message"),
     [
@@ -256,6 +271,9 @@ def cut(content: dict) -> dict:
         (count_back, "it counts -1 where a whole number from 0 on belongs"),
         (rename, "is of another student"),
         (cut, "the state of another optimizer"),
+        (spoil, "holds NaN or infinities in 1 tensors"),
+        (count_cost_in_words, "the state of its CostRecord is none"),
+        (change_nothing_into_text, "is no recipe"),
     ],
 )
 def test_a_foreign_checkpoint_is_one_line(place: Path, capsys, write, message: str) -> None:
