@@ -246,7 +246,7 @@ def cut(content: dict) -> dict:
 
 
 def spoil(content: dict) -> dict:
-    next(iter(content["state_dict"].values())).flatten()[0] = float("nan")
+    next(iter(content["state_dict"].values())).fill_(float("nan"))
     return content
 
 
