@@ -12,7 +12,7 @@ import logging
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from distill.secret import conceal
@@ -137,9 +137,13 @@ def size(num_bytes: float) -> str:
     return decimal(round(num_bytes))
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table in Markdown. Its first column is aligned left, the others right. Cells are escaped."""
-    rule = [Markdown(mark) for mark in ("---", *["---:"] * (len(header) - 1))]
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, words: Collection[int] = (0,)) -> str:
+    """Return a table in Markdown. Cells are escaped.
+
+    Args:
+        words: the numbers of the columns that are aligned left, by default the first one. The others are aligned right.
+    """
+    rule = [Markdown("---" if i in words else "---:") for i in range(len(header))]
     lines = [header, rule, *rows]
     escaped = ([cell if isinstance(cell, Markdown) else markdown(cell) for cell in row] for row in lines)
     return "".join("| " + " | ".join(row) + " |\n" for row in escaped)

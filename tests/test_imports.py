@@ -25,6 +25,7 @@ WINGS = (
     "pages",
     "cards",
     "bench",
+    "published",
     "comparison",
     "adapt",
     "quickstart",

@@ -25,6 +25,7 @@ COMMANDS = (
     "recipes",
     "datasets",
     "students",
+    "tables",
     "check",
     "shards",
     "cache",

@@ -1,0 +1,63 @@
+"""`distill tables`: its forms, a model that has no numbers, and help that needs no torch."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+
+from distill.cli.main import main
+from distill.published.measured import processor_name
+
+
+def test_tables_of_one_model_explain_and_say_commands(capsys):
+    assert main(["tables", "mobile_sam"]) == 0
+    text = capsys.readouterr().out
+    assert "39.4 %" in text and "42.7 %" in text and "10.13 M" in text
+    assert "MobileSAM: The three APs on COCO are of one released model." in text
+    assert "\ndistill evaluate mobile_sam.pt eval/coco_detections --name mobile_sam data.images=coco2017/val" in text
+
+
+def test_many_models_are_not_explained(capsys):
+    assert main(["tables", "--measure", "none"]) == 0
+    shown = capsys.readouterr()
+    assert "NanoSAM's README" in shown.out and "distill evaluate" not in shown.out
+    assert "of at most 3 models" in shown.err
+
+
+def test_forms(capsys):
+    def printed(*options: str) -> str:
+        assert main(["tables", "edge", "--measure", "none", *options]) == 0
+        return capsys.readouterr().out
+
+    rows = json.loads(printed("--json"))["rows"]
+    lines = list(csv.DictReader(io.StringIO(printed("--csv"))))
+    assert [row["model"] for row in rows] == [line["model"] for line in lines] and len(rows) > 8
+    assert "| edge_sam | AP | 42.2 % | " in printed("--markdown")
+
+
+@pytest.mark.slow  # times a published encoder
+def test_throughput_of_this_machine(capsys):
+    assert main(["tables", "edge_sam", "--measure", "throughput", "--seconds", "0.01", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert rows[-1]["source"] == "measured here" and rows[-1]["here"] > 0 and rows[-1]["published"] is None
+    assert rows[-1]["on"].startswith(processor_name()) and "thread" in rows[-1]["on"]
+    assert all(row["here"] is None for row in rows[:-1])
+
+
+def test_mistakes(capsys):
+    assert main(["tables", "mobil_sam"]) == 2
+    assert "no published numbers of 'mobil_sam'. Did you mean 'mobile_sam'" in capsys.readouterr().err
+    assert main(["tables", "--measure", "accuracy"]) == 2
+    assert main(["tables", "--csv", "--json"]) == 2
+
+
+@pytest.mark.parametrize("arguments", ["'--help'", "'--measure', 'none', '--csv'"])
+def test_what_measures_nothing_loads_no_torch(tmp_path, arguments):
+    program = f"import sys; from distill.cli.main import main; main(['tables', {arguments}]); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert not {"torch", "timm"} & set(done.stdout.splitlines()[-1].split())
