@@ -72,8 +72,11 @@ def read_file(path: Path, problems: Problems) -> list[Setting]:
 def _parse(text: str, origin: str) -> Any:
     """Parse YAML as OmegaConf reads it: `1e-3` is a number, and no key stands twice. Raises DataError."""
     mend = "give a recipe of `key: value` lines"
-    if parse_yaml(text, origin, mend) is None:
+    tree = parse_yaml(text, origin, mend)
+    if tree is None:
         return {}
+    if not isinstance(tree, dict):  # OmegaConf asserts that it is one
+        return tree
     try:
         return OmegaConf.to_container(OmegaConf.create(text))
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, LookupError, AttributeError) as error:

@@ -20,6 +20,8 @@ T = TypeVar("T")
 
 AGAIN, NO_METRICS = "evaluate again", "not the metrics of an evaluation"
 Score = Annotated[float, Meta(ge=-1e15, le=1e15)] | None
+Quality = Annotated[float, Meta(ge=-1, le=1)]  # an IoU, a precision or a recall; COCO's code writes -1 for "none"
+Seconds = Annotated[float, Meta(ge=0, le=1e15)]
 Pixel = Annotated[float, Meta(ge=-1e6, le=1e6)]
 Text = str | None
 Scalar = bool | int | float | str | None
@@ -48,16 +50,20 @@ class Metrics(msgspec.Struct):
     num_images: Count | None = None
     num_instances: Count | None = None
     num_detections: Count | None = None
-    seconds: Score = None
-    photos_per_second: Score = None
-    intervals: dict[str, Annotated[list[float], Meta(min_length=2, max_length=2)]] = {}
+    num_crowd: Count | None = None
+    num_empty: Count | None = None
+    seconds: Seconds | None = None
+    photos_per_second: Seconds | None = None
+    intervals: dict[
+        str, Annotated[list[Annotated[float, Meta(ge=-1e6, le=1e6)]], Meta(min_length=2, max_length=2)]
+    ] = {}
     sets: dict[Name, Score] | UnsetType = UNSET
 
 
 # Metrics that tables and plots look for by name; another number of an evaluation may be anything that is one.
 SIZES = ("", "_large", "_medium", "_small")
-SCORES = [f"{head}{size}" for head in ("miou", "ap", "map", "ar_1000", "ar") for size in SIZES]
-Scores = msgspec.defstruct("Scores", [(name, Score, None) for name in SCORES])
+SCORES = [f"{head}{size}" for head in ("miou", "boundary_iou", "ap", "map", "ar_1000", "ar") for size in SIZES]
+Scores = msgspec.defstruct("Scores", [(name, Quality | None, None) for name in SCORES])
 
 
 class Prompt(msgspec.Struct, omit_defaults=True):

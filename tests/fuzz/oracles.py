@@ -33,6 +33,7 @@ MEANT: dict[tuple[str, str], str] = {
     ("rle", AS_TEXT): "as in COCO's format",
     ("detections", AS_TEXT): "some detectors export ids and scores so",
     ("sa1b", AS_TEXT): "as in COCO's format",
+    ("detections", "bbox: a negative side"): "nothing of the box lies in the photo; it is left out and counted",
 }
 
 
@@ -117,7 +118,9 @@ def _box(rules: list[str], place: str, box: Any) -> None:
         rules.append(f"{place}: no four numbers")
         return
     for number, value in enumerate(box):
-        _check(rules, place, number_fault(value, 0 if number > 1 else -FARTHEST, FARTHEST))
+        fault = number_fault(value, -FARTHEST, FARTHEST)
+        is_negative = number > 1 and fault in (None, AS_TEXT) and float(value) < 0
+        _check(rules, place, "a negative side" if is_negative else fault)
 
 
 def _identities(rules: list[str], place: str, rows: list[Any]) -> None:
@@ -186,7 +189,8 @@ def sa1b(case: dict[str, bytes], found: Any) -> list[str]:
     for side in ("height", "width"):
         _check(rules, f"image.{side}", number_fault(content["image"][side], 1, MOST_PIXELS, whole=True))
     for row in content["annotations"]:
-        _box(rules, "annotations.bbox", row["bbox"])
+        if row["bbox"]:  # a mask without a box is left out
+            _box(rules, "annotations.bbox", row["bbox"])
     for name in ("boxes", "masks"):
         if not all(map(math.isfinite, found[name])):
             rules.append(f"{name}: not finite")
@@ -224,7 +228,8 @@ def unlike(sound: Any, tree: Any, place: str = "") -> Iterator[str]:
         if not isinstance(tree, bool):
             yield f"{here}: neither true nor false"
     elif isinstance(sound, (int, float)):
-        fault = number_fault(tree, 0, 1e30, whole=isinstance(sound, int))
+        may_be_negative = "intervals" in place or "iou" in place  # of a correlation; or -1 for "none"
+        fault = number_fault(tree, -FARTHEST if may_be_negative else 0, 1e30, whole=isinstance(sound, int))
         if fault:
             yield f"{here}: {fault}"
     elif not isinstance(tree, str):

@@ -62,6 +62,7 @@ def test_an_accepted_file_without_sense_is_named():
     assert set(broken_rules("coco", {"a.json": json.dumps(content).encode()}, {})) == {
         "annotations.area: not finite",
         "annotations.bbox: out of range",
+        "annotations.bbox: a negative side",
         "images.height: no whole number",
         "images.id: stands twice",
         "images.file_name: outside of the folder",

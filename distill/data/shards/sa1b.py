@@ -66,8 +66,10 @@ def parse_annotations(data: bytes, origin: str) -> Annotations:
             raise DataError(
                 f"{origin}: mask {row.id} is {row.segmentation['size']} but its photo {list(hw)}; build the shard again"
             )
-        if len(row.bbox) != 4 or not (area := rle_area(row.segmentation)):
+        if not row.bbox or not (area := rle_area(row.segmentation)):
             continue
+        if len(row.bbox) != 4:
+            raise DataError(f"{origin}: the box of mask {row.id} has {len(row.bbox)} numbers, not 4; {MEND}")
         if row.bbox[2] < 0 or row.bbox[3] < 0:
             raise DataError(f"{origin}: the box of mask {row.id} is {row.bbox}, with a negative side; {MEND}")
         rows.append(row)

@@ -88,3 +88,9 @@ def test_a_mask_of_another_photo_is_named(rows) -> None:
 def test_masks_are_the_ones_that_were_encoded(rows) -> None:
     kept, masks = rows
     assert np.array_equal(decode_mask(kept[0]["segmentation"]), masks[0])
+
+
+def test_a_box_of_five_numbers_is_named(rows) -> None:
+    rows[0][0]["bbox"] = [5, 3, 20, 7, 7]
+    with pytest.raises(DataError, match="mask 0 has 5 numbers"):
+        parse_annotations(json.dumps(sample_annotation("a", HW, rows[0])).encode(), "a")
