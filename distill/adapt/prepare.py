@@ -6,10 +6,10 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from distill.adapt.data import AnnotatedPhotos, check_parts, read_annotated, split
 from distill.adapt.options import AdaptOptions, StudentChoice, choose_student
+from distill.adapt.steps import Settings
 from distill.config.loading import load_recipe
 from distill.config.schema import FeatureRecipe, MaskRecipe, StudentConfig, TeacherConfig
 from distill.data.coco import as_json
@@ -70,7 +70,7 @@ class Prepared:
         config = StudentConfig(choice.name, choice.image_size, choice.init_from, choice.pretrained)
         return build_student(config, self.teacher)
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Settings:
         """Return what must be the same when the adaptation goes on, as JSON holds it."""
         data = json.dumps([as_json(self.train.content), as_json(self.val.content)], sort_keys=True).encode()
         options = self.options

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
 
 from distill.adapt.data import ANNOTATIONS_FILE
 from distill.adapt.options import AdaptOptions
@@ -21,11 +24,21 @@ from distill.evaluation.predictors import FILL_ELLIPSE
 from distill.files import write_json
 from distill.lock import hold_directory
 from distill.models.devices import usable_device
+from distill.outside import read_json
 from distill.text import say
 
 MARKER_FILE, PLAN_FILE = "adapt.json", "plan.json"
 TEACHER, ZERO_SHOT, ADAPTED = "teacher", "zero-shot student", "adapted student"
 BASELINE = "filled ellipse"  # the ellipse in each box: round objects need no model to look like much
+
+NumSteps = Annotated[int, Meta(ge=1, le=1 << 40)]
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """The content of plan.json: the steps of both stages that fit in the minutes."""
+
+    feature_steps: NumSteps
+    mask_steps: NumSteps
 
 
 def adapt(options: AdaptOptions) -> dict[str, Any]:
@@ -85,10 +98,15 @@ def _plan(prepared: Prepared, steps: Steps) -> tuple[int, int]:
     path = steps.out / PLAN_FILE
     if not path.is_file():
         found = rehearse(prepared, *planned_steps(prepared), PROTOCOLS).within(prepared.options.minutes)
-        write_json(path, {"feature_steps": found.feature_steps, "mask_steps": found.mask_steps}, raises=RunError)
+        write_json(path, msgspec.to_builtins(Plan(found.feature_steps, found.mask_steps)), raises=RunError)
         say(f"--minutes {prepared.options.minutes:g}: {found.feature_steps} and {found.mask_steps} steps")
-    plan = json.loads(path.read_text(encoding="utf-8"))
-    return plan["feature_steps"], plan["mask_steps"]
+    return read_plan(path)
+
+
+def read_plan(path: Path) -> tuple[int, int]:
+    """Read the steps of both stages from plan.json. Raises RunError when it is damaged."""
+    plan = read_json(path, Plan, "plan of an adaptation", "remove it, and the steps are planned again", raises=RunError)
+    return plan.feature_steps, plan.mask_steps
 
 
 def _train(prepared: Prepared, steps: Steps, feature_steps: int, mask_steps: int) -> None:

@@ -7,12 +7,13 @@ it on other data. A step whose result is there is not done again, and an interru
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from msgspec import Meta
 
 from distill.cards.writing import is_run, refresh_card
 from distill.comparison.directory import EVALUATIONS
@@ -32,6 +33,7 @@ from distill.export.onnx import DESCRIPTION_FILE, export_onnx
 from distill.files import write_json
 from distill.lock import contents
 from distill.models.checkpoint import STUDENT_FILE, load_model
+from distill.outside import read_json
 from distill.text import MILLION, print_command, progress_bar, say
 from distill.training.directory import is_rank_zero
 from distill.training.run import train
@@ -39,6 +41,9 @@ from distill.training.run import train
 SECONDS_FILE = "seconds.json"
 PROTOCOLS = ("eval/coco_box", "eval/coco_point")  # by which teacher and students are compared
 SAMPLES_PER_SHARD = 40
+
+Settings = dict[str, str | int | float | None]  # as JSON holds them
+Seconds = dict[str, Annotated[float, Meta(ge=0, le=1e12)]]
 
 
 @dataclass(frozen=True)
@@ -51,21 +56,21 @@ class Steps:
     out: Path
     device: str | None = None
 
-    def begin(self, marker: str, settings: dict[str, Any], *, what: str) -> bool:
+    def begin(self, marker: str, settings: Settings, *, what: str) -> bool:
         """Make the directory, which this process holds, or go on with one that was begun with the same settings.
 
         Args:
             marker: the name of the file that keeps the settings.
-            settings: what JSON can hold.
+            settings: what must be the same when the work goes on.
             what: the work in words, for messages.
         Returns:
             whether the directory was begun before.
         Raises:
-            RunError: it holds something else, or was begun with other settings.
+            RunError: it holds something else, was begun with other settings, or its marker is damaged.
         """
         path = self.out / marker
         if path.is_file():
-            begun = json.loads(path.read_text(encoding="utf-8"))
+            begun = read_json(path, Settings, f"settings of the {what}", "give another directory", raises=RunError)
             keys = [key for key in {**begun, **settings} if begun.get(key) != settings.get(key)]
             if keys:
                 changes = ", ".join(f"{key} {begun.get(key)}, not {settings.get(key)}" for key in keys)
@@ -85,17 +90,15 @@ class Steps:
     @contextlib.contextmanager
     def timed(self, step: str) -> Iterator[None]:
         """Add the time of a step to seconds.json. A repeated run that finds it finished adds next to nothing."""
-        started = time.monotonic()
+        seconds, started = self.seconds(), time.monotonic()  # a damaged file is refused before the work
         yield
-        path, seconds = self.out / SECONDS_FILE, self.seconds()
         seconds[step] = round(seconds.get(step, 0.0) + time.monotonic() - started, 1)
-        write_json(path, seconds, raises=RunError)
+        write_json(self.out / SECONDS_FILE, seconds, raises=RunError)
 
-    def seconds(self) -> dict[str, float]:
-        """Return the time that each step took, in seconds."""
+    def seconds(self) -> Seconds:
+        """Return the time that each step took, in seconds. Raises RunError when seconds.json is damaged."""
         path = self.out / SECONDS_FILE
-        found: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        return found
+        return read_json(path, Seconds, "times of the steps", "remove it", raises=RunError) if path.exists() else {}
 
     def build_shards(self, split: str, photos: Path, annotations: Path) -> None:
         """Build the image shards of a split from a COCO-format set."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from distill.adapt.steps import PROTOCOLS, Steps
+from distill.adapt.steps import PROTOCOLS, Settings, Steps
 from distill.bench.onnx_latency import onnx_latency
 from distill.comparison.join import Comparison, add_benches, bench_run, build_comparison
 from distill.comparison.measure import EvaluationData, evaluate_missing, measure_speed
@@ -78,7 +78,7 @@ class QuickstartPipeline:
         """
         for split, num in self.num_photos.items():
             read_packaged(split, at_least=num)
-        settings = {
+        settings: Settings = {
             "train_photos": self.num_photos["train"],
             "held_out_photos": self.num_photos["val"],
             "teacher_sha256": sha256_file(find_weights("quickstart")),
