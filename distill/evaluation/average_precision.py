@@ -212,7 +212,13 @@ def _indexed(content: dict[str, Any], results: Results) -> tuple[COCO, COCO]:
     truth = COCO()
     truth.dataset = {"info": {}, **content}
     truth.createIndex()
-    return truth, truth.loadRes([{**row} for row in results if row["image_id"] in truth.imgs])
+    rows = [{**row} for row in results if row["image_id"] in truth.imgs]
+    if rows:
+        return truth, truth.loadRes(rows)
+    nothing = COCO()  # loadRes looks at the first row
+    nothing.dataset = {**truth.dataset, "annotations": []}
+    nothing.createIndex()
+    return truth, nothing
 
 
 def _truth_of(coco_set: CocoSet, image_ids: Collection[int]) -> dict[str, Any]:

@@ -174,6 +174,16 @@ def test_recall_is_pycocotools_own(made):
     assert all(low <= metrics[name] <= high for name, (low, high) in intervals.items()) and len(intervals) == 6
 
 
+def test_a_model_that_finds_nothing_has_no_recall_and_no_precision(made):
+    directory, _ = made
+    coco_set = open_made(CocoSet, directory)
+    for metrics, intervals in (
+        average_recall(coco_set, [], IDS),
+        ((found := average_precision(coco_set, [], IDS)).metrics, found.intervals()),
+    ):
+        assert set(metrics.values()) == {0.0} and set(intervals.values()) == {(0.0, 0.0)}
+
+
 @pytest.fixture
 def lvis_eval(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return the lvis package's evaluator, with what it misses in today's NumPy and on a machine without OpenCV."""
