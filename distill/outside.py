@@ -31,6 +31,7 @@ MOST_YAML_BYTES = 1 << 17  # a recipe has a few kilobytes, and PyYAML reads abou
 MOST_YAML_VALUES = 100_000  # with aliases written out: `&a` and `*a` make a tree of billions out of ten lines
 MOST_YAML_DEPTH = 50
 INT64 = (1 << 63) - 1
+IN_WORDS = re.compile(r"`str` matching regex .*?\(\?#(.+?)\).*?(?= - at `|$)")  # of an error of msgspec
 WITHOUT_WAITING = getattr(
     os, "O_NONBLOCK", 0
 )  # opening a pipe waits for its writer otherwise; for files it says nothing
@@ -41,8 +42,9 @@ Identity = Annotated[int, Meta(ge=-INT64, le=INT64)]  # of an image, an annotati
 Coordinate = Annotated[float, Meta(ge=-1e6, le=1e6)]  # in pixels; annotators draw a little over the border
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Name = Annotated[str, Meta(min_length=1, max_length=4096)]
-# Without control characters, which end lines and which terminals obey
-Line = Annotated[str, Meta(max_length=4096, pattern=r"\A[^\x00-\x1f\x7f-\x9f]*\Z")]
+# A pattern begins with a comment of regular expressions, which stands for it in errors. Control characters end lines,
+# and terminals obey them.
+Line = Annotated[str, Meta(max_length=4096, pattern=r"(?#text without control characters)\A[^\x00-\x1f\x7f-\x9f]*\Z")]
 Bytes = Annotated[int, Meta(ge=0, le=INT64)]  # of a file
 
 
@@ -106,9 +108,9 @@ def parse_json(
     try:
         return msgspec.json.decode(data, type=form, strict=not lax)
     except msgspec.ValidationError as error:
-        raise raises(f"{origin}: {_reason(error)}; {mend}") from error
+        raise raises(f"{origin}: {reason(error)}; {mend}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise raises(f"{origin}: not JSON ({_reason(error)}{_no_number(data, error)}); {mend}") from error
+        raise raises(f"{origin}: not JSON ({reason(error)}{_no_number(data, error)}); {mend}") from error
     except RecursionError as error:
         raise raises(f"{origin}: lists or objects in it are nested too deeply; {mend}") from error
 
@@ -139,7 +141,7 @@ def read_scalars(path: Path) -> list[dict[str, int | float]]:
         try:
             lines.append(msgspec.convert(row, dict[str, int | float]))
         except msgspec.ValidationError as error:
-            raise DataError(f"{origin}: {_reason(error)}; {mend}") from error
+            raise DataError(f"{origin}: {reason(error)}; {mend}") from error
         if not 0 <= lines[-1].get("step", -1) <= INT64:
             raise DataError(f"{origin}: it names no step; {mend}")
     return lines
@@ -193,7 +195,7 @@ def convert(content: Any, form: type[T], origin: str, mend: str, *, raises: type
         check_finite(content, origin, mend, raises=raises)
         return msgspec.convert(content, type=form)
     except msgspec.ValidationError as error:
-        raise raises(f"{origin}: {_reason(error)}; {mend}") from error
+        raise raises(f"{origin}: {reason(error)}; {mend}") from error
     except RecursionError as error:
         raise raises(f"{origin}: lists or objects in it are nested too deeply; {mend}") from error
 
@@ -223,9 +225,10 @@ def inside(folder: Path, name: str, origin: str, *, raises: type[DistillError] =
     return folder / name
 
 
-def _reason(error: Exception) -> str:
-    """Return the message of msgspec without its end: "Expected `int`, got `str` at $.images[0].height"."""
-    return str(error).replace(" - at `", " at `").rstrip(".")
+def reason(error: Exception) -> str:
+    """Return the message of msgspec in words, in one line: "Expected `int`, got `str` at $.images[0].height"."""
+    text = " ".join(str(error).split()).rstrip(".")
+    return IN_WORDS.sub(r"\1", text).replace(" - at `", " at `")
 
 
 def _no_number(data: bytes, error: Exception) -> str:

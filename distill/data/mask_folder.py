@@ -16,12 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from scipy.ndimage import label
 
 from distill.data.coco import CocoAnnotation, CocoCategory, CocoFile, CocoImage, annotation_of
 from distill.data.folder import FolderPhoto
 from distill.data.images import DECODING_ERRORS, open_image
-from distill.data.rle import encode_mask
+from distill.data.rle import RLE, encode_mask, encode_objects
 from distill.errors import DataError
 from distill.geometry import HW
 from distill.text import first_few
@@ -31,8 +30,7 @@ NUMBERS = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")  # Pillow's modes with 
 COLOURS = ("RGB", "RGBA")
 FORMS = "each mask is called as its photo: NAME.png with a value for each object, or NAME/ with a file for each object"
 CATEGORY = CocoCategory(id=1, name="object")
-MOST_OBJECTS = 65_535  # of a label map: those of 16 bits
-TOUCHING = np.ones((3, 3), int)  # pixels that touch at a corner belong together
+MOST_OBJECTS = 65_535  # of a mask: the values of 16 bits
 
 Advance = Callable[[int], None]  # called with the number of photos done since the last call
 
@@ -69,13 +67,13 @@ def read_mask_folder(
         sizes = _photo_sizes(path)
         hw = sizes[0]
         for mask in _objects(masks.get(name, PhotoMasks()), connected_regions):
-            hw = mask.shape
+            hw = (mask["size"][0], mask["size"][1])
             if hw not in sizes:
                 raise DataError(
                     f"{masks_dir}: the mask of '{name}' has {hw[0]} x {hw[1]} pixels (height x width), its photo "
                     f"{sizes[0][0]} x {sizes[0][1]}; export the masks in their photos' size"
                 )
-            annotations.append(annotation_of(len(annotations) + 1, number, encode_mask(mask), CATEGORY.id))
+            annotations.append(annotation_of(len(annotations) + 1, number, mask, CATEGORY.id))
         file_name = path.relative_to(photos_dir).as_posix()
         images.append(CocoImage(id=number, file_name=file_name, height=hw[0], width=hw[1]))
         advance(1)
@@ -108,29 +106,26 @@ def _find_masks(masks_dir: Path, names: set[str], photos_dir: Path) -> dict[str,
     return found
 
 
-def _objects(masks: PhotoMasks, connected_regions: bool) -> Iterator[np.ndarray]:
-    """Yield the objects of a photo, bool (H, W) each. A binary mask may be empty."""
+def _objects(masks: PhotoMasks, connected_regions: bool) -> Iterator[RLE]:
+    """Yield the objects of a photo. A binary mask may be empty.
+
+    Raises:
+        DataError: a mask cannot be decoded, or has more objects than 16 bits can name.
+    """
     if masks.label_map is not None:
-        values = _read_values(masks.label_map)
-        objects = [value for value in np.unique(values) if value]
-        if len(objects) > MOST_OBJECTS:
-            raise DataError(
-                f"{masks.label_map}: {len(objects):,} values are too many for objects (at most {MOST_OBJECTS:,}); "
-                f"is it a photo? {FORMS}"
-            )
-        wholes = (values == value for value in objects)
-    else:
-        wholes = (_read_values(path) > 0 for path in masks.objects)
-    for mask in wholes:
-        if not connected_regions or not mask.any():
-            yield mask
-            continue
-        regions, num_regions = label(mask, TOUCHING)
-        yield from (regions == number for number in range(1, num_regions + 1))
+        numbers = _read_values(masks.label_map)
+        origin = str(masks.label_map)
+        yield from encode_objects(numbers, connected_regions=connected_regions, most=MOST_OBJECTS, origin=origin)
+    for path in masks.objects:
+        mask = _read_values(path) > 0
+        if connected_regions and mask.any():
+            yield from encode_objects(mask, connected_regions=True, most=MOST_OBJECTS, origin=str(path))
+        else:
+            yield encode_mask(mask)
 
 
 def _read_values(path: Path) -> np.ndarray:
-    """Read a mask as one whole number a pixel, int32 (H, W). Colours become numbers; black is 0."""
+    """Read a mask as one whole number a pixel, (H, W), of any type. Colours become numbers; black is 0."""
     try:
         with open_image(path, str(path)) as image:
             mode, values = image.mode, np.asarray(image)
@@ -143,7 +138,7 @@ def _read_values(path: Path) -> np.ndarray:
         return numbers
     if mode not in NUMBERS:
         raise DataError(f"{path}: a mask with Pillow's mode {mode}; save it as grey with 8 or 16 bits, or in colours")
-    return values.astype(np.int32)
+    return values.astype(values.dtype.newbyteorder("="))
 
 
 def _photo_sizes(path: Path) -> list[HW]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import Annotated, Any, TypedDict, Union
 
 import numpy as np
@@ -22,7 +24,7 @@ MOST_OUTLINE = 4e6  # pixels, of all polygons of a mask; a coastline through 10,
 # A code is a string of 6-bit characters from '0' on: five bits of a number, lowest first, and a bit for "more follow".
 # pycocotools reads behind the end of a string whose last number goes on. Seven characters hold any run that it writes.
 FIRST_CHARACTER, DATA_BITS, MORE = 48, 5, 32
-ENDED = r"^[0-o]*[0-O]\Z"  # looked at while reading
+ENDED = r"(?#a complete run-length code)^[0-o]*[0-O]\Z"  # looked at while reading
 WELL_FORMED = re.compile(r"(?:[P-o]{0,6}[0-O])+\Z")  # looked at before decoding
 
 Counts = Annotated[str, Meta(pattern=ENDED)]
@@ -50,6 +52,39 @@ Segmentation = Union[list[list[Coordinate]], Code]  # polygons [[x, y, x, y, ...
 def encode_mask(mask: np.ndarray) -> RLE:
     """Encode a mask, bool or uint8 0/1 (H, W)."""
     return _readable(coco_mask.encode(np.asfortranarray(mask.astype(np.uint8))))
+
+
+def encode_objects(numbers: np.ndarray, *, connected_regions: bool = False, most: int, origin: str) -> Iterator[RLE]:
+    """Encode the pixels of each number but 0 as a mask of its own, in the order of the numbers, with one look at all.
+
+    Args:
+        numbers: whole numbers, (H, W); 0 is background.
+        connected_regions: whether each region of pixels that touch, at a corner too, is a mask of its own. Those of a
+            number follow each other, topmost first.
+        most: the largest number of masks.
+        origin: names the file in errors.
+    Raises:
+        DataError: there are more masks.
+    """
+    from skimage.measure import label  # half a second, which few callers need
+
+    height, width = numbers.shape
+    objects = numbers
+    if connected_regions:
+        objects = label(numbers, background=0, connectivity=2)  # type: ignore[no-untyped-call]
+    flat = objects.ravel(order="F")  # down the columns, (H * W,)
+    starts = np.append(0, np.flatnonzero(flat[1:] != flat[:-1]) + 1)  # of runs of one object, (R,)
+    ends, owners = np.append(starts[1:], flat.size), flat[starts]
+    order = np.lexsort((owners, numbers[starts % height, starts // height]))
+    order = order[owners[order] != 0]
+    firsts = np.flatnonzero(np.diff(owners[order], prepend=0))  # of each object's runs, in `order`, (M,)
+    if len(firsts) > most:
+        raise DataError(f"{origin}: {len(firsts):,} objects are too many for a mask (at most {most:,}); is it a photo?")
+    for first, last in pairwise([*firsts, len(order)]):
+        edges = np.column_stack([starts[order[first:last]], ends[order[first:last]]]).ravel()
+        runs = np.diff(edges, prepend=0, append=flat.size)
+        counts = runs if runs[-1] else runs[:-1]
+        yield _readable(coco_mask.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width))
 
 
 def decode_mask(rle: RLE) -> np.ndarray:

@@ -137,7 +137,7 @@ def written(file: Path, *, section: str = "annotations", **fields: str) -> Path:
         ({"segmentation": '{"size": [30, 40], "counts": [1, -1, 1200]}'}, r"Expected `int` >= 0 at .*counts\[1\]"),
         ({"segmentation": '{"size": [30, 40], "counts": [1, 18446744073709551616]}'}, "Expected `int` <= "),
         ({"segmentation": '{"size": [30, 40], "counts": [600, 100]}'}, "annotation 1 .* cover 700 pixels"),
-        ({"segmentation": '{"size": [30, 40], "counts": "0P"}'}, "matching regex"),
+        ({"segmentation": '{"size": [30, 40], "counts": "0P"}'}, "Expected a complete run-length code at `"),
         ({"segmentation": '{"size": [30, 40], "counts": "0"}'}, "annotation 1 .* cover 0 pixels"),
         ({"segmentation": '{"size": [0, 40], "counts": [0]}'}, r"Expected `int` >= 1 at .*size\[0\]"),
         ({"segmentation": '"full"'}, "Expected `.*`, got `str` at .*segmentation"),

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.ndimage import label
 
 from distill.data.coco import CocoFile
 from distill.data.folder import PhotoFolder
 from distill.data.mask_folder import read_mask_folder
-from distill.data.rle import decode_mask
+from distill.data.rle import decode_mask, encode_mask, encode_objects
 from distill.errors import DataError
 
 HW = (30, 40)
@@ -86,6 +87,46 @@ def test_regions_of_one_value_are_objects_if_asked(place: Path) -> None:
     save((label_map() > 0) * np.uint8(255), place / "masks/a.png")
     assert len([row for row in read(place).annotations if row.image_id == 0]) == 1
     assert objects(read(place, connected_regions=True)) == list(BOXES)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int32])
+@pytest.mark.parametrize("connected_regions", [False, True])
+def test_objects_are_what_each_value_covers(dtype: type, connected_regions: bool) -> None:
+    random = np.random.default_rng(0)
+    for _ in range(40):
+        hw = random.integers(1, 9, 2)
+        values = (random.integers(0, 4, hw) * (random.random(hw) < 0.8)).astype(dtype)
+        expected = []
+        for value in np.unique(values[values != 0]):
+            regions, num_regions = (
+                label(values == value, np.ones((3, 3))) if connected_regions else (values == value, 1)
+            )
+            expected += [encode_mask(regions == number) for number in range(1, num_regions + 1)]
+        assert list(encode_objects(values, connected_regions=connected_regions, most=64, origin="a")) == expected
+
+
+def test_many_values_take_one_look_at_the_map(place: Path) -> None:
+    """Read 4,000 values of a map of 4 million pixels: a look for each would take a minute."""
+    values = np.zeros((2000, 2000), np.uint16)
+    values[::40, ::25] = np.arange(1, 4001).reshape(50, 80)
+    save(values, place / "masks/a.png")
+    Image.fromarray(np.zeros_like(values, np.uint8)).save(place / "photos/a.jpg")
+    content = read(place)
+    assert len(content.annotations) == 4000 and all(row.area == 1 for row in content.annotations)
+    assert [row.bbox for row in content.annotations[:2]] == [[0, 0, 1, 1], [25, 0, 1, 1]]
+
+
+@pytest.mark.parametrize("form", ["label map", "regions of a label map", "regions of a mask"])
+def test_a_photo_instead_of_a_mask(place: Path, form: str) -> None:
+    """Refuse more objects than 16 bits hold, in any form."""
+    dots = np.zeros((600, 600), np.uint8)
+    dots[::2, ::2] = 255
+    if form == "label map":
+        save(np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8), place / "masks/a.png")
+    else:
+        save(dots, place / ("masks/a.png" if "label" in form else "masks/a/1.png"))
+    with pytest.raises(DataError, match=r"png: \d\d,\d{3} objects are too many for a mask \(at most 65,535\)"):
+        read(place, connected_regions=form != "label map")
 
 
 def test_masks_that_fit_no_photo_are_named(place: Path) -> None:
