@@ -21,6 +21,7 @@ from distill.errors import RunError
 from distill.evaluation.written import read_metrics, read_object
 from distill.files import TEMPORARY_SUFFIX, write_errors, write_json, write_text
 from distill.lock import contents
+from distill.outside import reason
 from distill.secret import FromEnvironment, is_same, recorded
 
 if TYPE_CHECKING:
@@ -147,7 +148,9 @@ class Record:
                 try:
                     row = msgspec.json.decode(line, type=PhotoScores)
                 except msgspec.ValidationError as error:
-                    raise RunError(f"{path}: not the scores of a photo ({error}); give another run=DIR") from error
+                    raise RunError(
+                        f"{path}: not the scores of a photo ({reason(error)}); give another run=DIR"
+                    ) from error
                 except msgspec.DecodeError:
                     continue
                 found[row.image] = row

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from distill.errors import RunError
-from distill.outside import Count
+from distill.outside import Count, reason
 from distill.text import first_few
 from distill.training.position import Position, read_position
 
@@ -109,13 +109,13 @@ def _check_sections(content: Any) -> None:
         try:
             msgspec.convert(content[RECIPE_KEY], _KeptRecipe)
         except msgspec.ValidationError as error:
-            raise TypeError(f"its {RECIPE_KEY} is no recipe: {error}") from error
+            raise TypeError(f"its {RECIPE_KEY} is no recipe: {reason(error)}") from error
     for name, form in CALLBACK_STATES.items():
         if name in content["callbacks"]:
             try:
                 msgspec.convert(content["callbacks"][name], form)
             except msgspec.ValidationError as error:
-                raise TypeError(f"the state of its {name} is none: {error}") from error
+                raise TypeError(f"the state of its {name} is none: {reason(error)}") from error
     version = content["pytorch-lightning_version"]
     try:
         Version(version)

@@ -30,6 +30,7 @@ from distill.data.cache.manifest import (
     Totals,
     fingerprint_of,
     finished_sidecar,
+    image_shards,
     sidecar_path,
 )
 from distill.data.cache.teacher_pool import TeacherPool
@@ -78,7 +79,7 @@ class CacheJob:
         stale_seconds: a worker without a sign of life for so long is taken for dead. Another one writes its shard.
 
     Raises:
-        CacheError: the codec, the views or the directory of `config` cannot be used.
+        CacheError: the codec, the views or the directory of `config`, or the name of a shard, cannot be used.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class CacheJob:
         self.directory = directory_of(config)
         self.max_bad_share = max_bad_share
         self.fingerprint = fingerprint_of(teacher, index, config)
-        self.shards = tuple(ImageShard(shard.name, shard.num_samples, shard.keys_hash) for shard in index.shards)
+        self.shards = image_shards(index)
         self.leases = Leases(self.directory, stale_seconds=stale_seconds, disk_errors=disk_errors)
         self._finished: dict[str, FinishedShard] = {}
 

@@ -30,7 +30,7 @@ from distill.data.shards.storage import ShardStorage, open_storage
 from distill.data.shards.tar import TAR_BLOCK
 from distill.errors import CacheError, DataError
 from distill.models.teacher import Teacher
-from distill.outside import Bytes, Count, Line, Share
+from distill.outside import Bytes, Count, Line, Share, convert
 from distill.secret import recorded
 
 T = TypeVar("T")
@@ -45,8 +45,9 @@ MOST_CHANNELS = 1 << 16
 MOST_ENTRY_BYTES = 1 << 30  # SAM's embeddings have 2 MiB in fp16
 Distance = Annotated[float, Meta(ge=0.0)]
 Side = Annotated[int, Meta(ge=1, le=MOST_SIDE)]
-# A tar and its sidecar lie in the directory of the cache, so a name has no folder
-ShardName = Annotated[str, Meta(max_length=255, pattern=r"\A[^/\\\x00-\x1f\x7f-\x9f]+\.tar\Z")]
+# A tar and its sidecar lie in the directory of the cache, so a name has no folder, and no sidecar is the manifest
+SHARD_NAME = r"(?#a name like NAME.tar, other than manifest.tar)\A(?!manifest\.tar\Z)[^/\\\x00-\x1f\x7f-\x9f]+\.tar\Z"
+ShardName = Annotated[str, Meta(max_length=255, pattern=SHARD_NAME)]
 
 # Which option of a recipe decides a field of the fingerprint.
 FIELD_OPTIONS = {
@@ -138,6 +139,13 @@ class ImageShard:
     name: ShardName
     num_samples: Count
     keys_hash: Line
+
+
+def image_shards(index: ShardIndex) -> tuple[ImageShard, ...]:
+    """Describe image shards. Raises CacheError when an embedding shard cannot have the name of one of them."""
+    for shard in index.shards:
+        convert(shard.name, ShardName, f"{index.directory}: {shard.name!r}", "rename the tar", raises=CacheError)
+    return tuple(ImageShard(shard.name, shard.num_samples, shard.keys_hash) for shard in index.shards)
 
 
 @dataclass(frozen=True)

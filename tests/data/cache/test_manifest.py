@@ -18,6 +18,7 @@ from distill.data.cache.job import CacheJob, build_cache
 from distill.data.cache.manifest import MANIFEST, Manifest, Sidecar, finished_sidecar, sidecar_name
 from distill.data.cache.repair import find_damage, repair_cache
 from distill.data.cache.verify import verify_cache
+from distill.data.shards.index import ShardIndex
 from distill.errors import CacheError
 
 SHARD = "sa_000000.tar"
@@ -74,6 +75,7 @@ def without(name: str) -> Change:
         put("shards", 0, "name", value="../../other.tar"),
         put("shards", 0, "name", value="/etc/other.tar"),
         put("shards", 0, "name", value="no_tar"),
+        put("shards", 0, "name", value="manifest.tar"),
         put("shards", 0, "name", value="sa_000001.tar"),
         put("shards", 0, "num_samples", value=1.5),
         put("shards", 0, "num_samples", value=10**30),
@@ -89,7 +91,19 @@ def test_manifests_that_cannot_be_true(cache_dir: Path, change: Change, capsys: 
     with pytest.raises(DamagedFileError, match=r"manifest\.json: .*delete it and run the same 'distill cache build'"):
         Manifest.read(cache_dir)
     assert main(["cache", "stats", str(cache_dir)]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "regex" not in said
+
+
+@pytest.mark.parametrize("name", ["manifest.tar", "a\nb.tar"])
+def test_a_shard_whose_embeddings_could_not_have_its_name(tiny_teacher, photo_shards, tmp_path: Path, name: str):
+    """The sidecar of manifest.tar would be written over the manifest."""
+    index = photo_shards(3)
+    index.directory.joinpath("index.json").unlink()
+    index.directory.joinpath(SHARD).rename(index.directory / name)
+    with pytest.raises(CacheError, match=r"Expected a name like NAME\.tar, other than manifest\.tar; rename the tar"):
+        build_cache(tiny_teacher, ShardIndex.open(index.directory), CacheConfig(dir=str(tmp_path / "cache")))
+    assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize(
