@@ -167,7 +167,7 @@ def _speed(bench: Mapping[str, Any] | None) -> str:
         + [f"{run['images_per_second']:.1f}"]
         for run in bench["runs"]
     ]
-    machine = ", ".join(f"{key} {value}" for key, value in bench["machine"].items() if value not in (None, []))
+    machine = ", ".join(f"{key} {value}" for key, value in bench.get("machine", {}).items() if value not in (None, []))
     return (
         "## Speed\n\nOf the image encoder.\n\n"
         + markdown_table(["batch", "precision", "fused", "latency (ms)", "photos/s"], rows)

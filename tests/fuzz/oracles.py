@@ -55,7 +55,8 @@ def parse(data: bytes) -> Any:
             raise Twice
         return dict(pairs)
 
-    return json.loads(data, object_pairs_hook=once)
+    # Python refuses whole numbers of over 4,300 digits, which no oracle lets pass anyway
+    return json.loads(data, object_pairs_hook=once, parse_int=lambda text: int(text) if len(text) < 4000 else math.inf)
 
 
 def broken_rules(form: str, case: dict[str, bytes], found: Any) -> list[str]:
@@ -293,7 +294,7 @@ def instances(case: dict[str, bytes], found: Any) -> list[str]:
 def bench() -> dict[str, Any]:
     """Return what is read of a bench; the rest is for people."""
     row = cases.bench()["models"][0]
-    del row["image_size"], row["runs"][0]["repeats"]
+    del row["image_size"], row["encoder_params"], row["runs"][0]["repeats"]
     return {"models": [row]}
 
 

@@ -299,6 +299,7 @@ def evaluation(files: Files, folder: Path) -> Any:
     from distill.comparison.run import compare_models
     from distill.comparison.tables import print_table, to_csv, to_markdown
     from distill.evaluation.finished import metrics_lines
+    from distill.text import say
 
     write(folder / "evaluations", files)
     out, errors = io.StringIO(), io.StringIO()
@@ -314,9 +315,9 @@ def evaluation(files: Files, folder: Path) -> Any:
         print_table(comparison)
         for model in comparison.models:
             for found in model.evaluations.values():
-                print("\n".join(metrics_lines(found.metrics)))
+                say("\n".join(metrics_lines(found.metrics)))
         for note in comparison.notes:
-            print(note)
+            say(note)
         tables = {"csv": to_csv(comparison), "markdown": to_markdown(comparison)}
     return {"text": out.getvalue() + errors.getvalue(), **tables}
 
