@@ -23,11 +23,17 @@ examples:
   distill compare runs/l0_box runs/resnet18_box --out comparison                 # evaluations that are there already
   distill compare runs/l0_mask runs/resnet18 --evaluations evaluations --bench bench.json --reference resnet18 \\
       --out comparison                                # nothing is run: what is found is joined
+  distill compare runs/l0_mask published:efficientvit_sam_l0 --images val2017 --annotations instances_val2017.json \\
+      --out comparison                                # beside published numbers: `distill tables` lists them
 
 A SOURCE is a run directory, an evaluation's directory, a student.safetensors, `quickstart`, or NAME=FILE.pth. Models,
 evaluations and benches are matched by the hash of the weights. Writes OUT/index.html (one file, opens from disk),
 table.csv (every number) and table.md. Stopped and started again, it goes on where it was; what is in OUT/evaluations
 and OUT/bench.json is not measured again. Paired differences are taken to the first model, or to --reference.
+
+published:NAME, or LABEL=published:NAME, adds what was published about a model, marked as such and with its source. Its
+scores stand in a column only if prompts, choice of the mask, photos and boxes are those of the column; a note says why
+not. They have no interval and take no part in differences and plots.
 
 Models stand side by side only if they were evaluated on the same instances. Another multimask policy gets a column of
 its own, and students of different teachers are marked.
@@ -43,7 +49,9 @@ def add_parser(subparsers: Subparsers) -> None:
         EPILOG,
         description="Join evaluations, benches and records of training into a table and a page.",
     )
-    parser.add_argument("sources", metavar="SOURCE", nargs="*", help="a run, an evaluation or a model; or LABEL=SOURCE")
+    parser.add_argument(
+        "sources", metavar="SOURCE", nargs="*", help="a run, an evaluation, a model or published:NAME; or LABEL=SOURCE"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the directory to write")
     parser.add_argument("--images", type=Path, metavar="DIR", help="photos to evaluate on, and to show")
     parser.add_argument("--annotations", type=Path, metavar="FILE", help="their COCO-format instances")

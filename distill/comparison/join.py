@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from distill.comparison.models import ComparedModel
+from distill.comparison.published_rows import PublishedRow, published_notes
 from distill.errors import RunError, did_you_mean
 from distill.evaluation.bootstrap import Difference, paired_difference
 from distill.evaluation.finished import FinishedEvaluation, ProtocolKey
@@ -36,6 +37,7 @@ class Comparison:
     protocols: those by which any model was evaluated; one column each.
     notes: what a reader must know before comparing the models.
     setting: of the benches that are shown, None without a bench. machine: what they ran on, by property.
+    published: rows of published numbers, which stand below the models.
     """
 
     models: list[ComparedModel]
@@ -44,6 +46,7 @@ class Comparison:
     notes: list[str] = field(default_factory=list)
     setting: BenchSetting | None = None
     machine: dict[str, Any] = field(default_factory=dict)
+    published: Sequence[PublishedRow] = ()
 
     def evaluations(self, protocol: ProtocolKey) -> list[tuple[ComparedModel, FinishedEvaluation]]:
         """Return the evaluations by a protocol with their models, in the order of the models."""
@@ -51,28 +54,38 @@ class Comparison:
 
 
 def build_comparison(
-    models: Sequence[ComparedModel], *, reference: str | None, notes: Sequence[str] = ()
+    models: Sequence[ComparedModel],
+    *,
+    reference: str | None,
+    notes: Sequence[str] = (),
+    published: Sequence[PublishedRow] = (),
 ) -> Comparison:
     """Compare models, after a check that they may stand in one table.
 
     Args:
         reference: the label of a model; None: the first model.
         notes: come before those that the comparison adds.
+        published: rows that stand below the models, which were measured.
     Raises:
         RunError: there is no model, the reference is unknown, or evaluations by one protocol are over different photos
             or instances.
     """
     if not models:
-        raise RunError("nothing to compare: give runs, evaluations or models")
+        shown = f"; `distill tables {published[0].model.name}` shows the published row alone" if published else ""
+        raise RunError(f"nothing to compare: give runs, evaluations or models{shown}")
     labels = [model.label for model in models]
+    if reference in [row.label for row in published]:
+        raise RunError(
+            f"--reference {reference}: a published row has no instances to take differences to; give a model"
+        )
     if reference is not None and reference not in labels:
         raise RunError(f"--reference {reference}: none of the models. {did_you_mean(reference, labels)}")
     protocols = list(dict.fromkeys(protocol for model in models for protocol in model.evaluations))
     chosen = models[labels.index(reference)] if reference is not None else models[0]
-    comparison = Comparison(list(models), chosen, protocols, [*notes])
+    comparison = Comparison(list(models), chosen, protocols, [*notes], published=published)
     for protocol in protocols:
         _check_same_photos(comparison.evaluations(protocol))
-    comparison.notes += _caveats(comparison)
+    comparison.notes += [*_caveats(comparison), *published_notes(comparison)]
     return comparison
 
 

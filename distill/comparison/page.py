@@ -11,6 +11,7 @@ from distill.comparison.gallery import gallery_rows
 from distill.comparison.join import Comparison
 from distill.comparison.models import ComparedModel
 from distill.comparison.plots import difference_plot, quality_plots, size_plot, training_plots
+from distill.comparison.published_rows import HEADER, MARK, SECTION, published_cells
 from distill.comparison.tables import Cell, difference_rows, main_columns, metric_columns, size_columns
 from distill.errors import DistillError
 from distill.pages import mask_gallery
@@ -51,6 +52,7 @@ def render_page(
         (f"Differences to {comparison.reference.label}", _differences(comparison)),
         ("Training", _training(comparison)),
         ("Gallery", gallery),
+        (SECTION, table(HEADER, published_cells(comparison)) if comparison.published else NOTHING),
         ("How this was measured", _measured(comparison)),
         *extra,
     ]
@@ -61,9 +63,12 @@ def render_page(
 
 def _scores(comparison: Comparison) -> Markup:
     columns = main_columns(comparison)
-    rows = [[_name(comparison, m), *(_score(c.cells[i]) for c in columns)] for i, m in enumerate(comparison.models)]
+    names = [*(_name(comparison, model) for model in comparison.models), *(row.label for row in comparison.published)]
+    rows = [[name, *(_score(column.cells[i]) for column in columns)] for i, name in enumerate(names)]
     has_intervals = any(cell.interval for column in columns for cell in column.cells)
     explained = remark("In brackets: 95 % intervals, by resampling photos.") if has_intervals else NOTHING
+    if comparison.published:
+        explained += remark(f"{MARK}: as the source states it, without an interval; not measured here.")
     return table(["model", *(column.title for column in columns)], rows) + explained
 
 
@@ -171,7 +176,8 @@ def _summary(comparison: Comparison) -> str:
     num_models = len(comparison.models)
     photos = f" on {max(counts):,} photos" if any(counts) else ""
     words = ", ".join(protocol.title for protocol in comparison.protocols)
-    return f"{num_models} model{'s' if num_models != 1 else ''}{photos}{': ' + words if words else ''}."
+    beside = f" Below them: {len(comparison.published)} published." if comparison.published else ""
+    return f"{num_models} model{'s' if num_models != 1 else ''}{photos}{': ' + words if words else ''}.{beside}"
 
 
 def _name(comparison: Comparison, model: ComparedModel) -> Markup:

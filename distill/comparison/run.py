@@ -13,6 +13,7 @@ from distill.comparison.join import Comparison, add_benches, build_comparison
 from distill.comparison.measure import EvaluationData, evaluate_missing, measure_speed
 from distill.comparison.models import read_models
 from distill.comparison.page import GALLERY_ROWS, render_page
+from distill.comparison.published_rows import split_published
 from distill.comparison.tables import to_csv, to_markdown
 from distill.errors import RunError
 from distill.files import write_text
@@ -34,7 +35,7 @@ def compare_models(
     """Read models, measure what is missing, and compare them. Nothing but `out` is written.
 
     Args:
-        sources: runs, evaluations and models, each as PATH or LABEL=PATH.
+        sources: runs, evaluations and models, each as PATH or LABEL=PATH, and published rows as published:NAME.
         out: the directory of the comparison, which keeps evaluations and the bench.
         folders: directories that hold evaluations.
         data: what models are evaluated on that have no evaluation by one of `protocols`; None: nothing is evaluated.
@@ -47,13 +48,14 @@ def compare_models(
     """
     check_directory(out)
     usable_device(device)
-    models, notes = read_models(sources, folders)
+    measured, published = split_published(sources)
+    models, notes = read_models(measured, folders)
     bench = read_bench(bench_file) if bench_file else None
-    build_comparison(models, reference=reference)  # refuses before anything is measured
+    build_comparison(models, reference=reference, published=published)  # refuses before anything is measured
     out.mkdir(parents=True, exist_ok=True)
     if data is not None:
         evaluate_missing(models, protocols, data, out, device)
-    comparison = build_comparison(models, reference=reference, notes=notes)
+    comparison = build_comparison(models, reference=reference, notes=notes, published=published)
     if bench is None and with_bench:
         bench = measure_speed(models, out, device)
     if bench is not None:

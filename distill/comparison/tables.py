@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from distill.comparison.join import Comparison, bench_run, differences, teachers
 from distill.comparison.models import ComparedModel
+from distill.comparison.published_rows import HEADER, MARK, SECTION, PublishedRow, published_cells, score_in
 from distill.evaluation.finished import HEADLINE_WORDS, FinishedEvaluation, ProtocolKey
 from distill.text import BILLION, MILLION, csv_cell, markdown, markdown_table, print_tables
 from distill.training.cost import Cost
@@ -38,7 +39,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """One column: a title with its unit, and one cell for each model."""
+    """One column: a title with its unit, and one cell for each model and each published row below the models."""
 
     title: str
     cells: list[Cell]
@@ -47,6 +48,14 @@ class Column:
     def is_known(self) -> bool:
         """Whether any cell has a number."""
         return any(cell.number is not None for cell in self.cells)
+
+
+NO_NUMBER = Cell(None, ABSENT)
+
+
+def row_labels(comparison: Comparison) -> list[str]:
+    """Return the labels of the rows: of the models, then of the published rows."""
+    return [*(model.label for model in comparison.models), *(row.label for row in comparison.published)]
 
 
 def main_columns(comparison: Comparison) -> list[Column]:
@@ -61,6 +70,7 @@ def score_columns(comparison: Comparison) -> list[Column]:
         found = {model.label: evaluation for model, evaluation in comparison.evaluations(protocol)}
         headline = next(iter(found.values())).headline
         cells = [_score(found.get(model.label), headline) for model in comparison.models]
+        cells += [_published_score(row, protocol, comparison) for row in comparison.published]
         columns.append(Column(f"{HEADLINE_WORDS[headline]}, {protocol.title}", cells))
     return columns
 
@@ -74,7 +84,14 @@ def metric_columns(comparison: Comparison, protocol: ProtocolKey) -> list[Column
         for key, value in evaluation.metrics.items()
         if isinstance(value, int | float) and not isinstance(value, bool) and key not in NOT_METRICS
     )
-    return [Column(key, [_score(found.get(model.label), key) for model in comparison.models]) for key in keys]
+    headline = next(iter(found.values())).headline
+    columns = []
+    for key in keys:
+        cells = [_score(found.get(model.label), key) for model in comparison.models]
+        for row in comparison.published:
+            cells.append(_published_score(row, protocol, comparison) if key == headline else NO_NUMBER)
+        columns.append(Column(key, cells))
+    return columns
 
 
 def size_columns(comparison: Comparison) -> list[Column]:
@@ -82,11 +99,14 @@ def size_columns(comparison: Comparison) -> list[Column]:
     setting = comparison.setting
     benches = [model.bench or {} for model in comparison.models]
     runs = [bench_run(model, setting) or {} for model in comparison.models]
+    parameters = [_published_count(row, "parameters", "model") for row in comparison.published]
+    macs = [_published_count(row, "macs", "encoder") for row in comparison.published]
+    none = [NO_NUMBER] * len(comparison.published)
     columns = [
-        Column("parameters (M)", [_scaled(bench.get("params"), MILLION, 2) for bench in benches]),
-        Column("encoder GMACs", [_scaled(bench.get("macs"), BILLION, 2) for bench in benches]),
-        Column(f"latency (ms, {setting})", [_scaled(run.get("latency_ms"), 1, 1) for run in runs]),
-        Column("peak memory (MB)", [_scaled(run.get("peak_memory_mb"), 1, 0) for run in runs]),
+        Column("parameters (M)", [*(_scaled(bench.get("params"), MILLION, 2) for bench in benches), *parameters]),
+        Column("encoder GMACs", [*(_scaled(bench.get("macs"), BILLION, 2) for bench in benches), *macs]),
+        Column(f"latency (ms, {setting})", [*(_scaled(run.get("latency_ms"), 1, 1) for run in runs), *none]),
+        Column("peak memory (MB)", [*(_scaled(run.get("peak_memory_mb"), 1, 0) for run in runs), *none]),
     ]
     return [column for column in columns if column.is_known]
 
@@ -94,10 +114,11 @@ def size_columns(comparison: Comparison) -> list[Column]:
 def training_columns(comparison: Comparison) -> list[Column]:
     """Return columns of the teacher, and of what all stages of the training took, as far as any is known."""
     teacher_of = teachers(comparison)
+    none = [NO_NUMBER] * len(comparison.published)
     columns = [
-        Column("teacher", [_text(teacher_of.get(model.label)) for model in comparison.models]),
-        Column("device hours", [_hours(model) for model in comparison.models]),
-        Column("photos seen", [_photos(model) for model in comparison.models]),
+        Column("teacher", [*(_text(teacher_of.get(model.label)) for model in comparison.models), *none]),
+        Column("device hours", [*(_hours(model) for model in comparison.models), *none]),
+        Column("photos seen", [*(_photos(model) for model in comparison.models), *none]),
     ]
     return [column for column in columns if column.is_known]
 
@@ -114,19 +135,24 @@ def difference_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]
 
 
 def to_csv(comparison: Comparison) -> str:
-    """Return every number of every model as CSV, one line a model. Intervals have columns of their own."""
+    """Return every number of every model as CSV, one line a model. Intervals have columns of their own.
+
+    With published rows, the column `origin` says of each line whether it is measured or published.
+    """
     columns = [*size_columns(comparison), *training_columns(comparison)]
     for protocol in comparison.protocols:
         columns += [Column(f"{protocol.title}: {c.title}", c.cells) for c in metric_columns(comparison, protocol)]
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    titles = []
+    titles = ["origin"] if comparison.published else []
     for column in columns:
         has_interval = any(cell.interval for cell in column.cells)
         titles += [column.title, *((f"{column.title} low", f"{column.title} high") if has_interval else ())]
     writer.writerow(map(csv_cell, ["model", *titles]))
-    for i, model in enumerate(comparison.models):
-        row: list[object] = [model.label]
+    for i, label in enumerate(row_labels(comparison)):
+        row: list[object] = [label]
+        if comparison.published:
+            row.append("measured" if i < len(comparison.models) else "published")
         for column in columns:
             cell = column.cells[i]
             row.append("" if cell.number is None else cell.number)
@@ -139,11 +165,14 @@ def to_csv(comparison: Comparison) -> str:
 def to_markdown(comparison: Comparison) -> str:
     """Return the scores, the paired differences and the notes as Markdown."""
     columns = main_columns(comparison)
-    rows = [[m.label, *(str(c.cells[i]) for c in columns)] for i, m in enumerate(comparison.models)]
+    rows = [[label, *(str(c.cells[i]) for c in columns)] for i, label in enumerate(row_labels(comparison))]
     parts = [markdown_table(["model", *(column.title for column in columns)], rows)]
     header, rows = difference_rows(comparison)
     if rows:
         parts.append(markdown_table(header, rows))
+    if comparison.published:
+        words = [i for i, title in enumerate(HEADER) if title != "published"]
+        parts.append(f"{SECTION}:\n\n{markdown_table(HEADER, published_cells(comparison), words=words)}")
     if comparison.notes:
         parts.append("".join(f"- {markdown(note)}\n" for note in comparison.notes))
     return "\n".join(parts)
@@ -159,20 +188,31 @@ def print_table(comparison: Comparison) -> None:
     for column in columns:
         is_text = any(isinstance(cell.number, str) for cell in column.cells)
         table.add_column(column.title.replace(" (", "\n("), justify="left" if is_text else "right", min_width=7)
-    for i, model in enumerate(comparison.models):
-        table.add_row(model.label, *(str(column.cells[i]).replace(" [", "\n[") for column in columns))
+    for i, label in enumerate(row_labels(comparison)):
+        table.add_row(label, *(str(column.cells[i]).replace(" [", "\n[") for column in columns))
     print_tables(table, pipe_width=PIPE_WIDTH)
 
 
 def _score(evaluation: FinishedEvaluation | None, key: str) -> Cell:
     if evaluation is None or evaluation.metrics.get(key) is None:
-        return Cell(None, ABSENT)
+        return NO_NUMBER
     value = evaluation.metrics[key]
     return Cell(value, f"{value:.3f}", evaluation.interval(key))
 
 
+def _published_score(row: PublishedRow, protocol: ProtocolKey, comparison: Comparison) -> Cell:
+    """Return the published score of a column in 0..1, marked as published."""
+    score = score_in(row, protocol, comparison)
+    return NO_NUMBER if score is None else Cell(float(score.value) / 100, f"{float(score.value) / 100:.3f} {MARK}")
+
+
+def _published_count(row: PublishedRow, measure: str, of: str) -> Cell:
+    count = row.model.count(measure, of)
+    return NO_NUMBER if count is None else Cell(float(count.value), f"{count.value} {MARK}")
+
+
 def _scaled(value: float | None, unit: float, digits: int) -> Cell:
-    return Cell(None, ABSENT) if value is None else Cell(value / unit, f"{value / unit:,.{digits}f}")
+    return NO_NUMBER if value is None else Cell(value / unit, f"{value / unit:,.{digits}f}")
 
 
 def _text(value: str | None) -> Cell:
@@ -182,13 +222,13 @@ def _text(value: str | None) -> Cell:
 def _hours(model: ComparedModel) -> Cell:
     costs = _costs(model)
     hours = sum(cost.device_hours for cost in costs)
-    return Cell(hours, f"{hours:,.2f}") if costs else Cell(None, ABSENT)
+    return Cell(hours, f"{hours:,.2f}") if costs else NO_NUMBER
 
 
 def _photos(model: ComparedModel) -> Cell:
     costs = _costs(model)
     photos = sum(cost.photos for cost in costs)
-    return Cell(photos, f"{photos:,}") if costs else Cell(None, ABSENT)
+    return Cell(photos, f"{photos:,}") if costs else NO_NUMBER
 
 
 def _costs(model: ComparedModel) -> list[Cost]:

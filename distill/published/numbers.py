@@ -23,7 +23,7 @@ RESTORE = "restore the file, which is a part of the package"
 UNITS = {"ap": "%", "miou": "%", "parameters": "M", "macs": "G", "throughput": "photos/s", "latency": "ms"}
 WORDS = {"ap": "AP", "miou": "mIoU", "parameters": "parameters", "macs": "MACs"}
 MOST = {"ap": 100, "miou": 100}  # percent; the other measures have no upper bound
-MULTIMASK_WORDS = {"single": "single", "best": "best of three", None: "not stated"}
+MULTIMASK_WORDS: dict[str | None, str] = {"single": "single", "best": "best of three", None: "not stated"}
 
 Address = Annotated[str, Meta(pattern=r"^https://\S+$")]
 

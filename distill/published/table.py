@@ -241,11 +241,11 @@ def _sections(rows: Sequence[Row]) -> list[tuple[str, Sequence[str], list[list[s
         of_section = [row for row in rows if row.measure in measures]
         columns = COLUMNS[section]
         if of_section:
-            found.append((section, columns, [[_cell(row, column) for column in columns] for row in of_section]))
+            found.append((section, columns, [[shown(row, column) for column in columns] for row in of_section]))
     return found
 
 
-def _cell(row: Row, column: str) -> str:
+def shown(row: Row, column: str) -> str:
     """Return one cell as a reader sees it."""
     if column == "measure":
         words = WORDS.get(row.measure, row.measure)

@@ -42,7 +42,7 @@ def test_forms(capsys):
 
 @pytest.mark.slow  # times a published encoder
 def test_throughput_of_this_machine(capsys):
-    assert main(["tables", "edge_sam", "--measure", "throughput", "--seconds", "0.01", "--json"]) == 0
+    assert main(["tables", "efficientvit_sam_l0", "--measure", "throughput", "--seconds", "0.01", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert rows[-1]["source"] == "measured here" and rows[-1]["here"] > 0 and rows[-1]["published"] is None
     assert rows[-1]["on"].startswith(processor_name()) and "thread" in rows[-1]["on"]
