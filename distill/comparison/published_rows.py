@@ -1,6 +1,6 @@
 """Published numbers as rows of a comparison: as their sources state them, and never as measured here.
 
-A published row has no instances. So it has no interval, takes no part in differences, plots and the gallery, and its
+A published row has no instances. So it has no interval, and takes no part in differences, plots and the gallery. Its
 scores stand in a column only if prompts, choice of the mask, photos and boxes are those of the column's evaluations.
 """
 
