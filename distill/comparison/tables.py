@@ -194,9 +194,9 @@ def print_table(comparison: Comparison) -> None:
 
 
 def _score(evaluation: FinishedEvaluation | None, key: str) -> Cell:
-    if evaluation is None or evaluation.metrics.get(key) is None:
-        return NO_NUMBER
-    value = evaluation.metrics[key]
+    value = None if evaluation is None else evaluation.metrics.get(key)
+    if evaluation is None or isinstance(value, bool) or not isinstance(value, int | float):
+        return NO_NUMBER  # text, where the file of another model has a number under this key
     return Cell(value, f"{value:.3f}", evaluation.interval(key))
 
 

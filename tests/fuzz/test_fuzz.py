@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -96,3 +97,12 @@ def test_no_process_and_no_folder_is_left(misbehaving: ReadingProcess):
     process.close()
     assert not folder.exists()
     assert not os.path.exists(f"/proc/{process.pid}")
+
+
+def test_a_metric_that_is_text_for_one_model_leaves_its_cell_empty(tmp_path: Path):
+    files = cases.evaluations()
+    for name, value in (("student", "text"), ("teacher", 0.5)):
+        content = json.loads(files[f"{name}/metrics.json"]) | {"other": value}
+        files[f"{name}/metrics.json"] = json.dumps(content).encode()
+    table = READERS["metrics"](files, tmp_path)["csv"]
+    assert "other" in table and "0.5" in table and "text" not in table
