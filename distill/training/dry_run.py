@@ -112,6 +112,7 @@ def dry_run(recipe: TrainRecipe, *, meant_batch: int | None = None) -> dict[str,
     student = build_student(recipe.student, teacher)
     data, stage = build_data(recipe, student, teacher), build_stage(recipe, student, teacher)
     data.setup()  # without prepare_data, which would write an index beside the shards
+    data.check_batch()
     found = outlook(recipe, data)
     probe, idle = Probe(), peak_memory()
     trainer = make_trainer({**given_arguments(recipe.trainer), **FEW_STEPS, "callbacks": [probe]})

@@ -121,6 +121,8 @@ def _train(
     if writes:
         data.prepare_data()
         data.setup()  # finds what is wrong with the shards
+        if start.checkpoint is None:
+            data.check_batch()
         start.check(stage, data, world_size=devices)
         expected = foresee(recipe, devices=devices, num_photos=data.num_photos)
         if not is_finished or start.chooses_student:

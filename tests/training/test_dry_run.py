@@ -13,10 +13,12 @@ from distill.config.loading import load_recipe, packaged_recipes, recipe_kind
 from distill.config.schema import CacheConfig, FeatureRecipe, MaskRecipe, StudentConfig, TeacherConfig
 from distill.data.cache.job import build_cache
 from distill.data.shards.index import ShardIndex
+from distill.errors import DataError
 from distill.models.checkpoint import save_model
 from distill.models.initialization import build_student
 from distill.models.teacher import load_teacher
 from distill.training import dry_run
+from distill.training.run import train
 
 HW = (48, 64)
 TEACHER = "teacher.safetensors"
@@ -123,6 +125,16 @@ def test_an_epoch_may_be_one_batch(recipe_file: str) -> None:
     recipe = load_recipe(recipe_file, ["data.batch_size=8"])  # of two photos
     assert isinstance(recipe, MaskRecipe)
     assert dry_run.dry_run(recipe)["step"]["seconds"] > 0
+
+
+def test_a_batch_far_larger_than_the_set_is_refused(recipe_file: str) -> None:
+    recipe = load_recipe(recipe_file, ["data.batch_size=17"])
+    assert isinstance(recipe, MaskRecipe)
+    refusal = r"data\.batch_size=17: .* has 2 photos, .* all of them at once; give fewer photos a step, at most 16"
+    for call in (dry_run.dry_run, train):
+        with pytest.raises(DataError, match=refusal):
+            call(recipe)
+    assert not Path(recipe.run).exists()
 
 
 def test_nothing_is_written(recipe_file: str, place: Path, tmp_path: Path, monkeypatch, capsys) -> None:
