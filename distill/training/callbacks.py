@@ -11,10 +11,9 @@ import lightning
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
+from distill.training.checkpoint_file import LAST_STEP_KEY
 from distill.training.loggers import JsonLinesLogger
 from distill.training.position import read_position, validation_is_due
-
-LAST_STEP_KEY = "distill_last_step"  # of a checkpoint: the scalars of the step it ends with
 
 
 class ContinueMetrics(lightning.Callback):

@@ -22,11 +22,11 @@ from distill.errors import Interrupted, RunError
 from distill.files import TEMPORARY_SUFFIX, temporary_path, write_errors, write_whole
 from distill.leases import Lease
 from distill.lock import check_held
+from distill.training.checkpoint_file import EARLIER
 from distill.training.directory import BEST_CHECKPOINT
 from distill.training.interrupts import Signals
 
 SECONDS_PER_MINUTE = 60
-EARLIER = "ModelCheckpoint"  # Lightning's callback, which kept the best checkpoint in earlier versions
 
 
 class WholeFiles(TorchCheckpointIO):

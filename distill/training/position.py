@@ -158,7 +158,7 @@ class KeepPosition(lightning.Callback):
         position = read_position(checkpoint)
         self._validated_batches = position.batches if position.is_validated else 0
         self._gradients = checkpoint.get(POSITION_KEY, {}).get("gradients", {})
-        checkpoint["loops"]["fit_loop"] |= loops_at(
+        checkpoint["loops"]["fit_loop"] = loops_at(
             position,
             validation_is_due=validation_is_due(trainer, position),
             accumulated=trainer.accumulate_grad_batches,

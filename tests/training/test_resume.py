@@ -6,6 +6,7 @@ import json
 import pickle
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import lightning
@@ -260,6 +261,42 @@ def change_nothing_into_text(content: dict) -> dict:
     return content
 
 
+def put(*places: str | int, value: object) -> Callable[[dict], dict]:
+    """Return a change of a checkpoint that puts a value at a place."""
+
+    def change(content: dict) -> dict:
+        node = content
+        for place in places[:-1]:
+            node = node[place]
+        node[places[-1]] = value
+        return content
+
+    return change
+
+
+# Places in a checkpoint, what is put there, and what the message says of it
+SCHEDULE, ADAM = ("lr_schedulers", 0), ("optimizer_states", 0)
+DAMAGES = [
+    ("distill_last_step", "text", "its distill_last_step is not as a run writes it"),
+    ("distill_last_step", "train/loss", [1], "its distill_last_step is not as a run writes it"),
+    (*SCHEDULE, "_step_count", {}, "its lr_schedulers is not as a run writes it"),
+    (*SCHEDULE, "last_epoch", -1, "its lr_schedulers is not as a run writes it"),
+    (*SCHEDULE, "lr_lambdas", [True], "its lr_schedulers is not as a run writes it"),
+    (*SCHEDULE, "step", 3, "its lr_schedulers have a field 'step'"),
+    ("callbacks", "ModelCheckpoint{}", {"best_model_score": "good"}, "could not convert string to float"),
+    ("callbacks", "EMAWeightAveraging", [], "its callbacks is not as a run writes it"),
+    ("MixedPrecision", {"scale": 0.0}, "its MixedPrecision is not as a run writes it"),
+    (*ADAM, "state", 0, {"step": torch.tensor(2.0)}, "the state of another optimizer"),
+    (*ADAM, "state", 0, "step", "two", "the state of another optimizer"),
+    (*ADAM, "param_groups", 0, "params", 0, [], "the state of another optimizer"),
+    (*ADAM, "param_groups", 0, "params", 0, 1, "the state of another optimizer"),
+    ("state_dict", 7, 7, "its state_dict is not as a run writes it"),
+    ("state_dict", "more", 7, "is of another student"),
+    ("current_model_state", 7, "its current_model_state is not as a run writes it"),
+    ("distill_position", {"validated_batches": 0, "gradients": 7}, "holds gradients or averages of other tensors"),
+]
+
+
 @pytest.mark.parametrize(
     ("write", "message"),
     [
@@ -272,8 +309,9 @@ def change_nothing_into_text(content: dict) -> dict:
         (rename, "is of another student"),
         (cut, "the state of another optimizer"),
         (spoil, "holds NaN or infinities in 1 tensors"),
-        (count_cost_in_words, "the state of its CostRecord is none"),
-        (change_nothing_into_text, "is no recipe"),
+        (count_cost_in_words, "its CostRecord is not as a run writes it: Expected `float`, got `str`"),
+        (change_nothing_into_text, "its distill_recipe is not as a run writes it"),
+        *[(put(*place, value=value), message) for *place, value, message in DAMAGES],
     ],
 )
 def test_a_foreign_checkpoint_is_one_line(place: Path, capsys, write, message: str) -> None:
