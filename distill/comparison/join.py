@@ -16,7 +16,7 @@ from distill.evaluation.finished import FinishedEvaluation, ProtocolKey
 from distill.training.record import lost_start
 
 # Keys of metrics.json that evaluations by one protocol must share, beside their instances.
-SHARED = ("num_images", "num_instances", "num_detections", "teacher_sha256")
+SHARED = ("num_images", "num_instances", "num_detections", "teacher_sha256", "rules")
 
 
 class BenchSetting(NamedTuple):

@@ -16,7 +16,7 @@ from distill.config.paths import absolute_options, absolute_paths
 from distill.config.schema import EvaluateRecipe
 from distill.errors import RunError
 from distill.evaluation.finished import metrics_lines, read_evaluation
-from distill.evaluation.record import EVALUATION_METRICS_FILE, MODEL_FILE
+from distill.evaluation.record import EVALUATION_METRICS_FILE, MODEL_FILE, protocol_rules
 from distill.evaluation.run import evaluate_recipe
 from distill.files import write_json
 from distill.models.devices import usable_device
@@ -66,7 +66,8 @@ def evaluate_missing(
             if model.source is None or has_evaluation:
                 continue
             folder = re.sub(r"[^\w.@-]+", "_", model.label)
-            directory = out / EVALUATIONS / folder / (recipe.protocol or Path(name).stem)
+            protocol = (recipe.protocol or Path(name).stem).replace("/", "_")
+            directory = out / EVALUATIONS / folder / protocol
             if not _is_finished(directory, model, recipe):
                 resume = ["resume=true"] if (directory / MODEL_FILE).is_file() else []
                 _evaluate(model, name, [*data.overrides, f"run={directory}", *resume], device)
@@ -110,7 +111,7 @@ def _is_finished(directory: Path, model: ComparedModel, recipe: EvaluateRecipe) 
     """Return whether a directory holds a finished evaluation of these weights over this data.
 
     Raises:
-        RunError: the finished evaluation is of other weights, data or multimask policy.
+        RunError: the finished evaluation is of other weights, data, multimask policy or rules.
     """
     if not (directory / EVALUATION_METRICS_FILE).is_file():
         return False
@@ -124,6 +125,7 @@ def _is_finished(directory: Path, model: ComparedModel, recipe: EvaluateRecipe) 
         "annotations": data.annotations,
         "max_images": recipe.data.max_images,
         "multimask": recipe.multimask,
+        "rules": protocol_rules(recipe),
     }
     if differing := [key for key, value in wanted.items() if metrics.get(key) != value]:
         changes = ", ".join(f"{key} was {metrics.get(key)} and is {wanted[key]}" for key in differing)

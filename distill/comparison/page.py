@@ -10,10 +10,11 @@ from markupsafe import Markup
 from distill.comparison.gallery import gallery_rows
 from distill.comparison.join import Comparison
 from distill.comparison.models import ComparedModel
-from distill.comparison.plots import difference_plot, quality_plots, size_plot, training_plots
+from distill.comparison.plots import click_plot, difference_plot, quality_plots, size_plot, training_plots
 from distill.comparison.published_rows import HEADER, MARK, SECTION, published_cells
-from distill.comparison.tables import Cell, difference_rows, main_columns, metric_columns, size_columns
+from distill.comparison.tables import Cell, Column, difference_rows, main_columns, metric_columns, size_columns
 from distill.errors import DistillError
+from distill.evaluation.finished import CLICK_KEY
 from distill.pages import mask_gallery
 from distill.pages.html import NOTHING, figures, joined, notes, page, part, remark, table
 from distill.pages.plots import colour_of
@@ -21,6 +22,7 @@ from distill.training.record import lost_start
 
 GALLERY_ROWS = 30  # for each protocol; a row takes about 20 kB
 COSTS = ("latency", "encoder GMACs")  # beginnings of the columns that quality is plotted against
+NOC = "noc"  # and an IoU in %: the keys of the numbers of clicks in metrics.json
 # Parts of a key of metrics.json, as a heading has them.
 WORDS = {"miou": "mIoU", "iou": "IoU", "ap": "AP", "ap50": "AP50", "ap75": "AP75", "ar": "AR", "map": "mean AP"}
 
@@ -48,6 +50,7 @@ def render_page(
         ("Scores", _scores(comparison)),
         ("Quality and cost", _quality(comparison)),
         ("By size", _by_size(comparison)),
+        ("By clicks", _by_clicks(comparison)),
         ("Every score", _every_score(comparison)),
         (f"Differences to {comparison.reference.label}", _differences(comparison)),
         ("Training", _training(comparison)),
@@ -81,14 +84,45 @@ def _quality(comparison: Comparison) -> Markup:
 
 def _by_size(comparison: Comparison) -> Markup:
     drawn = [figure for protocol in comparison.protocols if (figure := size_plot(comparison, protocol))]
-    explained = remark("COCO's sizes: small below 32² pixels, large from 96² on.")
+    explained = remark(
+        "COCO's sizes: small below 32² pixels, large from 96² on. "
+        "By EfficientViT-SAM's rules, an object at a bound belongs to both sizes."
+    )
     return figures(drawn) + explained if drawn else NOTHING
+
+
+def _by_clicks(comparison: Comparison) -> Markup:
+    """Return the curves of mIoU by clicks, and a table of the clicks to an IoU for each protocol that counts them."""
+    parts = (
+        [figures(drawn)]
+        if (drawn := [plot for p in comparison.protocols if (plot := click_plot(comparison, p))])
+        else []
+    )
+    for protocol in comparison.protocols:
+        columns = [c for c in metric_columns(comparison, protocol) if c.title.startswith(NOC)]
+        if columns:
+            rows = [
+                [_name(comparison, model), *(_score(column.cells[i]) for column in columns)]
+                for i, model in enumerate(comparison.models)
+                if protocol in model.evaluations
+            ]
+            parts += [part("heading", protocol.title), table(["model", *map(_noc_words, columns)], rows)]
+    if not parts:
+        return NOTHING
+    explained = remark("The masks after each click, with 95 % intervals. Number of clicks to an IoU: fewer are better.")
+    return joined([*parts, explained])
+
+
+def _noc_words(column: Column) -> str:
+    """Return the heading of a number of clicks, as of `noc85` and `noc85_limit`."""
+    target, _, is_limit = column.title.removeprefix(NOC).partition("_")
+    return f"no fewer than the limit, {target} % IoU" if is_limit else f"clicks to {target} % IoU"
 
 
 def _every_score(comparison: Comparison) -> Markup:
     parts = []
     for protocol in comparison.protocols:
-        columns = metric_columns(comparison, protocol)
+        columns = [c for c in metric_columns(comparison, protocol) if not c.title.startswith((CLICK_KEY, NOC))]
         rows = [
             [_name(comparison, model), *(_score(column.cells[i]) for column in columns)]
             for i, model in enumerate(comparison.models)

@@ -11,12 +11,14 @@ from matplotlib.axes import Axes
 
 from distill.comparison.join import Comparison, differences
 from distill.comparison.tables import Column
-from distill.evaluation.finished import HEADLINE_WORDS, ProtocolKey
+from distill.evaluation.finished import CLICK_KEY, HEADLINE_WORDS, ProtocolKey
+from distill.evaluation.written import MOST_CLICKS
 from distill.pages.plots import (
     AXIS,
     COLOURS,
     INK,
     PLOT_WIDTH,
+    TREND_POINTS,
     Curve,
     colour_of,
     marker_of,
@@ -136,6 +138,32 @@ def difference_plot(comparison: Comparison, protocol: ProtocolKey) -> Markup | N
         axes.set_ylim(len(found) - 0.4, -0.6)
         axes.set(title=plot_label(protocol.title), xlabel=plot_label(f"mIoU minus {comparison.reference.label}'s"))
         axes.grid(visible=False, axis="y")
+        return to_svg(figure)
+
+
+def click_plot(comparison: Comparison, protocol: ProtocolKey) -> Markup | None:
+    """Plot the mean IoU after each click with 95 % intervals. Return None if the protocol has no several clicks."""
+    drawn = []
+    for model, evaluation in comparison.evaluations(protocol):
+        clicks = [i for i in range(MOST_CLICKS) if evaluation.metrics.get(f"{CLICK_KEY}{i}") is not None]
+        if len(clicks) > 1:
+            drawn.append((model, evaluation, clicks))
+    if not drawn:
+        return None
+    with new_figure(PLOT_WIDTH, 3.6) as (figure, axes):
+        for model, evaluation, clicks in drawn:
+            number, keys = comparison.models.index(model), [f"{CLICK_KEY}{click}" for click in clicks]
+            scores = [evaluation.metrics[key] for key in keys]
+            (line,) = axes.plot(clicks, scores, color=colour_of(number), label=plot_label(model.label), linewidth=1.6)
+            line.set(marker=marker_of(number), markersize=5)
+            if len(keys) < TREND_POINTS:
+                line.set(linestyle="none", markersize=7)
+            for num, key in zip(clicks, keys, strict=True):
+                if (interval := evaluation.interval(key)) is not None:
+                    axes.plot([num, num], interval, color=colour_of(number), linewidth=1.2, alpha=0.5)
+        axes.locator_params(axis="x", integer=True)
+        axes.set(title=plot_label(protocol.title), xlabel="clicks", ylabel="mIoU", ylim=(0, 1))
+        axes.legend(fontsize=8, frameon=False, loc="lower right")
         return to_svg(figure)
 
 

@@ -18,7 +18,7 @@ ABSENT = "–"
 PIPE_WIDTH = 160  # columns of the main table, where there is no terminal
 # Numbers of metrics.json that are no scores.
 NOT_METRICS = (
-    *("num_clicks", "num_images", "num_instances", "num_crowd", "num_empty", "num_detections"),
+    *("num_clicks", "num_images", "num_instances", "num_crowd", "num_empty", "num_small", "num_detections"),
     *("max_images", "seconds", "photos_per_second"),
 )
 
@@ -197,7 +197,7 @@ def _score(evaluation: FinishedEvaluation | None, key: str) -> Cell:
     value = None if evaluation is None else evaluation.metrics.get(key)
     if evaluation is None or isinstance(value, bool) or not isinstance(value, int | float):
         return NO_NUMBER  # text, where the file of another model has a number under this key
-    return Cell(value, f"{value:.3f}", evaluation.interval(key))
+    return Cell(value, f"{value:,}" if isinstance(value, int) else f"{value:.3f}", evaluation.interval(key))
 
 
 def _published_score(row: PublishedRow, protocol: ProtocolKey, comparison: Comparison) -> Cell:

@@ -144,6 +144,7 @@ def _evaluated(values: Values) -> Iterable[Finding]:
         yield "multimask", "a detector's box has no truth to choose by; give multimask=single or multimask=best"
     if detections is not None and not by_detection:
         yield "data.detections", "is read with prompt.kind=detection alone; leave it out, or set that"
+    yield from _clicks(values)
     if values.get("kind") != "evaluate_sets":
         return
     sets = values.get("sets") or {}
@@ -161,6 +162,25 @@ def _evaluated(values: Values) -> Iterable[Finding]:
                 yield f"sets.{name}.{key}", f"unknown key. {did_you_mean(key, (*SET_FIELDS, 'format'))}"
         if one.get("format", "coco") not in ("coco", "lvis"):
             yield f"sets.{name}.format", f"expected one of coco, lvis, got {one['format']!r}"
+
+
+def _clicks(values: Values) -> Iterable[Finding]:
+    """Yield options for clicks that have no effect or contradict others."""
+    targets, stop = values.get("prompt.noc") or [], values.get("prompt.stop_iou")
+    by_click, after_box = values.get("prompt.kind") == "point", bool(values.get("prompt.refine_clicks"))
+    for key in ("prompt.noc", "prompt.stop_iou", "multimask_later"):
+        if values.get(key) and not (by_click or (after_box and key != "prompt.noc")):
+            yield key, "is for clicks; set prompt.kind=point, or leave it out"
+    if targets and by_click and values.get("prompt.num_clicks") == 1:
+        yield "prompt.noc", "one click cannot be counted; raise prompt.num_clicks, to 20 as in RITM's protocol"
+    if after_box and values.get("prompt.kind") != "box":
+        yield "prompt.refine_clicks", "follow a box; set prompt.kind=box, or give prompt.num_clicks"
+    if len(set(targets)) < len(targets):
+        yield "prompt.noc", f"holds a target twice: {targets}"
+    if stop is not None and targets and stop < max(targets):
+        yield "prompt.stop_iou", f"must be at least the highest of prompt.noc={targets}, got {stop}"
+    if values.get("instances.empty") and by_click and values.get("prompt.without_error") == "stop":
+        yield "instances.empty", "a mask without a pixel has no first click; set prompt.without_error=corner"
 
 
 def _student_of(values: Values) -> Iterable[Finding]:

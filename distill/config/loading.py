@@ -139,8 +139,10 @@ def _packaged_files() -> dict[str, Path]:
 def find_recipe(source: str | Path) -> Path:
     """Return the file of a recipe: a path, a packaged name, or the end of one, such as `l0_feature`.
 
+    If several packaged names end so, it is the one in the fewest folders: `coco_box` is `eval/coco_box`.
+
     Raises:
-        RecipeError: neither exists, or several packaged names end so.
+        RecipeError: neither exists, or several of these names are in equally few folders.
     """
     path = Path(source)
     if path.is_file():
@@ -149,6 +151,7 @@ def find_recipe(source: str | Path) -> Path:
     if name in packaged:
         return packaged[name]
     ending = [whole for whole in packaged_recipes() if whole.endswith(f"/{name}")]
+    ending = [whole for whole in ending if whole.count("/") == min(other.count("/") for other in ending)]
     if len(ending) > 1:
         raise RecipeError(str(source), [f"no such file, and several packaged recipes; give one: {', '.join(ending)}"])
     if not ending:

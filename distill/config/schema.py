@@ -294,12 +294,40 @@ class EvaluateDataConfig:
 
 
 @dataclass
+class InstanceConfig:
+    """Which annotations are scored, and where one size ends and the next begins.
+
+    AP has rules of its own, those of pycocotools and LVIS: of these options it obeys `clip_boxes` alone.
+    """
+
+    crowds: bool = False  # crowd regions are scored like objects
+    min_area: float = option(0.0, at_least=0)  # as annotated, in original pixels; smaller objects are left out
+    empty: bool = False  # masks without a pixel are scored too, with IoU 0
+    clip_boxes: bool = True  # boxes end where the photo ends; of a detector too
+    # coco: small below 32^2 pixels, large from 96^2 on. closed: an object of just 32^2 or 96^2 pixels is of both sizes
+    sizes: Literal["coco", "closed"] = "coco"
+    # masks as annotated | as EdgeSAM compares them: brought to 1024 pixels and back, by which they grow
+    truth: Literal["annotated", "resampled"] = "annotated"
+
+
+@dataclass
 class EvaluatePromptConfig:
-    """The prompts of an evaluation."""
+    """The prompts of an evaluation. `kind` and `refine_clicks` apart, all is for clicks."""
 
     # the annotation's own box | simulated clicks on each annotated instance | the boxes of data.detections
     kind: Literal["box", "point", "detection"] = "box"
-    num_clicks: int = option(1, at_least=1)  # kind=point: simulated clicks
+    num_clicks: int = option(1, at_least=1)  # the first at the centre of the mask, others at that of the largest error
+    refine_clicks: int = option(0, at_least=0)  # kind=box: clicks that follow the box, which stays a prompt
+    # after the first prompt: clicks at the centre of the largest error | drawn from the error in the low-res mask
+    later_click: Literal["centre", "uniform"] = "centre"
+    min_error_cells: int = option(10, at_least=1)  # later_click=uniform: a smaller error gets no click
+    # where in its pixel a click lies: centre, (x + 0.5, y + 0.5) | index, (x, y), half a pixel up and left of it
+    click_at: Literal["centre", "index"] = "centre"
+    feed_logits: bool = True  # from the second click on, the model gets its last mask as a prompt too
+    # once no error is left: no more clicks | further ones on the pixel (0, 0), as clicks off the object
+    without_error: Literal["stop", "corner"] = "stop"
+    stop_iou: Optional[float] = option(None, above=0, at_most=1)  # an instance that reaches it gets no more clicks
+    noc: list[float] = option([], above=0, at_most=1)  # IoUs for which the number of clicks (NoC) is counted
 
 
 @dataclass
@@ -328,8 +356,10 @@ class EvaluateRecipe(_PromptedEvaluationRecipe):
     kind: Literal["evaluate"] = "evaluate"
     data: EvaluateDataConfig = field(default_factory=EvaluateDataConfig)
     prompt: EvaluatePromptConfig = field(default_factory=EvaluatePromptConfig)
+    instances: InstanceConfig = field(default_factory=InstanceConfig)
     # token 0 | the best of the three others by predicted IoU | the best of them by true IoU, an upper bound
     multimask: Literal["single", "best", "oracle"] = "single"
+    multimask_later: Optional[Literal["single", "best", "oracle"]] = None  # from the second click on; null: as before
 
 
 @dataclass
@@ -375,8 +405,10 @@ class AgreementDataConfig:
 class AgreementPromptConfig:
     """The prompts by which a model and its teacher are compared."""
 
-    kind: Literal["box", "point"] = "box"  # points of a grid | boxes of the teacher's masks at these points
+    # boxes of the teacher's masks at the points of a grid | these points | each with a second one off the object
+    kind: Literal["box", "point", "pair"] = "box"
     points_per_side: int = option(4, at_least=1)
+    pair_pixels: int = option(100, at_least=1)  # kind=pair: how far the second point is, in original pixels
 
 
 @dataclass

@@ -12,9 +12,10 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
+from distill.config.schema import InstanceConfig
 from distill.data.catalogue import resolve_annotations, resolve_photos
 from distill.data.images import decode_as_annotated, key_of, read_photo
-from distill.data.rle import RLE, Segmentation, rle_area, rle_box_xyxy, to_rle
+from distill.data.rle import RLE, Segmentation, encode_mask, rle_area, rle_box_xyxy, to_rle
 from distill.errors import DataError
 from distill.geometry import HW
 from distill.outside import MOST_PHOTO_PIXELS, Coordinate, Identity, Side, inside, read_json
@@ -149,12 +150,24 @@ class CocoSet:
         return sum(bool(row.iscrowd) for image in photos for row in self._annotations.get(image.id, []))
 
     def __iter__(self) -> Iterator[AnnotatedPhoto]:
+        return self.photos(InstanceConfig())
+
+    def photos(self, rules: InstanceConfig) -> Iterator[AnnotatedPhoto]:
+        """Yield the photos ordered by key, with the instances that the rules choose."""
         for key, image in self._photos.items():
             hw = image.height, image.width
-            rows = [row for row in self._annotations.get(image.id, []) if not row.iscrowd]
-            instances = [self._instance(row, key, hw) for row in rows]
-            path = self.images_dir / self._file_name(image)
-            yield AnnotatedPhoto(key, path, hw, [instance for instance in instances if instance is not None])
+            rows = [row for row in self._annotations.get(image.id, []) if rules.crowds or not row.iscrowd]
+            found = [self._instance(row, key, hw, rules) for row in rows]
+            instances = [instance for instance in found if instance is not None]
+            yield AnnotatedPhoto(key, self.images_dir / self._file_name(image), hw, instances)
+
+    def count_small(self, rules: InstanceConfig, max_images: int = 0) -> int:
+        """Return how many annotations of the first `max_images` photos (0: all) are below the rules' least area."""
+        photos = itertools.islice(self._photos.values(), max_images or None)
+        rows = (
+            row for image in photos for row in self._annotations.get(image.id, []) if rules.crowds or not row.iscrowd
+        )
+        return sum(row.area is not None and row.area < rules.min_area for row in rows)
 
     def masks_of(self, image_id: int) -> Iterator[tuple[CocoAnnotation, RLE]]:
         """Yield the annotations of a photo that have pixels, crowd regions included, each with its mask."""
@@ -234,16 +247,22 @@ class CocoSet:
             raise DataError(f"{self.annotations_file}: 'images' is empty; give annotations of at least one photo")
         return dict(sorted(photos.items()))
 
-    def _instance(self, row: CocoAnnotation, key: str, hw: HW) -> Instance | None:
+    def _instance(self, row: CocoAnnotation, key: str, hw: HW, rules: InstanceConfig) -> Instance | None:
         rle = to_rle(row.segmentation, hw, self._origin(row))
+        area = row.area if row.area is not None else (rle_area(rle) if rle else 0)
+        if area < rules.min_area:
+            return None
         if rle is None:
             self.empty[row.id] = key
-            return None
-        box = rle_box_xyxy(rle)
+            if not rules.empty:
+                return None
+        box = rle_box_xyxy(rle) if rle else (0.0, 0.0, 0.0, 0.0)
         if row.bbox:
             x, y, width, height = row.bbox
-            box = clip_box((x, y, x + width, y + height), hw) or box
-        return Instance(row.id, row.category_id, box, rle, float(row.area or rle_area(rle)))
+            given = (x, y, x + width, y + height)
+            box = given if not rules.clip_boxes else clip_box(given, hw) or box
+        code = rle or encode_mask(np.zeros(hw, bool))
+        return Instance(row.id, row.category_id, box, code, float(row.area or rle_area(code)))
 
 
 def annotation_of(identity: int, image_id: int, rle: RLE, category_id: int) -> CocoAnnotation:

@@ -61,13 +61,15 @@ class Detections:
     complete split can be used for a part of it: detections on photos that the annotations do not list are left out and
     counted in `num_foreign`.
 
+    Args:
+        clip: False: all boxes stay as they are.
     Raises:
         DataError: the file is absent or is not a results JSON; it holds no detection, or none on these photos; or a
             category is not in the annotations.
     """
 
-    def __init__(self, path: str | Path, coco_set: CocoSet) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, coco_set: CocoSet, *, clip: bool = True) -> None:
+        self.path, self.clip = Path(path), clip
         self.num_outside = self.num_foreign = 0
         self.by_photo: dict[str, list[Detection]] = defaultdict(list)
         self._sizes = {photo.key: photo.hw for photo in coco_set}
@@ -112,7 +114,8 @@ class Detections:
                 f"({len(known)} from {known[0]} to {known[-1]}); write the annotations' own ids, not the detector's"
             )
         x, y, width, height = row.bbox
-        box = clip_box((x, y, x + width, y + height), self._sizes[key])
+        given = (x, y, x + width, y + height)
+        box = clip_box(given, self._sizes[key]) if self.clip else given
         if box is None:
             self.num_outside += 1
         else:

@@ -42,7 +42,7 @@ def mean_interval(values: npt.ArrayLike, photos: Sequence[Any] | np.ndarray, *, 
         None with fewer than two photos, because they say nothing about other photos.
     """
     numbers = np.asarray(values, np.float64)
-    index, num_photos = _photo_index(photos)
+    index, num_photos = number_photos(photos)
     if num_photos < 2:
         return None
     sums = per_photo(np.stack([numbers, np.ones_like(numbers)], 1), index, num_photos)
@@ -114,7 +114,7 @@ def percentile_interval(resampled: np.ndarray) -> Interval | None:
     return Interval(float(low), float(high))
 
 
-def _photo_index(photos: Sequence[Any] | np.ndarray) -> tuple[np.ndarray, int]:
+def number_photos(photos: Sequence[Any] | np.ndarray) -> tuple[np.ndarray, int]:
     """Return the number of each instance's photo, in order of first appearance, and the count of photos."""
     numbers: dict[Any, int] = {}
     index = np.array([numbers.setdefault(photo, len(numbers)) for photo in photos], np.int64)

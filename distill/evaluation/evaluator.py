@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from distill.config.schema import EvaluateDataConfig
+from distill.config.schema import EvaluateDataConfig, InstanceConfig
 from distill.data.coco import AnnotatedPhoto, CocoSet
 from distill.data.lvis import LvisSet
 from distill.errors import DataError
 from distill.evaluation.bootstrap import Interval
 from distill.evaluation.predictors import MaskPredictor, ModelPredictor
 from distill.evaluation.prompting import InstanceScore, PhotoScores, PromptProtocol, score_instances
-from distill.evaluation.summary import Metrics, score_intervals, summarize
+from distill.evaluation.summary import Metrics, click_metrics, score_intervals, summarize
 from distill.evaluation.worker_pool import WorkerPool, run_concurrently
 from distill.models.sam import PromptableModel
 
@@ -66,22 +66,31 @@ class EvaluationProtocol(Protocol[Photo]):
 class PromptEvaluation:
     """The evaluation of masks from ground-truth boxes or simulated clicks, over the instances of a set."""
 
-    def __init__(self, coco_set: CocoSet, protocol: PromptProtocol, max_images: int = 0) -> None:
-        self.coco_set = coco_set
-        self.protocol = protocol
-        self.photos = photos_with_instances(coco_set, max_images)
+    def __init__(
+        self, coco_set: CocoSet, protocol: PromptProtocol, max_images: int = 0, rules: InstanceConfig | None = None
+    ) -> None:
+        self.coco_set, self.protocol, self.rules = coco_set, protocol, rules or InstanceConfig()
+        self.photos = photos_with_instances(coco_set, max_images, self.rules)
         self.image_ids = coco_set.image_ids
-        self.num_crowd = coco_set.count_crowd(max_images)
+        self.left_out = {
+            "num_crowd": 0 if self.rules.crowds else coco_set.count_crowd(max_images),
+            "num_empty": 0 if self.rules.empty else len(coco_set.empty),
+        }
+        if self.rules.min_area:
+            self.left_out["num_small"] = coco_set.count_small(self.rules, max_images)
 
     async def score_photo(self, predictor: MaskPredictor, photo: AnnotatedPhoto, workers: WorkerPool) -> PhotoScores:
         """Score each instance of a photo."""
         return await score_instances(predictor, photo, self.protocol, workers)
 
     def summarize(self, found: Sequence[PhotoScores]) -> Summary:
-        """Return mean IoU and the like over instances, and how many annotations were left out."""
+        """Return mean IoU and the like over instances, also by clicks, and how many annotations were left out."""
         scores = [score for of_photo in found for score in of_photo.scores]
-        left_out = {"num_crowd": self.num_crowd, "num_empty": len(self.coco_set.empty)}
-        return Summary({**summarize(scores), **left_out}, score_intervals(scores))
+        closed = self.rules.sizes == "closed"
+        prompt = self.protocol.prompt
+        clicks, click_intervals = click_metrics(scores, prompt.noc, first=0 if prompt.kind == "box" else 1)
+        metrics = {**summarize(scores, closed=closed), **clicks, **self.left_out}
+        return Summary(metrics, {**score_intervals(scores, closed=closed), **click_intervals})
 
 
 def open_set(data: EvaluateDataConfig) -> CocoSet:
@@ -89,13 +98,16 @@ def open_set(data: EvaluateDataConfig) -> CocoSet:
     return (LvisSet if data.format == "lvis" else CocoSet)(data.images, data.annotations)
 
 
-def photos_with_instances(coco_set: CocoSet, max_images: int = 0) -> list[AnnotatedPhoto]:
+def photos_with_instances(
+    coco_set: CocoSet, max_images: int = 0, rules: InstanceConfig | None = None
+) -> list[AnnotatedPhoto]:
     """Return the first `max_images` photos of a set (0: all), without those that have no instance.
 
     Raises:
         DataError: none is left.
     """
-    photos = [photo for photo in itertools.islice(coco_set, max_images or None) if photo.instances]
+    found = coco_set.photos(rules or InstanceConfig())
+    photos = [photo for photo in itertools.islice(found, max_images or None) if photo.instances]
     if not photos:
         raise DataError(
             f"{coco_set.annotations_file}: no instance with pixels in its first {max_images or len(coco_set)} photos"

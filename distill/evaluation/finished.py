@@ -19,8 +19,19 @@ from distill.evaluation.record import EVALUATION_METRICS_FILE, INSTANCES_FILE, M
 from distill.evaluation.written import InstanceLine, read_lines, read_metrics
 from distill.outside import inside
 
+CLICK_KEY = "miou_click"  # and a number of clicks: the mean IoU after them
 # The metrics that can stand for an evaluation, with their words; the first that an evaluation has is its headline.
 HEADLINE_WORDS = {"miou": "mIoU", "ap": "AP", "map": "mean AP", "ar_1000": "AR@1000"}
+
+
+# Who published the protocols whose names begin so, with a slash behind it.
+PUBLISHERS = {
+    "efficientvit_sam": "EfficientViT-SAM",
+    "mobile_sam": "MobileSAM",
+    "edge_sam": "EdgeSAM",
+    "sam": "SAM",
+    "ritm": "RITM",
+}
 
 
 class ProtocolKey(NamedTuple):
@@ -33,11 +44,14 @@ class ProtocolKey(NamedTuple):
 
     @property
     def title(self) -> str:
-        """The protocol in words, with the multimask policy where it is not the usual one for such prompts."""
-        if self.prompt == "point":
+        """The protocol in words: who published it, and the multimask policy where it is not ours for such prompts."""
+        publisher, _, short_name = self.name.rpartition("/")
+        if self.prompt == "point" and self.num_clicks is not None:
             words = f"{self.num_clicks} click" + ("s" if self.num_clicks != 1 else "")
         else:
-            words = {"box": "box", "detection": "detector boxes"}.get(self.prompt or "", self.name)
+            words = {"box": "box", "detection": "detector boxes"}.get(self.prompt or "", short_name)
+        if publisher in PUBLISHERS:
+            words += f" by {PUBLISHERS[publisher]}'s rules"
         usual = {"box": "single", "point": "best", "detection": "single"}.get(self.prompt or "", self.multimask)
         policy = {"single": "single mask", "best": "best of three", "oracle": "oracle's pick"}
         return words if self.multimask in (usual, None) else f"{words}, {policy.get(self.multimask, self.multimask)}"

@@ -54,13 +54,14 @@ class ScoringRequest(NamedTuple):
     """The candidate masks for one prompt, and the true mask (None: there is no truth).
 
     hw: height and width of the photo. clicked_xy: (K, 2) clicks so far, in original pixels, if the next click is
-    wanted; None if it is not.
+    wanted; None if it is not. stop_iou: a mask with this IoU needs no next click.
     """
 
     candidates: Sequence[CandidateMask]
     hw: HW
     truth: RLE | None = None
     clicked_xy: np.ndarray | None = None
+    stop_iou: float | None = None
 
 
 class MaskScore(NamedTuple):
@@ -139,20 +140,22 @@ def score_masks(requests: Sequence[ScoringRequest]) -> list[MaskScore]:
     return [_score(request) for request in requests]
 
 
-def first_clicks(truths: Sequence[RLE]) -> list[list[float]]:
-    """Return the first click on each object: XY in original pixels."""
-    return [first_click(decode_mask(truth).astype(bool)).tolist() for truth in truths]
+def first_clicks(truths: Sequence[RLE]) -> list[list[float] | None]:
+    """Return the first click on each object: XY in original pixels, or None for a mask without a pixel."""
+    masks = [decode_mask(truth).astype(bool) for truth in truths]
+    return [first_click(mask).tolist() if mask.any() else None for mask in masks]
 
 
 def _score(request: ScoringRequest) -> MaskScore:
     codes = [_to_rle(candidate, request.hw) for candidate in request.candidates]
     if request.truth is None:
         return MaskScore(0, codes[0], None, None, None)
-    ious = coco_mask.iou(codes, [request.truth], [0])[:, 0]  # (K,); the truth has pixels, so no union is empty
+    ious = np.nan_to_num(coco_mask.iou(codes, [request.truth], [0])[:, 0])  # (K,); NaN where both masks are empty
     chosen = int(ious.argmax())
     predicted, truth = decode_mask(codes[chosen]).astype(bool), decode_mask(request.truth).astype(bool)
     click = None
-    if request.clicked_xy is not None and (found := next_click(predicted, truth, clicked_xy=request.clicked_xy)):
+    is_wanted = request.clicked_xy is not None and (request.stop_iou is None or ious[chosen] < request.stop_iou)
+    if is_wanted and (found := next_click(predicted, truth, clicked_xy=request.clicked_xy)):
         click = found[0].tolist(), found[1]
     boundary = boundary_iou(predicted, truth) if click is None else None
     return MaskScore(chosen, codes[chosen], float(ious[chosen]), boundary, click)

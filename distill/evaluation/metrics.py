@@ -27,6 +27,7 @@ class MeanBySize(Metric):
     `compute` returns NAME, NAME_large, NAME_medium and NAME_small, NaN for a group without an instance.
 
     Args:
+        closed: as in `size_groups`.
         sync_on_compute: sum over all ranks; false where one rank holds all instances already.
     """
 
@@ -35,9 +36,9 @@ class MeanBySize(Metric):
     sums: Tensor
     counts: Tensor
 
-    def __init__(self, name: str, *, sync_on_compute: bool = True) -> None:
+    def __init__(self, name: str, *, closed: bool = False, sync_on_compute: bool = True) -> None:
         super().__init__(sync_on_compute=sync_on_compute)
-        self.name = name
+        self.name, self.closed = name, closed
         self.add_state("sums", torch.zeros(len(SIZES)), dist_reduce_fx="sum")
         self.add_state("counts", torch.zeros(len(SIZES)), dist_reduce_fx="sum")
 
@@ -48,7 +49,7 @@ class MeanBySize(Metric):
             scores: (N,) in 0..1. areas: (N,) in original pixels.
         """
         scores = scores.to(self.sums)
-        groups = size_groups(areas.to(self.sums.device)).to(scores)  # (4, N)
+        groups = size_groups(areas.to(self.sums.device), closed=self.closed).to(scores)  # (4, N)
         self.sums += groups @ scores
         self.counts += groups.sum(1)
 
@@ -61,8 +62,8 @@ class MeanBySize(Metric):
 class MaskIoU(MeanBySize):
     """The mean IoU over instances: `miou` and its groups by size, as in MeanBySize, and `num_instances`."""
 
-    def __init__(self, *, sync_on_compute: bool = True) -> None:
-        super().__init__("miou", sync_on_compute=sync_on_compute)
+    def __init__(self, *, closed: bool = False, sync_on_compute: bool = True) -> None:
+        super().__init__("miou", closed=closed, sync_on_compute=sync_on_compute)
 
     def compute(self) -> dict[str, Tensor]:
         """Return the mean of each group, and the number of instances."""
@@ -93,10 +94,16 @@ class Calibration(Metric):
         return {"iou_correlation": correlation, "iou_error": error}
 
 
-def size_groups(areas: Tensor) -> Tensor:
-    """Return which instances belong to each of SIZES, bool (4, N), by their areas (N,) in original pixels."""
-    large, small = areas >= LARGE_AREA, areas < SMALL_AREA
-    return torch.stack([torch.ones_like(large), large, ~large & ~small, small])
+def size_groups(areas: Tensor, *, closed: bool = False) -> Tensor:
+    """Return which instances belong to each of SIZES, bool (4, N), by their areas (N,) in original pixels.
+
+    Args:
+        closed: an instance at a bound belongs to the sizes on both sides of it, as in EfficientViT-SAM's evaluation
+            (sam_eval_utils.py, lines 25 to 39).
+    """
+    large, small = areas >= LARGE_AREA, areas <= SMALL_AREA if closed else areas < SMALL_AREA
+    medium = (areas >= SMALL_AREA) & (areas <= LARGE_AREA if closed else areas < LARGE_AREA)
+    return torch.stack([torch.ones_like(large), large, medium, small])
 
 
 def calibration_terms(predicted: Tensor, iou: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 MODEL_FILE, DATA_FILE = "model.json", "data.json"
 INSTANCES_FILE, RESULTS_FILE, EVALUATION_METRICS_FILE = "instances.jsonl", "results.json", "metrics.json"
 MODEL_KEYS = {"model", "weights_sha256"}
+OWN_FIELD = ("kind", "num_clicks")  # options of prompts that have a field of their own in metrics.json
 PARTIAL_DIR = "partial"  # of an evaluation that runs: one line per photo, one file per process and start
 
 
@@ -105,6 +106,7 @@ class Record:
         _check_same("model", begun_model, model, run, may_differ=() if named else MAY_DIFFER)
         begun = dict(flatten(read_recipe_tree(run)))
         begun = absolute_options(begun, type(self.recipe))  # those of earlier versions are relative
+        begun = {**_defaults(type(self.recipe)), **begun}  # and lack the options that are new since then
         now = dict(flatten(yaml.safe_load(recipe_text)))
         given = {key: value for key, value in flatten(asdict(self.recipe)) if isinstance(value, FromEnvironment)}
         _check_same("recipe", begun, {**now, **given}, run)
@@ -212,12 +214,35 @@ def describe_protocol(recipe: EvaluationRecipe) -> dict[str, Any]:
         "prompt": kind,
         "num_clicks": getattr(prompt, "num_clicks", None) if kind == "point" else None,
         "multimask": getattr(recipe, "multimask", None),
+        "rules": protocol_rules(recipe),
         "resolution": "original",
         "images": getattr(data, "images", None),
         "annotations": getattr(data, "annotations", None),
         "detections": getattr(data, "detections", None),
         "max_images": data.max_images,
     }
+
+
+def protocol_rules(recipe: EvaluationRecipe) -> str | None:
+    """Return the options of prompts and instances that are not the defaults, as the command line has them.
+
+    Return None if all are. The kind of prompt, the clicks and `multimask` have fields of their own.
+    """
+    from distill.config.schema import EvaluatePromptConfig, EvaluateRecipe, InstanceConfig
+
+    if not isinstance(recipe, EvaluateRecipe):
+        return None
+    pairs = [("multimask_later", recipe.multimask_later, None)]
+    for section, given, default in (
+        ("prompt", recipe.prompt, EvaluatePromptConfig()),
+        ("instances", recipe.instances, InstanceConfig()),
+    ):
+        usual = asdict(default)
+        pairs += [
+            (f"{section}.{key}", value, usual[key]) for key, value in asdict(given).items() if key not in OWN_FIELD
+        ]
+    texts = [f"{key}={json.dumps(value)}" for key, value, usual in pairs if value != usual]
+    return " ".join(texts) or None
 
 
 def _leftovers(run: Path) -> list[Path] | None:
@@ -236,6 +261,16 @@ def _leftovers(run: Path) -> list[Path] | None:
     if run / MODEL_FILE in found and set(read_object(run / MODEL_FILE, "record of the model")) != MODEL_KEYS:
         return None
     return found or None
+
+
+def _defaults(recipe_class: type[EvaluationRecipe]) -> dict[str, Any]:
+    """Return the options of a recipe that have a default, by dotted key."""
+    from omegaconf import OmegaConf
+
+    from distill.config.settings import flatten
+
+    tree = yaml.safe_load(OmegaConf.to_yaml(OmegaConf.structured(recipe_class)))
+    return {key: value for key, value in flatten(tree) if value != "???"}
 
 
 # Options that may differ between an evaluation and its continuation: they spell paths or change only the speed.
@@ -258,4 +293,6 @@ def _check_same(
 def _line(score: InstanceScore) -> str:
     row = asdict(score)
     del row["segmentation"]  # in results.json
+    if score.click_ious is None:
+        del row["click_ious"]
     return json.dumps(row) + "\n"

@@ -158,10 +158,17 @@ def build_evaluation(recipe: EvaluateRecipe | EverythingRecipe) -> EvaluationPro
     coco_set, max_images = open_set(recipe.data), recipe.data.max_images
     if isinstance(recipe, EverythingRecipe):
         return AutomaticMaskEvaluation(coco_set, recipe.grid, max_images)
-    protocol = PromptProtocol(recipe.prompt, recipe.multimask, recipe.prompt_batch_size)
+    protocol = PromptProtocol(
+        recipe.prompt,
+        recipe.multimask,
+        recipe.prompt_batch_size,
+        multimask_later=recipe.multimask_later,
+        truth=recipe.instances.truth,
+    )
     if recipe.data.detections is None:
-        return PromptEvaluation(coco_set, protocol, max_images)
-    return DetectionEvaluation(coco_set, Detections(recipe.data.detections, coco_set), protocol, max_images)
+        return PromptEvaluation(coco_set, protocol, max_images, recipe.instances)
+    detections = Detections(recipe.data.detections, coco_set, clip=recipe.instances.clip_boxes)
+    return DetectionEvaluation(coco_set, detections, protocol, max_images)
 
 
 def start_ranks(devices: int, device: str | None) -> tuple[Ranks, str | torch.device | None]:

@@ -1,7 +1,8 @@
 """How well a model agrees with its teacher, on photos without annotations.
 
 The teacher is prompted at a grid of points, and its masks are the truth. The model is prompted at the same points, or
-by the boxes of these masks. The embeddings are compared too, where both have equally many channels.
+by the boxes of these masks. A point may come with a second one that is off the object, for both models. The embeddings
+are compared too, where both have equally many channels.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ from distill.evaluation.summary import score_intervals, summarize
 from distill.evaluation.worker_pool import WorkerPool
 from distill.geometry import HW, grid_points, valid_mask
 from distill.models.multimask import Policy
-from distill.prompts.types import POSITIVE
+from distill.prompts.types import NEGATIVE, POSITIVE
 
 TEACHER_POLICY: Policy = "best"  # a point is ambiguous: it may mean a part or the object
+PAIR_POLICY: Policy = "single"  # SAM paper, appendix A: one mask for several prompts
 
 
 class AgreementEvaluation:
@@ -62,21 +64,36 @@ class AgreementEvaluation:
         hw: HW = read[0][1]
         by_teacher = self.teacher.encode(resized[self.teacher.model.image_size], hw)
         encoded = predictor.encode(resized[predictor.model.image_size], hw)
-        points = grid_points(hw, self.prompt.points_per_side)[:, None]  # (P, 1, 2)
-        labels = np.full(points.shape[:2], POSITIVE, np.int64)
+        points, labels = self._points(hw)
         prompts = PhotoPrompts(points_xy=points, labels=labels)
-        candidates = by_teacher.predict(prompts, TEACHER_POLICY, self.prompt_batch_size)
+        policy = PAIR_POLICY if self.prompt.kind == "pair" else TEACHER_POLICY
+        candidates = by_teacher.predict(prompts, policy, self.prompt_batch_size)
         masks = await score_candidates(candidates, hw, [None] * len(points), workers)
         targets = [
             Instance(i, 0, rle_box_xyxy(mask.rle), mask.rle, float(rle_area(mask.rle)))
             for i, mask in enumerate(masks)
             if rle_area(mask.rle)
         ]
-        found = await self._score_targets(targets, encoded, points, workers) if targets else []
+        found = (
+            await self._score_targets(targets, encoded, points=points, labels=labels, workers=workers)
+            if targets
+            else []
+        )
         scores = [
             instance_score(photo.key, target, of_prompt) for target, of_prompt in zip(targets, found, strict=True)
         ]
         return PhotoScores(photo.key, scores, embedding_cosine(encoded, by_teacher))
+
+    def _points(self, hw: HW) -> tuple[np.ndarray, np.ndarray]:
+        """Return the points (P, K, 2) XY in original pixels and their labels (P, K); K is 2 for pairs."""
+        points = grid_points(hw, self.prompt.points_per_side)[:, None]  # (P, 1, 2)
+        labels = np.full(points.shape[:2], POSITIVE, np.int64)
+        if self.prompt.kind != "pair":
+            return points, labels
+        others = points + [self.prompt.pair_pixels, 0]  # to the right, or else to the left
+        beyond = others[..., 0] >= hw[1]
+        others[beyond, 0] = np.maximum(points[beyond, 0] - self.prompt.pair_pixels, 0.0)
+        return np.concatenate([points, others], 1), np.concatenate([labels, np.full_like(labels, NEGATIVE)], 1)
 
     def summarize(self, found: Sequence[PhotoScores]) -> Summary:
         """Return mean IoU against the teacher's masks, and the mean cosine of the embeddings."""
@@ -89,20 +106,26 @@ class AgreementEvaluation:
         return Summary(metrics, intervals)
 
     async def _score_targets(
-        self, targets: list[Instance], encoded: EmbeddedPhoto, points: np.ndarray, workers: WorkerPool
+        self,
+        targets: list[Instance],
+        encoded: EmbeddedPhoto,
+        *,
+        points: np.ndarray,
+        labels: np.ndarray,
+        workers: WorkerPool,
     ) -> list[PromptScore]:
         """Prompt the model for each of the teacher's masks, and score its masks.
 
         Args:
-            points: (P, 1, 2) the teacher's prompts. The id of a target is the index of its prompt.
+            points, labels: (P, K, 2) and (P, K), the teacher's prompts. The id of a target is the index of its prompt.
         """
         if self.prompt.kind == "box":
             boxes = np.array([target.bbox_xyxy for target in targets])
             prompts, recorded = PhotoPrompts(boxes_xyxy=boxes), [{"box_xyxy": box} for box in boxes.tolist()]
         else:
-            points = points[[target.id for target in targets]]
-            prompts = PhotoPrompts(points_xy=points, labels=np.full(points.shape[:2], POSITIVE, np.int64))
-            recorded = [{"points_xy": point, "labels": [POSITIVE]} for point in points.tolist()]
+            rows = [target.id for target in targets]
+            prompts = PhotoPrompts(points_xy=points[rows], labels=labels[rows])
+            recorded = [{"points_xy": points[row].tolist(), "labels": labels[row].tolist()} for row in rows]
         candidates = encoded.predict(prompts, self.multimask, self.prompt_batch_size)
         masks = await score_candidates(candidates, encoded.hw, [target.rle for target in targets], workers)
         return [PromptScore(mask, float(candidates.predicted_iou[i, 0]), recorded[i]) for i, mask in enumerate(masks)]

@@ -37,6 +37,7 @@ class Metrics(msgspec.Struct):
     prompt: Text = None
     num_clicks: Count | None = None
     multimask: Text = None
+    rules: Text = None
     resolution: Text = None
     images: Text = None
     annotations: Text = None
@@ -62,7 +63,9 @@ class Metrics(msgspec.Struct):
 
 # Metrics that tables and plots look for by name; another number of an evaluation may be anything that is one.
 SIZES = ("", "_large", "_medium", "_small")
+MOST_CLICKS = 100  # whose mean IoUs are looked for
 SCORES = [f"{head}{size}" for head in ("miou", "boundary_iou", "ap", "map", "ar_1000", "ar") for size in SIZES]
+SCORES += [f"miou_click{number}" for number in range(MOST_CLICKS)]
 Scores = msgspec.defstruct("Scores", [(name, Quality | None, None) for name in SCORES])
 
 

@@ -1,7 +1,9 @@
 """Simulated clicks: where a person would point, given the wanted mask and the predicted mask.
 
 Clicks lie at the centre of a region: the pixel farthest from everything outside it, the border of the photo included.
-Published protocol: RITM (arXiv:2102.06583), as EfficientViT-SAM's evaluation uses it.
+Which pixel it is follows RITM (arXiv:2102.06583; its code, isegm/inference/clicker.py, _get_next_click). RITM gives the
+pixel's index as the coordinate, and clicks on the pixel (0, 0) when no error is left; the coordinates here are those of
+the pixel's centre, and without an error there is no click.
 """
 
 from __future__ import annotations

@@ -142,6 +142,12 @@ def test_sets_are_checked_first(inputs, sets, words):
     [
         ("eval/coco_box", ["prompt.kind=detection"], "data.detections: missing; give a detector's results JSON"),
         ("eval/coco_box", ["data.detections=DETECTIONS"], "read with prompt.kind=detection alone"),
+        ("eval/coco_box", ["prompt.noc=[0.9]"], "prompt.noc: is for clicks; set prompt.kind=point"),
+        ("eval/coco_point", ["prompt.noc=[0.9]"], "prompt.noc: one click cannot be counted"),
+        ("eval/ritm/noc", ["prompt.noc=[0.9,1.2]"], r"prompt.noc\[1\]: must be above 0 and at most 1, got 1.2"),
+        ("eval/ritm/noc", ["prompt.stop_iou=0.8"], "prompt.stop_iou: must be at least the highest of prompt.noc"),
+        ("eval/ritm/noc", ["prompt.noc=[0.8,0.8]"], "prompt.noc: holds a target twice"),
+        ("eval/coco_point", ["instances.empty=true"], "instances.empty: a mask without a pixel has no first click"),
         ("eval/coco_detections", ["data.detections=DETECTIONS", "multimask=oracle"], "has no truth to choose by"),
         ("eval/everything", ["grid.box_nms_threshold=2"], "between 0 and 1"),
     ],

@@ -297,7 +297,7 @@ def test_the_published_recipes_are_there():
 @pytest.mark.parametrize("name", packaged_recipes())
 def test_a_packaged_recipe_is_sound_once_its_blanks_are_filled(name):
     kind = recipe_kind(name)
-    blanks = [*BLANKS[kind], *(["data.detections=d"] if name.endswith("_detections") else [])]
+    blanks = [*BLANKS[kind], *(["data.detections=d"] if stated_value(name, "prompt.kind") == "detection" else [])]
     recipe = load_recipe(name, blanks, check_paths=False)
     assert recipe.kind == kind
     text = find_recipe(name).read_text()
@@ -350,7 +350,10 @@ def test_a_published_recipe_says_for_which_batch_its_rate_is(name):
 
 @pytest.mark.parametrize("name", packaged_recipes())
 def test_a_complete_recipe_says_what_its_family_says(write, name):
-    blanks = [*BLANKS[recipe_kind(name)], *(["data.detections=d"] if name.endswith("_detections") else [])]
+    blanks = [
+        *BLANKS[recipe_kind(name)],
+        *(["data.detections=d"] if stated_value(name, "prompt.kind") == "detection" else []),
+    ]
     copy = write(complete_yaml(name), "complete.yaml")
     assert "extends" not in Path(copy).read_text()
     assert load_recipe(copy, blanks, check_paths=False) == load_recipe(name, blanks, check_paths=False)

@@ -216,7 +216,7 @@ def test_crowd_regions_are_counted_in_the_photos_that_are_asked_for(coco_files) 
     coco_set = CocoSet(*coco_files([annotation(1), *crowds]))
     assert (coco_set.count_crowd(1), coco_set.count_crowd(2), coco_set.num_crowd) == (1, 3, 3)
     evaluation = PromptEvaluation(coco_set, PromptProtocol(EvaluatePromptConfig("box")), max_images=1)
-    assert evaluation.num_crowd == 1
+    assert evaluation.left_out["num_crowd"] == 1
 
 
 def test_an_absent_file_is_named(tmp_path: Path) -> None:

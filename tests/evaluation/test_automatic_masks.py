@@ -102,15 +102,15 @@ def test_recall_of_everything(photos):
 
 
 def test_a_model_agrees_with_itself(photos):
-    for kind in ("box", "point"):
-        prompt = AgreementPromptConfig(kind, points_per_side=3)
-        policy = "single" if kind == "box" else "best"
+    for kind in ("box", "point", "pair"):
+        prompt = AgreementPromptConfig(kind, points_per_side=3, pair_pixels=20)
+        policy = "best" if kind == "point" else "single"
         evaluation = AgreementEvaluation(photos, ModelPredictor(build(0)), prompt, multimask=policy)
         same, other = (run(evaluation, ModelPredictor(build(seed))) for seed in (0, 1))
         assert same["cosine"] == pytest.approx(1) and other["cosine"] < 0.99
         assert same["num_images"] == 2 and same["num_instances"] == other["num_instances"] > 0
         assert other["miou"] < 0.9
-        if kind == "point":  # the same prompts to the same model
+        if kind != "box":  # the same prompts to the same model
             assert same["miou"] == same["boundary_iou"] == 1
             assert same["intervals"]["cosine"] == pytest.approx((1, 1))
 

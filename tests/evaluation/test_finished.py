@@ -12,6 +12,14 @@ from distill.evaluation.finished import ProtocolKey
         (ProtocolKey("coco_box", "box", None, "best"), "box, best of three"),
         (ProtocolKey("coco_point3", "point", 3, "best"), "3 clicks"),
         (ProtocolKey("coco_point", "point", 1, "single"), "1 click, single mask"),
+        (ProtocolKey("efficientvit_sam/coco_point3", "point", 3, "best"), "3 clicks by EfficientViT-SAM's rules"),
+        (
+            ProtocolKey("efficientvit_sam/coco_box", "box", None, "best"),
+            "box by EfficientViT-SAM's rules, best of three",
+        ),
+        (ProtocolKey("somebody/coco_box", "box", None, "single"), "box"),
+        (ProtocolKey("mobile_sam/pair100", "pair", None, "single"), "pair100 by MobileSAM's rules"),
+        (ProtocolKey("mobile_sam/point", "point", None, "best"), "point by MobileSAM's rules"),
         (ProtocolKey("everything", None, None, None), "everything"),
     ],
 )

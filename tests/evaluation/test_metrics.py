@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from distill.evaluation.metrics import Calibration, EmbeddingCosine, MaskIoU, MeanBySize
+from distill.evaluation.metrics import Calibration, EmbeddingCosine, MaskIoU, MeanBySize, size_groups
 
 
 def test_groups_follow_cocos_areas():
@@ -77,3 +77,11 @@ def test_any_score_by_size():
     found = {name: value.item() for name, value in metric.compute().items()}
     assert found["boundary_iou"] == pytest.approx(0.3) and found["boundary_iou_large"] == pytest.approx(0.2)
     assert found["boundary_iou_medium"] != found["boundary_iou_medium"]  # NaN
+
+
+def test_an_object_at_a_bound_belongs_to_both_sizes_by_published_rules():
+    areas = torch.tensor([1023.0, 1024, 1025, 9215, 9216, 9217])
+    _, large, medium, small = size_groups(areas).int().tolist()
+    assert (large, medium, small) == ([0, 0, 0, 0, 1, 1], [0, 1, 1, 1, 0, 0], [1, 0, 0, 0, 0, 0])
+    _, large, medium, small = size_groups(areas, closed=True).int().tolist()
+    assert (large, medium, small) == ([0, 0, 0, 0, 1, 1], [0, 1, 1, 1, 1, 0], [1, 1, 0, 0, 0, 0])

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from distill.config.schema import EvaluateDataConfig, EvaluatePromptConfig, EvaluateRecipe
 from distill.errors import RunError
@@ -69,3 +70,15 @@ def test_a_disk_that_fills_up_keeps_the_finished_photos(tmp_path: Path) -> None:
     with files_of_at_most(size + 5), pytest.raises(RunError, match="the disk is full .* finished photos are kept"):
         begun.add(PhotoScores("b"))
     assert set(record(tmp_path, resume=True).finished()) == {"a"}
+
+
+def test_an_evaluation_of_an_earlier_version_goes_on_without_the_options_that_are_new(tmp_path: Path) -> None:
+    record(tmp_path)
+    recipe = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
+    del recipe["instances"], recipe["multimask_later"], recipe["prompt"]["click_at"]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert record(tmp_path, resume=True).data == DATA
+    recipe["prompt"]["click_at"] = "index"
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(RunError, match="prompt.click_at was index and is centre"):
+        record(tmp_path, resume=True)
