@@ -3,8 +3,9 @@
     python tools/train_quickstart_teacher.py --set IMAGES ANNOTATIONS SHARE ... --out DIR
 
 All phases are runs of the mask stage. In the first, the decoder learns from drawings what prompts mean: a tiny encoder
-reads them, so that a step has many prompts. Then the complete model learns from windows of labelled photos, first on
-small grids, which are cheap, and last on the grid that ships. Of every phase the average of its weights is kept.
+reads them, so that a step has many prompts. In the second, the encoder learns alone which cells of a photo belong
+together. Then the complete model learns from windows of labelled photos, first on small grids, which are cheap, and
+last on the grid that ships. Of every phase the average of its weights is kept.
 
 There are two more loss terms. The pixels near an instance count once more, since a small instance has little weight in
 the mean over the photo. And the encoder alone learns that the cells of an instance are alike.
@@ -15,11 +16,12 @@ OUT/metrics.jsonl has the scores on the held-out photos while training (--held-o
 from __future__ import annotations
 
 import argparse
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning
 import torch
@@ -53,9 +55,14 @@ AFFINITY_DIM = 64
 NEAR_MARGIN = 0.25  # of a box's side; what lies this far around the box, and NEAR_CELLS more, is near its instance
 NEAR_CELLS = 2
 PROMPTS = PromptConfig(box_share=0.5, box_jitter=0.03, max_points=3, max_negative_points=1)
-SHARPNESS = 3.0  # of the first attention by place: its largest logit is about twice this
+SHARPNESS = 3.0  # of the first attention by place: products of queries and keys are those of positions times this
+NUM_BANDS = 8  # of the positions' frequencies: one for each head of the decoder's attention
+LOWEST, HIGHEST = 0.15, 8.0  # frequencies in cycles per half a frame; SAM draws them from a normal distribution
+ATTENTION_NOISE = 0.02  # standard deviation of what is added to the first queries and keys
+MUON_SCALE = 2.0  # Muon's learning rate, as a multiple of AdamW's
+MUON_MOMENTUM = 0.95  # torch.optim.Muon's default
 AVERAGE_DECAY = 0.998  # of the weights' moving average, per step
-HELD_OUT = ValidationConfig(max_images=100, max_instances=10, num_pictures=0)
+HELD_OUT = ValidationConfig(max_images=40, max_instances=8, num_pictures=0)
 WEIGHTS = "quickstart_teacher.safetensors"
 
 
@@ -140,10 +147,20 @@ class TeacherStage(MaskStage):
         return [*super().term_names(), "near"]
 
     def build_optimizer(self) -> Optimizer:
-        """Build the mask stage's optimizer, which trains the affinity module too."""
-        optimizer = super().build_optimizer()
-        optimizer.add_param_group({"params": list(self.affinity.parameters())})
-        return optimizer
+        """Build the mask stage's optimizer, which trains the affinity module too, with Muon for matrices."""
+        adamw = super().build_optimizer()
+        assert isinstance(adamw, torch.optim.AdamW)
+        adamw.add_param_group({"params": list(self.affinity.parameters())})
+        matrices = [p for p in self.model.mask_decoder.transformer.parameters() if p.ndim == 2 and p.requires_grad]
+        return MuonAdamW(adamw, matrices, lr=MUON_SCALE * adamw.defaults["lr"]) if matrices else adamw
+
+
+class EncoderStage(TeacherStage):
+    """The affinity term alone: the encoder learns, and the decoder waits."""
+
+    def compute_terms(self, batch: ImageBatch) -> dict[str, Tensor]:
+        ((_, affinity),) = self.embedding_terms(self.model.encode(batch.pixels), batch).values()
+        return {"loss": affinity, "affinity": affinity}
 
 
 def teacher_spec(grid: int) -> ModelSpec:
@@ -164,22 +181,97 @@ def at_grid(model: PromptableModel, grid: int) -> PromptableModel:
     return other
 
 
+def position_frequencies(num: int) -> Tensor:
+    """Return `num` frequencies (2, num), x and y in cycles per half a frame, in NUM_BANDS bands from low to high.
+
+    A quarter of each band lies along x and a quarter along y: with low ones of these it is easy to tell what is left of
+    a corner. High ones tell neighbouring cells apart. SAM's frequencies have neither: small boxes then cost far more
+    training than there is here.
+    """
+    generator = torch.Generator().manual_seed(0)
+    per_band = num // NUM_BANDS
+    edges = torch.logspace(math.log10(LOWEST), math.log10(HIGHEST), NUM_BANDS + 1)
+    bands = []
+    for low, high in zip(edges[:-1], edges[1:], strict=True):
+        radius = low * (high / low) ** torch.rand(per_band, generator=generator)
+        quarter = torch.zeros(per_band // 4)
+        free = math.pi * torch.rand(per_band - 2 * len(quarter), generator=generator)
+        angle = torch.cat([quarter, quarter + math.pi / 2, free])
+        bands.append(torch.stack([radius * angle.cos(), radius * angle.sin()]))
+    return torch.cat(bands, 1).half().float()  # the file that ships has half precision
+
+
 @torch.no_grad()
 def attend_by_place(model: PromptableModel) -> None:
-    """Let the attention between prompts and image begin with places: each looks at what lies near.
+    """Let the attention between prompts and image begin with places: each head looks at what lies near, at its scale.
 
-    Queries and keys both hold a position. If one orthogonal matrix maps both, their product is that of the positions,
-    which is largest where these agree. With separate random matrices a decoder needs twice the steps to get there.
+    Queries and keys both hold a position, as sines and cosines. Where a head picks the same ones of both, their product
+    is largest if the positions agree, and the head's band of frequencies decides how near they must be. With separate
+    random matrices a decoder needs twice the steps to get there.
     """
+    layer = model.prompt_encoder.pe_layer
+    layer.positional_encoding_gaussian_matrix.copy_(position_frequencies(model.embedding_dim // 2))
     transformer = model.mask_decoder.transformer
-    attentions = [transformer.final_attn_token_to_image]
-    for layer in transformer.layers:
-        attentions += [layer.cross_attn_token_to_image, layer.cross_attn_image_to_token]
-    for attention in attentions:
-        shared = nn.init.orthogonal_(torch.empty_like(attention.q_proj.weight)) * SHARPNESS**0.5
+    attentions = [
+        attention
+        for block in transformer.layers
+        for attention in (block.cross_attn_token_to_image, block.cross_attn_image_to_token)
+    ]
+    for number, attention in enumerate([*attentions, transformer.final_attn_token_to_image]):
+        picked = _picked_channels(attention.q_proj.weight, odd=bool(number % 2)) * SHARPNESS**0.5
+        shared = picked + ATTENTION_NOISE * torch.randn_like(picked)
         for projection in (attention.q_proj, attention.k_proj):
             projection.weight.copy_(shared)
             projection.bias.zero_()
+
+
+def _picked_channels(weight: Tensor, *, odd: bool) -> Tensor:
+    """Return a matrix (d, C) by which head h sees sines and cosines of band h, of every other frequency."""
+    picked = torch.zeros_like(weight)
+    num_frequencies = weight.shape[1] // 2  # sines come first, then cosines
+    for row, frequency in enumerate(range(int(odd), num_frequencies, 2)):
+        picked[2 * row, frequency] = picked[2 * row + 1, num_frequencies + frequency] = 1
+    return picked
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon for matrices of the decoder's transformer, AdamW for the rest, as one optimizer for Lightning.
+
+    On drawings it takes half as many steps as AdamW alone.
+    """
+
+    def __init__(self, adamw: torch.optim.AdamW, matrices: list[nn.Parameter], *, lr: float) -> None:
+        own = {id(matrix) for matrix in matrices}
+        for group in adamw.param_groups:
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in own]
+        adamw.param_groups[:] = [group for group in adamw.param_groups if group["params"]]
+        self.parts = (
+            adamw,
+            torch.optim.Muon(
+                matrices, lr=lr, weight_decay=0.01, momentum=MUON_MOMENTUM, adjust_lr_fn="match_rms_adamw"
+            ),
+        )
+        super().__init__([group for part in self.parts for group in part.param_groups], {})
+        numbers = iter(self.param_groups)
+        for part in self.parts:  # a schedule changes the groups of this optimizer, and the parts must see it
+            part.param_groups = [next(numbers) for _ in part.param_groups]
+
+    def step(self, closure: Any = None) -> Any:
+        loss = None if closure is None else closure()
+        for part in self.parts:
+            part.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parts": [part.state_dict() for part in self.parts], "state": {}, "param_groups": []}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            groups = part.param_groups
+            part.load_state_dict(state)
+            for group, loaded in zip(groups, part.param_groups, strict=True):
+                group.update(loaded)
+            part.param_groups = groups
 
 
 def freeze_slow_tensors(encoder: TimmEncoder) -> None:
@@ -213,16 +305,19 @@ def load_imagenet_backbone(encoder: TimmEncoder) -> None:
 class Phase:
     """One run of the mask stage.
 
-    lr: peak learning rate of the encoder. decoder_scale: the decoder's, as a multiple.
-    batch_size: photos a step; None: the phase learns from drawings.
+    learns: "decoder": from drawings; "encoder": from photos, by the affinity term alone; "all": from photos.
+    lr: peak learning rate.
+    batch_size: photos a step; drawings come in batches of their own.
+    refines: every prompt is answered twice, the second time with the first answer as its mask prompt and a click.
     """
 
     name: str
+    learns: Literal["decoder", "encoder", "all"]
     grid: int
     steps: int
     lr: float
-    batch_size: int | None
-    decoder_scale: float = 1.0
+    batch_size: int = 1
+    refines: bool = False
 
     @property
     def seed(self) -> int:
@@ -235,10 +330,12 @@ def phases(args: argparse.Namespace) -> list[Phase]:
     Higher rates than these unlearn: at 6e-4 the masks of grid 32 got worse, at 2e-4 they improved.
     """
     plan = [
-        Phase("drawings", 8, args.drawing_steps, 1e-3, None),
-        Phase("coarse", 16, args.coarse_steps, 5e-4, 8, decoder_scale=0.5),
-        Phase("middle", 32, args.middle_steps, 2.5e-4, 4),
-        Phase("fine", GRID, args.fine_steps, 1e-4, 2),
+        Phase("drawings", "decoder", 16, args.drawing_steps, 1e-3),
+        Phase("cells", "encoder", 32, args.cells_steps, 6e-4, 4),
+        Phase("coarse", "all", 16, args.coarse_steps, 4e-4, 8),
+        Phase("middle", "all", 32, args.middle_steps, 2.5e-4, 4),
+        Phase("rounds", "all", 32, args.rounds_steps, 1.5e-4, 4, refines=True),
+        Phase("fine", "all", GRID, args.fine_steps, 1e-4, 2, refines=True),
     ]
     return [phase for phase in plan if phase.steps]
 
@@ -289,23 +386,24 @@ class TeacherTraining:
         encoder = model.image_encoder.to(memory_format=torch.channels_last)
         assert isinstance(encoder, TimmEncoder)
         freeze_slow_tensors(encoder)
-        if phase.batch_size is None:
+        if phase.learns == "decoder":
             model.image_encoder = DrawingEncoder(model.spec)
         folder = self.args.out / phase.name
         last = folder / "last.ckpt"
         done = int(torch.load(last, weights_only=True, mmap=True)["global_step"]) if last.exists() else 0
-        stage = TeacherStage(
+        decoder_scale = float(phase.learns != "encoder")
+        stage = (EncoderStage if phase.learns == "encoder" else TeacherStage)(
             model,
             affinity,
-            prompts=PROMPTS,
+            prompts=replace(PROMPTS, refine_clicks=int(phase.refines)),
             loss=LOSS,
             optim=OptimConfig(
                 lr=phase.lr,
                 weight_decay=0.01,
                 warmup_steps=min(50, phase.steps),
                 final_lr_share=0.02,
-                mask_decoder_lr_scale=phase.decoder_scale,
-                prompt_encoder_lr_scale=phase.decoder_scale,
+                mask_decoder_lr_scale=decoder_scale,
+                prompt_encoder_lr_scale=decoder_scale,
                 batch_norm="frozen",
             ),
             validator=Validator(HELD_OUT),
@@ -336,7 +434,7 @@ class TeacherTraining:
     def _train_loader(self, phase: Phase, model: PromptableModel, done: int) -> DataLoader[ImageBatch]:
         """Return the batches of a phase. Lightning counts those of a resumed phase on, and begins at index 0."""
         workers = self.args.num_workers
-        if phase.batch_size is None:
+        if phase.learns == "decoder":
             bank = outlines([scene for labelled in self.sets for scene in labelled.scenes])
             drawings = Drawings(bank, num_batches=phase.steps, grid=phase.grid, seed=phase.seed, first=done)
             return DataLoader(drawings, batch_size=None, num_workers=workers)
@@ -351,7 +449,7 @@ class TeacherTraining:
         return DataLoader(scenes, batch_size=phase.batch_size, num_workers=workers, collate_fn=collate)
 
     def _held_out_loader(self, phase: Phase, model: PromptableModel) -> DataLoader[Scene] | None:
-        if not self.held_out or phase.batch_size is None:
+        if not self.held_out or phase.learns != "all":
             return None
         collate = Collate(model.image_size, model.embedding_size)
         return DataLoader(self.held_out, batch_size=2, collate_fn=collate)  # type: ignore[arg-type] # a list will do
@@ -383,10 +481,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, required=True, help="output directory")
     parser.add_argument("--start", metavar="MODEL", help="begin with the weights of this model, not with ImageNet's")
-    parser.add_argument("--drawing-steps", type=int, default=1500, help="0 leaves a phase out, here and below")
+    parser.add_argument("--drawing-steps", type=int, default=1200, help="0 leaves a phase out, here and below")
+    parser.add_argument("--cells-steps", type=int, default=3000)
     parser.add_argument("--coarse-steps", type=int, default=1500)
-    parser.add_argument("--middle-steps", type=int, default=6000)
-    parser.add_argument("--fine-steps", type=int, default=800)
+    parser.add_argument("--middle-steps", type=int, default=3000)
+    parser.add_argument("--rounds-steps", type=int, default=1000)
+    parser.add_argument("--fine-steps", type=int, default=300)
     parser.add_argument("--num-workers", type=int, default=1)
     parser.add_argument("--save-every", type=int, default=200, help="steps between checkpoints")
     parser.add_argument("--validate-every", type=int, default=500, help="steps between validations")

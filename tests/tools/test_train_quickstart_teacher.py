@@ -54,8 +54,21 @@ def test_attention_begins_at_the_place_of_a_prompt(tool):
 
 def test_a_phase_of_no_steps_is_left_out(tool):
     required = ["--set", "photos", "photos.json", "1", "--out", "out"]
-    assert [phase.name for phase in tool.phases(tool.parse_args(required))] == ["drawings", "coarse", "middle", "fine"]
-    assert [phase.grid for phase in tool.phases(tool.parse_args([*required, "--middle-steps=0"]))] == [8, 16, 64]
+    assert [phase.name for phase in tool.phases(tool.parse_args(required))] == [
+        "drawings",
+        "cells",
+        "coarse",
+        "middle",
+        "rounds",
+        "fine",
+    ]
+    assert [phase.grid for phase in tool.phases(tool.parse_args([*required, "--middle-steps=0"]))] == [
+        16,
+        32,
+        16,
+        32,
+        64,
+    ]
 
 
 @pytest.mark.slow
@@ -65,8 +78,8 @@ def test_phases_of_one_step_each(tool, tmp_path, monkeypatch):
     monkeypatch.setattr(tool, "GRID", 8)
     for name, few in {"NUM_DRAWINGS": 2, "NUM_PROMPTS": 4, "NUM_RANDOM_OUTLINES": 5}.items():
         monkeypatch.setattr(drawings, name, few)
-    plan = [("drawings", 4, None), ("coarse", 4, 2), ("fine", 8, 1)]
-    monkeypatch.setattr(tool, "phases", lambda args: [tool.Phase(name, grid, 1, 1e-4, n) for name, grid, n in plan])
+    plan = [("drawings", "decoder", 4, 1), ("cells", "encoder", 4, 2), ("coarse", "all", 4, 2), ("fine", "all", 8, 1)]
+    monkeypatch.setattr(tool, "phases", lambda args: [tool.Phase(a, b, c, 1, 1e-4, d) for a, b, c, d in plan])
     out = tmp_path / "out"
     photos = [str(data.images), str(data.annotations)]
     command = ["--set", *photos, "1", "--held-out", *photos, "--out", str(out)]

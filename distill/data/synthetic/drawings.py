@@ -18,12 +18,12 @@ from torch.utils.data import Dataset
 from distill.batch import ImageBatch
 from distill.data.synthetic.scenes import MIN_VISIBLE_SHARE, Scene, cut_instance, random_outline
 
-NUM_DRAWINGS, NUM_SHAPES, NUM_PROMPTS = 24, 10, 160  # of a batch, of a drawing, of a batch
+NUM_DRAWINGS, NUM_SHAPES, NUM_PROMPTS = 16, 8, 96  # of a batch, of a drawing, of a batch
 OUTLINE_SIZE = 48  # pixels of a stored outline's side
 NUM_RANDOM_OUTLINES = 1500
 OUTLINES_PER_SCENE = 20
 MIN_OUTLINE_AREA = 150  # pixels of a labelled instance whose outline is worth keeping
-SMALLEST, LARGEST = 0.07, 0.9  # side of a shape as a share of the drawing's
+SMALLEST, LARGEST = 0.06, 0.9  # side of a shape as a share of the drawing's
 LONGEST = math.exp(0.6)  # the larger of width and height over their geometric mean
 TURNED_SHARE = 0.5  # of the shapes: turned by any angle
 ALIKE_SHARE = 0.4  # of the drawings: all shapes have nearly one colour, as cells have
