@@ -389,6 +389,7 @@ class TeacherTraining:
         if phase.learns == "decoder":
             model.image_encoder = DrawingEncoder(model.spec)
         folder = self.args.out / phase.name
+        folder.mkdir(exist_ok=True)
         last = folder / "last.ckpt"
         done = int(torch.load(last, weights_only=True, mmap=True)["global_step"]) if last.exists() else 0
         decoder_scale = float(phase.learns != "encoder")
