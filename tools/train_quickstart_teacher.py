@@ -39,7 +39,8 @@ from distill.data.synthetic.scenes import Scene
 from distill.data.synthetic.teacher_scenes import Collate, LabelledSet, TeacherScenes, load_labelled
 from distill.losses.mask import bce_loss, dice_loss, mask_losses
 from distill.models.checkpoint import load_model, save_model
-from distill.models.sam import ModelSpec, PromptableModel, build_from_spec
+from distill.models.sam import ExactPositions, ModelSpec, PromptableModel, build_from_spec
+from distill.prompts.seeded_noise import step_generator
 from distill.stages.mask import MaskStage
 from distill.stages.prompt_rounds import MULTI, SINGLE, PromptRounds
 from distill.stages.validation import Validator
@@ -122,12 +123,47 @@ def near_boxes(boxes_xyxy: Tensor, side: int, prompt_size: int) -> Tensor:
     return inside[:, 1, :, None] & inside[:, 0, None, :]
 
 
+class FramedPositions(ExactPositions):
+    """SAM's positions, of a window of the frame: so a small grid learns how near the cells of a large one lie.
+
+    origin: the window's top left corner (2,), XY, as a share of the frame. share: the window's side, likewise.
+    """
+
+    def __init__(self, matrix: Tensor) -> None:
+        super().__init__(matrix)
+        self.whole()
+
+    def whole(self) -> None:
+        """Let the window be the frame."""
+        self.origin, self.share = torch.zeros(2), 1.0
+
+    def draw(self, share: float, generator: torch.Generator) -> None:
+        """Let the window be the frame in half of all draws, and one of this share in the other half."""
+        self.whole()
+        if torch.rand((), generator=generator) < 0.5:
+            self.share = share
+            self.origin = (1 - share) * torch.rand(2, generator=generator)
+
+    def _pe_encoding(self, coords: Tensor) -> Tensor:
+        encoded: Tensor = super()._pe_encoding(self.origin.to(coords) + self.share * coords)
+        return encoded
+
+
 class TeacherStage(MaskStage):
-    """The mask stage with the affinity term, and with another term for the surroundings of the masks."""
+    """The mask stage with the affinity term, with a term for the surroundings of masks, and in windows of the frame."""
 
     def __init__(self, model: PromptableModel, affinity: Affinity, **options: Any) -> None:
         super().__init__(model, **options)
         self.affinity = affinity
+        self.positions = FramedPositions(model.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix)
+        model.prompt_encoder.pe_layer = self.positions
+
+    def compute_terms(self, batch: ImageBatch) -> dict[str, Tensor]:
+        self.positions.draw(min(1.0, self.model.embedding_size / GRID), step_generator(self.seed, self.global_step))
+        try:
+            return super().compute_terms(batch)
+        finally:
+            self.positions.whole()
 
     def embedding_terms(self, embeddings: Tensor, batch: ImageBatch) -> dict[str, tuple[float, Tensor]]:
         """Return the affinity term with its weight."""

@@ -11,7 +11,7 @@ from distill.config.names import FROM_TEACHER
 VAL_SHARE = 0.2
 # The student where none is named: a backbone without its last stages at a small resolution (6 pixels a cell), with a
 # slim neck. It takes the teacher's own backbone, so that it can start from the teacher's weights.
-BACKBONE, DEPTH = "tf_efficientnet_lite0", "@16+slim"
+BACKBONE, DEPTH = "tf_efficientnet_lite2", "@16+slim"
 STRIDE = 6  # 384 pixels for SAM's grid: a tenth of the MACs of the same backbone, complete, at 1024
 TIMM_BACKBONE = re.compile(r"timm/([^@+]+)")
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
 from segment_anything.modeling.common import LayerNorm2d
+from segment_anything.modeling.prompt_encoder import PositionEmbeddingRandom
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -17,6 +18,7 @@ from distill.errors import DistillError, did_you_mean
 from distill.models.mask_decoder import SharedImages, decode_prompts, flatten_grid
 from distill.prompts.types import Prompts, paint_prompts
 from distill.students import STUDENTS, build_encoder, check_student_name
+from distill.students.layers import without_autocast
 
 PROMPT_PIXELS_PER_CELL = 16  # the prompt frame is 16 E wide: 1024 for SAM, whatever the encoder reads
 LOW_RES_PER_CELL = 4  # the decoder's two stride-2 upsamplings
@@ -52,6 +54,23 @@ class ModelSpec:
     paint_prompts: bool = False
 
 
+class ExactPositions(PositionEmbeddingRandom):
+    """SAM's positions, in float32 under any autocast: bfloat16 would place a prompt some pixels off.
+
+    matrix: frequencies (2, C / 2), in cycles per half a frame.
+    """
+
+    def __init__(self, matrix: Tensor) -> None:
+        super().__init__(matrix.shape[1])
+        self.positional_encoding_gaussian_matrix = matrix
+
+    def _pe_encoding(self, coords: Tensor) -> Tensor:
+        """Encode positions (..., 2), XY as shares of the frame, as (..., C)."""
+        with without_autocast(coords):
+            encoded: Tensor = super()._pe_encoding(coords.float())
+        return encoded
+
+
 class PromptableModel(nn.Module):
     """An encoder, a prompt encoder and a mask decoder under the names of SAM's published checkpoints."""
 
@@ -65,6 +84,7 @@ class PromptableModel(nn.Module):
             input_image_size=(self.prompt_size, self.prompt_size),
             mask_in_chans=MASK_IN_CHANNELS,
         )
+        self.prompt_encoder.pe_layer = ExactPositions(self.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix)
         self.mask_decoder = MaskDecoder(
             num_multimask_outputs=NUM_MULTIMASK,
             transformer=TwoWayTransformer(

@@ -97,7 +97,7 @@ def test_a_packaged_recipe_can_be_a_parent(write):
     recipe = load_recipe(
         write("extends: quickstart/feature\nrun: out\ndata: {images: shards}\n"), ["teacher.source=online"]
     )
-    assert recipe.student.name == "timm/tf_efficientnet_lite0@16+slim"  # type: ignore[union-attr]
+    assert recipe.student.name == "timm/tf_efficientnet_lite2@16+slim"  # type: ignore[union-attr]
 
 
 def test_all_mistakes_at_once_with_origin_and_hint(write):
