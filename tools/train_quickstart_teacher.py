@@ -371,7 +371,7 @@ def phases(args: argparse.Namespace) -> list[Phase]:
         Phase("coarse", "all", 16, args.coarse_steps, 4e-4, 8),
         Phase("middle", "all", 32, args.middle_steps, 2.5e-4, 4),
         Phase("rounds", "all", 32, args.rounds_steps, 1.5e-4, 4, refines=True),
-        Phase("fine", "all", GRID, args.fine_steps, 1e-4, 2, refines=True),
+        Phase("fine", "all", GRID, args.fine_steps, 1e-4, 2),
     ]
     return [phase for phase in plan if phase.steps]
 

@@ -54,7 +54,7 @@ class ModelSpec:
     paint_prompts: bool = False
 
 
-class ExactPositions(PositionEmbeddingRandom):
+class ExactPositions(PositionEmbeddingRandom):  # type: ignore[misc] # segment_anything has no types
     """SAM's positions, in float32 under any autocast: bfloat16 would place a prompt some pixels off.
 
     matrix: frequencies (2, C / 2), in cycles per half a frame.

@@ -116,3 +116,18 @@ def test_spec_like_a_teacher():
 def test_an_unknown_model_lists_the_near_ones():
     with pytest.raises(DistillError, match="unknown model 'efficientvit_sam_l3'. Did you mean"):
         build_model("efficientvit_sam_l3")
+
+
+def test_positions_are_exact_under_autocast(model: PromptableModel) -> None:
+    points = model.prompt_size * torch.rand(1, 9, 2, generator=torch.Generator().manual_seed(0))
+    size = (model.prompt_size, model.prompt_size)
+
+    def positions() -> tuple[torch.Tensor, torch.Tensor]:
+        encoder = model.prompt_encoder
+        return encoder.pe_layer.forward_with_coords(points, size), encoder.get_dense_pe()
+
+    exact = positions()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under_autocast = positions()
+    for one, other in zip(exact, under_autocast, strict=True):
+        assert torch.equal(one, other)
