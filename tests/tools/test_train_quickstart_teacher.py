@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import sys
@@ -47,9 +48,55 @@ def test_attention_begins_at_the_place_of_a_prompt(tool):
     model = tool.build_from_spec(tool.teacher_spec(8))
     tool.attend_by_place(model)
     places = model.prompt_encoder.get_dense_pe().flatten(2)[0].T  # (64, C)
-    attention = model.mask_decoder.transformer.layers[0].cross_attn_token_to_image
-    query, key = attention.q_proj(places), attention.k_proj(places)
-    assert ((query @ key.T).argmax(1) == torch.arange(64)).all()
+    for attention in (
+        model.mask_decoder.transformer.layers[0].cross_attn_token_to_image,
+        model.mask_decoder.transformer.final_attn_token_to_image,
+    ):
+        query, key = attention.q_proj(places), attention.k_proj(places)
+        assert ((query @ key.T).argmax(1) == torch.arange(64)).all()
+
+
+def test_bands_of_frequencies_rise(tool):
+    frequencies = tool.position_frequencies(128)
+    radii = frequencies.norm(dim=0).view(tool.NUM_BANDS, -1)
+    assert (radii[:-1].amax(1) <= radii[1:].amin(1) + 0.01).all()
+    assert radii.min() >= tool.LOWEST - 0.01 and radii.max() <= tool.HIGHEST
+    along_x, along_y = (frequencies[axis].abs() < 1e-3 for axis in (1, 0))
+    assert (along_x.view(8, -1).sum(1) >= 4).all() and (along_y.view(8, -1).sum(1) >= 4).all()
+
+
+def test_a_window_of_the_frame_has_the_positions_of_the_large_grid(tool):
+    large = tool.ExactPositions(tool.position_frequencies(32))
+    small = tool.FramedPositions(large.positional_encoding_gaussian_matrix)
+    small.share, small.origin = 0.5, torch.tensor([0.25, 0.5])  # XY
+    torch.testing.assert_close(small((4, 4)), large((8, 8))[:, 4:8, 2:6])
+    small.whole()
+    assert torch.equal(small((4, 4)), large((4, 4)))
+
+
+def test_both_optimizers_go_on_after_a_stop(tool):
+    def optimizer(layer):
+        adamw = torch.optim.AdamW(layer.parameters(), lr=0.1)
+        return tool.MuonAdamW(adamw, [layer.weight], lr=0.2)
+
+    def step(layer, optim):
+        optim.zero_grad()
+        layer(torch.ones(2, 3)).square().sum().backward()
+        optim.step()
+
+    layer = torch.nn.Linear(3, 4)
+    optim = optimizer(layer)
+    assert [group["lr"] for group in optim.param_groups] == [0.1, 0.2]
+    step(layer, optim)
+    again = copy.deepcopy(layer)
+    resumed = optimizer(again)
+    resumed.load_state_dict(copy.deepcopy(optim.state_dict()))
+    for one in (optim, resumed):
+        for group in one.param_groups:
+            group["lr"] *= 0.5  # as a schedule does
+    step(layer, optim)
+    step(again, resumed)
+    assert torch.equal(layer.weight, again.weight) and torch.equal(layer.bias, again.bias)
 
 
 def test_a_phase_of_no_steps_is_left_out(tool):
