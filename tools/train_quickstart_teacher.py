@@ -36,7 +36,7 @@ from distill.batch import ImageBatch
 from distill.config.schema import MaskLossConfig, OptimConfig, PromptConfig, ValidationConfig
 from distill.data.synthetic.drawings import Drawings, outlines
 from distill.data.synthetic.scenes import Scene
-from distill.data.synthetic.teacher_scenes import Collate, LabelledSet, TeacherScenes, load_labelled
+from distill.data.synthetic.teacher_scenes import WINDOW_SIDE, Collate, LabelledSet, TeacherScenes, load_labelled
 from distill.losses.mask import bce_loss, dice_loss, mask_losses
 from distill.models.checkpoint import load_model, save_model
 from distill.models.sam import ExactPositions, ModelSpec, PromptableModel, build_from_spec
@@ -345,6 +345,7 @@ class Phase:
     lr: peak learning rate.
     batch_size: photos a step; drawings come in batches of their own.
     refines: every prompt is answered twice, the second time with the first answer as its mask prompt and a click.
+    window: bounds of the windows' sides, as shares of the photo's longest side.
     """
 
     name: str
@@ -354,6 +355,7 @@ class Phase:
     lr: float
     batch_size: int = 1
     refines: bool = False
+    window: tuple[float, float] = WINDOW_SIDE
 
     @property
     def seed(self) -> int:
@@ -371,7 +373,7 @@ def phases(args: argparse.Namespace) -> list[Phase]:
         Phase("coarse", "all", 16, args.coarse_steps, 4e-4, 8),
         Phase("middle", "all", 32, args.middle_steps, 2.5e-4, 4),
         Phase("rounds", "all", 32, args.rounds_steps, 1.5e-4, 4, refines=True),
-        Phase("fine", "all", GRID, args.fine_steps, 1e-4, 2),
+        Phase("fine", "all", GRID, args.fine_steps, 1e-4, 2, window=(0.6, 1.2)),
     ]
     return [phase for phase in plan if phase.steps]
 
@@ -480,6 +482,7 @@ class TeacherTraining:
             num_scenes=phase.steps * phase.batch_size,
             size=model.image_size,
             seed=phase.seed,
+            window=phase.window,
             first=done * phase.batch_size,
         )
         collate = Collate(model.image_size, model.embedding_size)

@@ -27,7 +27,7 @@ from distill.students.fuse import fuse, is_fused
 STUDENT_FILE = "student.safetensors"  # in a run directory
 QUICKSTART = "quickstart"
 QUICKSTART_FILE = "quickstart_teacher.safetensors"  # in distill/quickstart/weights
-QUICKSTART_SHA256 = "ee0f3ee54e1badcba33d6fe54ec92d6c35e06ad43756bf3e30f82440475b87fa"
+QUICKSTART_SHA256 = "917e23a1b9697bd267adeda8469976035b5d0b9c4edc9d90691e11483acfc005"
 RECIPE_KEY = "recipe"  # in the same metadata: the recipe of the training that made the model, as YAML
 TRAINING_SUFFIX = ".ckpt"  # of a checkpoint of a training, which holds the spec under SPEC_KEY too
 STUDENT_PREFIX = "model."  # of the student's tensors in it

@@ -56,7 +56,7 @@ def test_the_pipeline_runs_and_a_second_run_finds_it_finished(
         assert set(summary[name]) == {"box_miou", "point_miou", "params", "encoder_gmacs"}
         assert 0 < summary[name]["box_miou"] < 1
     student, teacher = summary["student"], summary["teacher"]
-    assert fewer > 1 and faster > 1
+    assert fewer >= 10 and faster >= 6
     assert fewer == pytest.approx(teacher["encoder_gmacs"] / student["encoder_gmacs"], abs=0.06)
     assert faster == pytest.approx(summary["speed"]["teacher_ms"] / summary["speed"]["student_ms"], rel=0.02)
     quality = [model["box_miou"] + model["point_miou"] for model in (student, teacher)]

@@ -34,7 +34,7 @@ PASTED_SHARE = 0.25  # of the scenes: instances of other photos of the set are p
 UNLABELLED_SHARE = 0.3  # of these: the background has no targets of its own
 MAX_PASTED = 5
 PASTED_SIDE = 0.08, 0.7  # of the scene's side
-WINDOW_SIDE = 0.3, 1.2  # of the photo's longest side; log-uniform
+WINDOW_SIDE = 0.3, 1.2  # of the photo's longest side; log-uniform, and more than 1 is the whole photo
 CENTRED_SHARE = 0.7  # of the windows: they hold a place of an instance
 MIN_WINDOW = 32  # pixels
 CONTRAST = 25.0  # that half of the compositions ask for; see scenes.contrast
@@ -56,15 +56,25 @@ class TeacherScenes(Dataset[Scene]):
     """Scenes whose longest side is `size` pixels. The scene at an index is always the same.
 
     Args:
+        window: bounds of the windows' sides, as shares of the photo's longest side.
         first: added to each index, so that a resumed training sees the scenes that come next.
     """
 
-    def __init__(self, sets: Sequence[LabelledSet], *, num_scenes: int, size: int, seed: int, first: int = 0) -> None:
+    def __init__(
+        self,
+        sets: Sequence[LabelledSet],
+        *,
+        num_scenes: int,
+        size: int,
+        seed: int,
+        window: tuple[float, float] = WINDOW_SIDE,
+        first: int = 0,
+    ) -> None:
         shares = np.array([labelled.share for labelled in sets])
         self.scenes = [labelled.scenes for labelled in sets]
         self.odds = shares / shares.sum()
         self.cutouts = [_cutouts(labelled.scenes) for labelled in sets]
-        self.num_scenes, self.size, self.seed, self.first = num_scenes, size, seed, first
+        self.num_scenes, self.size, self.seed, self.window, self.first = num_scenes, size, seed, window, first
 
     def __len__(self) -> int:
         return self.num_scenes
@@ -82,10 +92,10 @@ class TeacherScenes(Dataset[Scene]):
         scenes, cutouts = self.scenes[number], self.cutouts[number]
         photo = scenes[rng.integers(len(scenes))]
         if not cutouts or rng.random() >= PASTED_SHARE:
-            return cut_window(rng, photo, self.size)
+            return cut_window(rng, photo, self.size, self.window)
         if rng.random() < UNLABELLED_SHARE:
             photo = without_instances(photo.pixels)
-        background = cut_window(rng, photo, self.size)
+        background = cut_window(rng, photo, self.size, self.window)
         pasted = [self._vary(rng, cutouts) for _ in range(int(rng.integers(1, MAX_PASTED + 1)))]
         return compose(rng, background, pasted, min_contrast=CONTRAST * rng.integers(2), min_area=MIN_AREA)
 
@@ -105,10 +115,10 @@ def some_masks(rng: np.random.Generator, scene: Scene, num: int) -> Scene:
     return Scene(scene.pixels, scene.masks[rng.permutation(len(scene.masks))[:num]])
 
 
-def cut_window(rng: np.random.Generator, scene: Scene, size: int) -> Scene:
+def cut_window(rng: np.random.Generator, scene: Scene, size: int, window: tuple[float, float] = WINDOW_SIDE) -> Scene:
     """Cut a random window, often around an instance, resize its longest side to `size`, flip it and vary its light."""
     height, width = scene.pixels.shape[:2]
-    side = max(height, width) * np.exp(rng.uniform(*np.log(WINDOW_SIDE)))
+    side = max(height, width) * np.exp(rng.uniform(*np.log(window)))
     h, w = (int(np.clip(side * np.exp(rng.uniform(-0.2, 0.2)), MIN_WINDOW, whole)) for whole in (height, width))
     top, left = _corner(rng, scene, h, w)
     scale = size / max(h, w)
