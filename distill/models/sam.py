@@ -61,8 +61,8 @@ class ExactPositions(PositionEmbeddingRandom):  # type: ignore[misc] # segment_a
     """
 
     def __init__(self, matrix: Tensor) -> None:
-        super().__init__(matrix.shape[1])
-        self.positional_encoding_gaussian_matrix = matrix
+        nn.Module.__init__(self)  # not its parent's, which draws a matrix: a seed gives the same model as without this
+        self.register_buffer("positional_encoding_gaussian_matrix", matrix)
 
     def _pe_encoding(self, coords: Tensor) -> Tensor:
         """Encode positions (..., 2), XY as shares of the frame, as (..., C)."""

@@ -139,7 +139,7 @@ def rewritten(blob: bytes, *, fields: dict | None = None, tensors: dict | None =
         ({"valid_hw": "8"}, "Expected `array`"),
         ({"original_hw": [0, 4]}, "Expected `int` >= 1"),
         ({"key": 7}, "Expected `str`"),
-        ({"key": "\x1b[2J"}, "Expected `str`"),
+        ({"key": "\x1b[2J"}, "Expected text without control characters"),
         ({"codec": ["fp16"]}, "Expected `str`"),
         ({"band": -1}, "Expected `int` >= 0"),
         ({"view": None}, "missing required field `view`"),
