@@ -32,14 +32,14 @@ MOST_YAML_VALUES = 100_000  # with aliases written out: `&a` and `*a` make a tre
 MOST_YAML_DEPTH = 50
 INT64 = (1 << 63) - 1
 IN_WORDS = re.compile(r"`str` matching regex .*?\(\?#(.+?)\).*?(?= - at `|$)")  # of an error of msgspec
-WITHOUT_WAITING = getattr(
-    os, "O_NONBLOCK", 0
-)  # opening a pipe waits for its writer otherwise; for files it says nothing
+# Opening a pipe waits for its writer otherwise; for files it says nothing
+WITHOUT_WAITING = getattr(os, "O_NONBLOCK", 0)
 
 Side = Annotated[int, Meta(ge=1, le=MOST_PIXELS)]  # of a photo, in pixels
 Count = Annotated[int, Meta(ge=0, le=1 << 40)]
 Identity = Annotated[int, Meta(ge=-INT64, le=INT64)]  # of an image, an annotation or a category
 Coordinate = Annotated[float, Meta(ge=-1e6, le=1e6)]  # in pixels; annotators draw a little over the border
+Seconds = Annotated[float, Meta(ge=0, le=1e12)]
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Name = Annotated[str, Meta(min_length=1, max_length=4096)]
 # A pattern begins with a comment of regular expressions, which stands for it in errors. Control characters end lines,

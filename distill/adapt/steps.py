@@ -11,9 +11,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-from msgspec import Meta
 
 from distill.cards.writing import is_run, refresh_card
 from distill.comparison.directory import EVALUATIONS
@@ -33,7 +30,7 @@ from distill.export.onnx import DESCRIPTION_FILE, export_onnx
 from distill.files import write_json
 from distill.lock import contents
 from distill.models.checkpoint import STUDENT_FILE, load_model
-from distill.outside import read_json
+from distill.outside import Seconds, read_json
 from distill.text import MILLION, print_command, progress_bar, say
 from distill.training.directory import is_rank_zero
 from distill.training.run import train
@@ -43,7 +40,7 @@ PROTOCOLS = ("eval/coco_box", "eval/coco_point")  # by which teacher and student
 SAMPLES_PER_SHARD = 40
 
 Settings = dict[str, str | int | float | None]  # as JSON holds them
-Seconds = dict[str, Annotated[float, Meta(ge=0, le=1e12)]]
+Times = dict[str, Seconds]  # of the steps, by name
 
 
 @dataclass(frozen=True)
@@ -95,10 +92,10 @@ class Steps:
         seconds[step] = round(seconds.get(step, 0.0) + time.monotonic() - started, 1)
         write_json(self.out / SECONDS_FILE, seconds, raises=RunError)
 
-    def seconds(self) -> Seconds:
+    def seconds(self) -> Times:
         """Return the time that each step took, in seconds. Raises RunError when seconds.json is damaged."""
         path = self.out / SECONDS_FILE
-        return read_json(path, Seconds, "times of the steps", "remove it", raises=RunError) if path.exists() else {}
+        return read_json(path, Times, "times of the steps", "remove it", raises=RunError) if path.exists() else {}
 
     def build_shards(self, split: str, photos: Path, annotations: Path) -> None:
         """Build the image shards of a split from a COCO-format set."""

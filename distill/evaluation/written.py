@@ -14,7 +14,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from distill.data.rle import Counts
 from distill.errors import DistillError, RunError
-from distill.outside import Count, Identity, Name, Share, Side, convert, parse_json, read_bytes, read_json
+from distill.outside import Coordinate, Count, Identity, Name, Share, Side, convert, parse_json, read_bytes, read_json
 
 T = TypeVar("T")
 
@@ -22,7 +22,6 @@ AGAIN, NO_METRICS = "evaluate again", "not the metrics of an evaluation"
 Score = Annotated[float, Meta(ge=-1e15, le=1e15)] | None
 Quality = Annotated[float, Meta(ge=-1, le=1)]  # an IoU, a precision or a recall; COCO's code writes -1 for "none"
 Seconds = Annotated[float, Meta(ge=0, le=1e15)]
-Pixel = Annotated[float, Meta(ge=-1e6, le=1e6)]
 Text = str | None
 Scalar = bool | int | float | str | None
 
@@ -72,8 +71,8 @@ Scores = msgspec.defstruct("Scores", [(name, Quality | None, None) for name in S
 class Prompt(msgspec.Struct, omit_defaults=True):
     """The prompt of an instance, in pixels of the photo."""
 
-    box_xyxy: tuple[Pixel, Pixel, Pixel, Pixel] | None = None
-    points_xy: list[tuple[Pixel, Pixel]] = []
+    box_xyxy: tuple[Coordinate, Coordinate, Coordinate, Coordinate] | None = None
+    points_xy: list[tuple[Coordinate, Coordinate]] = []
     labels: list[int] = []
 
 
@@ -101,7 +100,7 @@ class ResultRow(msgspec.Struct):
     image_id: Identity
     category_id: Identity | None
     segmentation: RunLengths
-    score: Annotated[float, Meta(ge=-1e15, le=1e15)] | None
+    score: Score
     annotation_id: Identity | None = None
 
 

@@ -19,7 +19,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from distill.errors import RunError
-from distill.outside import Count, reason
+from distill.outside import Count, Seconds, reason
 from distill.text import first_few
 from distill.training.position import POSITION_KEY, Position, read_position
 
@@ -51,7 +51,7 @@ class _KeptRecipe(msgspec.Struct):
 
 
 class _Cost(msgspec.Struct):
-    seconds: Annotated[float, Meta(ge=0, le=1e12)]
+    seconds: Seconds
     photos: Count
 
 

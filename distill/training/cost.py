@@ -6,16 +6,15 @@ import platform
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import lightning
 import torch
-from msgspec import Meta
 
 from distill.batch import ImageBatch
 from distill.errors import RunError
 from distill.files import write_json
-from distill.outside import Count, read_json
+from distill.outside import Count, Seconds, read_json
 
 COST_FILE = "cost.json"
 
@@ -31,7 +30,7 @@ class Cost:
     It leaves out what an interrupted run did after its last checkpoint, because the run did that again.
     """
 
-    seconds: Annotated[float, Meta(ge=0, le=1e12)]
+    seconds: Seconds
     steps: Count
     photos: Count
     devices: Count
