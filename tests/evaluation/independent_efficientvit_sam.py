@@ -85,16 +85,22 @@ def by_clicks(predictor: Predictor, truth: np.ndarray) -> dict[int, np.ndarray]:
     labels: list[int] = []
     found = {}
     for num in range(1, max(CLICKS) + 1):
-        missing, wrong = (depth(error) * is_free for error in (truth & ~mask, mask & ~truth))
-        label = int(missing.max() > wrong.max())
-        row, column = np.unravel_index((missing if label else wrong).argmax(), truth.shape)
-        is_free[row, column] = False
-        points.append((int(column), int(row)))
+        point, label = deepest_click(truth, mask, is_free)
+        points.append(point)
         labels.append(label)
         masks, predicted_iou, _ = predictor.predict(point_coords=points, point_labels=labels, multimask_output=True)
         mask = masks[predicted_iou.argmax()]
         found[num] = mask
     return {num: found[num] for num in CLICKS}
+
+
+def deepest_click(truth: np.ndarray, mask: np.ndarray, is_free: np.ndarray) -> tuple[tuple[int, int], int]:
+    """Return the next click, X and Y in whole pixels, and its label. `is_free` loses the pixel."""
+    missing, wrong = (depth(error) * is_free for error in (truth & ~mask, mask & ~truth))
+    label = int(missing.max() > wrong.max())
+    row, column = np.unravel_index((missing if label else wrong).argmax(), truth.shape)
+    is_free[row, column] = False
+    return (int(column), int(row)), label
 
 
 def depth(region: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from distill.evaluation.edge_sam_rules import resampled_truths
 from distill.evaluation.run import evaluate_recipe
 from distill.models.checkpoint import load_model
 from distill.models.predictor import Predictor
-from tests.evaluation.independent_efficientvit_sam import BOX, CLICKS, depth, mask_of, score
+from tests.evaluation.independent_efficientvit_sam import BOX, CLICKS, deepest_click, mask_of, score
 
 COCO_MORE = Path(os.environ.get("DISTILL_DATA", "")) / "coco_more"
 RECIPES = {BOX: "coco_box", **{num: f"coco_point{num}" for num in CLICKS}}
@@ -130,11 +130,8 @@ def ious_of_fed_clicks(predictor: Predictor, truth: np.ndarray, num: int) -> lis
     labels: list[int] = []
     logits, ious = None, []
     for _ in range(num):
-        missing, wrong = (depth(error) * is_free for error in (truth & ~mask, mask & ~truth))
-        label = int(missing.max() > wrong.max())
-        row, column = np.unravel_index((missing if label else wrong).argmax(), truth.shape)
-        is_free[row, column] = False
-        points.append((int(column), int(row)))
+        point, label = deepest_click(truth, mask, is_free)
+        points.append(point)
         labels.append(label)
         masks, predicted_iou, low_res = predictor.predict(
             point_coords=points, point_labels=labels, mask_input=logits, multimask_output=len(points) == 1
