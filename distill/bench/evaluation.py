@@ -19,9 +19,9 @@ from distill.config.schema import EvaluatePromptConfig
 from distill.data.coco import AnnotatedPhoto, CocoSet
 from distill.data.rle import rle_area, rle_box_xyxy
 from distill.evaluation.evaluator import PromptEvaluation, evaluate_photos
-from distill.evaluation.mask_scoring import read_resized
 from distill.evaluation.predictors import ModelPredictor, PhotoPrompts
 from distill.evaluation.prompting import PromptProtocol
+from distill.evaluation.scoring.mask_scoring import read_resized
 from distill.evaluation.worker_pool import WorkerPool
 from distill.models.checkpoint import load_model
 from distill.models.devices import usable_device

@@ -20,12 +20,12 @@ from distill.text import SafeFormatter, say_error, terminal
 
 DONE, OURS, USERS, INTERRUPTED = 0, 1, 2, 130
 
-# Files of this folder, in the order of `distill --help`. Importing one loads no torch.
+# Files of this folder and below it, in the order of `distill --help`. Importing one loads no torch.
 COMMANDS = (
-    "recipes",
-    "datasets",
-    "students",
-    "tables",
+    "listings.recipes",
+    "listings.datasets",
+    "listings.students",
+    "listings.tables",
     "check",
     "shards",
     "cache",

@@ -14,8 +14,8 @@ from distill.data.coco import AnnotatedPhoto, CocoSet
 from distill.data.rle import RLE, decode_mask, to_rle
 from distill.errors import RunError
 from distill.evaluation.finished import FinishedEvaluation, ProtocolKey
-from distill.evaluation.metrics import LARGE_AREA, SMALL_AREA
 from distill.evaluation.record import INSTANCES_FILE, RESULTS_FILE
+from distill.evaluation.scoring.metrics import LARGE_AREA, SMALL_AREA
 from distill.evaluation.written import InstanceLine, RunLengths, read_lines, read_results
 from distill.pages.mask_gallery import GalleryRow
 

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from distill.comparison.models import ComparedModel
 from distill.comparison.published_rows import PublishedRow, published_notes
 from distill.errors import RunError, did_you_mean
-from distill.evaluation.bootstrap import Difference, paired_difference
 from distill.evaluation.finished import FinishedEvaluation, ProtocolKey
+from distill.evaluation.scoring.bootstrap import Difference, paired_difference
 from distill.training.record import lost_start
 
 # Keys of metrics.json that evaluations by one protocol must share, beside their instances.

@@ -15,11 +15,11 @@ from distill.config.schema import GridConfig
 from distill.data.coco import AnnotatedPhoto, CocoSet
 from distill.data.rle import RLE
 from distill.errors import DistillError
-from distill.evaluation.average_precision import average_recall
 from distill.evaluation.detector_boxes import result_row
 from distill.evaluation.evaluator import Summary, photos_with_instances
 from distill.evaluation.predictors import Fill, MaskPredictor, ModelPredictor, Oracle
 from distill.evaluation.prompting import InstanceScore, PhotoScores
+from distill.evaluation.scoring.average_precision import average_recall
 from distill.evaluation.worker_pool import WorkerPool
 from distill.geometry import HW, letterbox, masks_to_original, points_to_prompt_frame
 from distill.models.predictor import MASK_THRESHOLD

@@ -16,9 +16,7 @@ from distill.data.detections import Detection, Detections
 from distill.data.lvis import LvisSet
 from distill.data.rle import rle_area
 from distill.errors import DataError
-from distill.evaluation.average_precision import average_precision
 from distill.evaluation.evaluator import Summary
-from distill.evaluation.lvis_rules import MAX_DETECTIONS
 from distill.evaluation.predictors import MaskPredictor, PhotoPrompts
 from distill.evaluation.prompting import (
     InstanceScore,
@@ -27,6 +25,8 @@ from distill.evaluation.prompting import (
     encode_photo,
     score_candidates,
 )
+from distill.evaluation.scoring.average_precision import average_precision
+from distill.evaluation.scoring.lvis_rules import MAX_DETECTIONS
 from distill.evaluation.worker_pool import WorkerPool
 
 

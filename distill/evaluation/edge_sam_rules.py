@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.data.rle import RLE, decode_mask, encode_mask
-from distill.evaluation.mask_scoring import CandidateMask, Click, Frame, LowResMask
+from distill.evaluation.scoring.mask_scoring import CandidateMask, Click, Frame, LowResMask
 from distill.geometry import HW, resized_hw
 from distill.prompts.seeded_noise import stable_seed
 from distill.prompts.types import NEGATIVE, POSITIVE

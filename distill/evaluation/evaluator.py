@@ -15,9 +15,9 @@ from distill.config.schema import EvaluateDataConfig, InstanceConfig
 from distill.data.coco import AnnotatedPhoto, CocoSet
 from distill.data.lvis import LvisSet
 from distill.errors import DataError
-from distill.evaluation.bootstrap import Interval
 from distill.evaluation.predictors import MaskPredictor, ModelPredictor
 from distill.evaluation.prompting import InstanceScore, PhotoScores, PromptProtocol, score_instances
+from distill.evaluation.scoring.bootstrap import Interval
 from distill.evaluation.summary import Metrics, click_metrics, score_intervals, summarize
 from distill.evaluation.worker_pool import WorkerPool, run_concurrently
 from distill.models.sam import PromptableModel

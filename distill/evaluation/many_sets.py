@@ -10,10 +10,10 @@ import msgspec
 import numpy as np
 
 from distill.config.schema import EvaluateDataConfig, EvaluatePromptConfig, EvaluateRecipe, EvaluateSetsRecipe
-from distill.evaluation.average_precision import average_precision
-from distill.evaluation.bootstrap import percentile_interval
 from distill.evaluation.evaluator import Summary, open_set
 from distill.evaluation.record import RESULTS_FILE
+from distill.evaluation.scoring.average_precision import average_precision
+from distill.evaluation.scoring.bootstrap import percentile_interval
 from distill.evaluation.written import read_results
 
 

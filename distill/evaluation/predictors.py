@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from distill.data.coco import Instance
 from distill.data.rle import encode_mask
 from distill.errors import DistillError
-from distill.evaluation.mask_scoring import CandidateMask, Frame, crop_positive
+from distill.evaluation.scoring.mask_scoring import CandidateMask, Frame, crop_positive
 from distill.geometry import HW, boxes_to_prompt_frame, normalize_pad, points_to_prompt_frame
 from distill.models.multimask import Policy, answer_candidates
 from distill.models.sam import PromptableModel

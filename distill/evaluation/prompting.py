@@ -18,8 +18,15 @@ from distill.config.schema import EvaluatePromptConfig
 from distill.data.coco import AnnotatedPhoto, Instance
 from distill.data.rle import RLE
 from distill.evaluation.edge_sam_rules import ErrorRequest, draw_clicks, resampled_truths
-from distill.evaluation.mask_scoring import Click, MaskScore, ScoringRequest, first_clicks, read_resized, score_masks
 from distill.evaluation.predictors import EncodedPhoto, MaskCandidates, MaskPredictor, PhotoPrompts
+from distill.evaluation.scoring.mask_scoring import (
+    Click,
+    MaskScore,
+    ScoringRequest,
+    first_clicks,
+    read_resized,
+    score_masks,
+)
 from distill.evaluation.worker_pool import WorkerPool
 from distill.geometry import HW
 from distill.models.multimask import Policy

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.evaluation.bootstrap import Interval, bootstrap, number_photos, per_photo, percentile_interval
 from distill.evaluation.finished import CLICK_KEY
-from distill.evaluation.metrics import (
+from distill.evaluation.prompting import InstanceScore
+from distill.evaluation.scoring.bootstrap import Interval, bootstrap, number_photos, per_photo, percentile_interval
+from distill.evaluation.scoring.metrics import (
     SIZES,
     Calibration,
     MaskIoU,
@@ -20,7 +21,6 @@ from distill.evaluation.metrics import (
     calibration_terms,
     size_groups,
 )
-from distill.evaluation.prompting import InstanceScore
 
 Metrics = dict[str, Union[float, int, None]]
 

@@ -20,12 +20,12 @@ from distill.data.coco import Instance
 from distill.data.folder import FolderPhoto, PhotoFolder
 from distill.data.rle import rle_area, rle_box_xyxy
 from distill.errors import DistillError
-from distill.evaluation.bootstrap import mean_interval
 from distill.evaluation.evaluator import Summary
-from distill.evaluation.mask_scoring import read_resized
-from distill.evaluation.metrics import image_cosines
 from distill.evaluation.predictors import EmbeddedPhoto, MaskPredictor, ModelPredictor, PhotoPrompts
 from distill.evaluation.prompting import PhotoScores, PromptScore, instance_score, score_candidates
+from distill.evaluation.scoring.bootstrap import mean_interval
+from distill.evaluation.scoring.mask_scoring import read_resized
+from distill.evaluation.scoring.metrics import image_cosines
 from distill.evaluation.summary import score_intervals, summarize
 from distill.evaluation.worker_pool import WorkerPool
 from distill.geometry import HW, grid_points, valid_mask

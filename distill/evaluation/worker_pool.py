@@ -37,7 +37,9 @@ class WorkerPool:
             methods = multiprocessing.get_all_start_methods()
             context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
             if "forkserver" in methods:
-                context.set_forkserver_preload(["distill.evaluation.mask_scoring"])  # imported once for all of them
+                context.set_forkserver_preload(
+                    ["distill.evaluation.scoring.mask_scoring"]
+                )  # imported once for all of them
             self._executor = ProcessPoolExecutor(num, mp_context=context, initializer=_start_worker)
 
     def __enter__(self) -> WorkerPool:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from distill.batch import ImageBatch
 from distill.config.schema import ValidationConfig
-from distill.evaluation.metrics import EmbeddingCosine, MaskIoU
+from distill.evaluation.scoring.metrics import EmbeddingCosine, MaskIoU
 from distill.geometry import mask_iou, valid_masks
 from distill.models.multimask import Decoder, answer
 from distill.models.sam import LOW_RES_PER_CELL, PROMPT_PIXELS_PER_CELL, PromptableModel

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from distill.cli.main import main
-from distill.evaluation.bootstrap import paired_difference
+from distill.evaluation.scoring.bootstrap import paired_difference
 
 
 def read_csv(out: Path) -> dict[str, dict[str, str]]:

@@ -65,7 +65,11 @@ def test_module_runs(tmp_path, module):
 
 def test_every_command_file_is_listed():
     folder = Path(distill.cli.__path__[0])
-    files = {path.stem for path in folder.glob("*.py") if "def add_parser(" in path.read_text()}
+    files = {
+        ".".join(path.relative_to(folder).with_suffix("").parts)
+        for path in folder.rglob("*.py")
+        if "def add_parser(" in path.read_text()
+    }
     assert files == set(cli.COMMANDS)
 
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from distill.data.rle import encode_mask
 from distill.errors import DataError
-from distill.evaluation.mask_scoring import Frame, ScoringRequest, crop_positive, first_clicks, score_masks
+from distill.evaluation.scoring.mask_scoring import Frame, ScoringRequest, crop_positive, first_clicks, score_masks
 from distill.evaluation.worker_pool import WorkerPool, run_concurrently
 
 DAMAGED = {"size": [9, 9], "counts": "1"}

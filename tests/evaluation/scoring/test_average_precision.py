@@ -21,8 +21,13 @@ from distill.data.coco import CocoSet
 from distill.data.lvis import LvisSet
 from distill.data.rle import encode_mask
 from distill.errors import DataError
-from distill.evaluation.average_precision import COCO_METRICS, average_precision, average_recall, resampled_precision
-from distill.evaluation.lvis_rules import best_of_each_photo
+from distill.evaluation.scoring.average_precision import (
+    COCO_METRICS,
+    average_precision,
+    average_recall,
+    resampled_precision,
+)
+from distill.evaluation.scoring.lvis_rules import best_of_each_photo
 
 IDS = range(100, 108)
 HW = (150, 200)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from distill.data.images import decode_as_annotated, decode_image, read_photo
 from distill.data.rle import RLE, decode_mask, encode_mask
-from distill.evaluation.boundary_iou import boundary_iou
+from distill.evaluation.scoring.boundary_iou import boundary_iou
 from distill.geometry import HW, mask_window, resize_longest_side, resized_hw
 from distill.prompts.clicks import first_click, next_click
 

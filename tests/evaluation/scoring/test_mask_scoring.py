@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from scipy.ndimage import binary_erosion
 
 from distill.data.rle import encode_mask
-from distill.evaluation.boundary_iou import boundary_iou, outline, outline_width
-from distill.evaluation.mask_scoring import (
+from distill.evaluation.scoring.boundary_iou import boundary_iou, outline, outline_width
+from distill.evaluation.scoring.mask_scoring import (
     Frame,
     ScoringRequest,
     crop_positive,

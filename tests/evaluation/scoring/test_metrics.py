@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from distill.evaluation.metrics import Calibration, EmbeddingCosine, MaskIoU, MeanBySize, size_groups
+from distill.evaluation.scoring.metrics import Calibration, EmbeddingCosine, MaskIoU, MeanBySize, size_groups
 
 
 def test_groups_follow_cocos_areas():

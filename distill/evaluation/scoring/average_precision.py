@@ -17,8 +17,8 @@ from distill.data.coco import CocoSet
 from distill.data.lvis import LvisSet
 from distill.data.rle import check_code, rle_area
 from distill.errors import DataError
-from distill.evaluation.bootstrap import Interval, bootstrap, percentile_interval, resample_counts
-from distill.evaluation.lvis_rules import FREQUENCIES, MAX_DETECTIONS, LvisEval, best_of_each_photo
+from distill.evaluation.scoring.bootstrap import Interval, bootstrap, percentile_interval, resample_counts
+from distill.evaluation.scoring.lvis_rules import FREQUENCIES, MAX_DETECTIONS, LvisEval, best_of_each_photo
 
 Results = list[dict[str, Any]]
 Intervals = dict[str, Interval]

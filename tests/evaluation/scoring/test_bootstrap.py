@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from distill.evaluation.bootstrap import bootstrap, mean_interval, paired_difference, per_photo, resample_counts
+from distill.evaluation.scoring.bootstrap import bootstrap, mean_interval, paired_difference, per_photo, resample_counts
 
 
 def test_the_interval_of_independent_photos_is_the_normal_one():

@@ -1,0 +1,1 @@
+"""Commands that list what the package has: recipes, photo sets, students and published numbers."""

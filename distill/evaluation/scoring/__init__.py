@@ -1,0 +1,1 @@
+"""What measures masks against targets: IoU, AP and boundary IoU, and the intervals of their means."""
