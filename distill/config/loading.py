@@ -226,7 +226,7 @@ def _merge(
     for setting in settings:
         leaf = next((key for key in leaves if f"{setting.key}.".startswith(f"{key}.")), None)
         is_section = any(key.startswith(f"{setting.key}.") for key in leaves)
-        if (is_section or typing.get_origin(leaves.get(setting.key)) is dict) and setting.value is None:
+        if (is_section or typing.get_origin(leaves.get(setting.key)) is dict) and setting.value in (None, {}):
             continue  # a section whose lines are all commented out
         if leaf is None and is_section:
             problems.add(

@@ -62,7 +62,7 @@ def read_file(path: Path, problems: Problems) -> list[Setting]:
         return []
     lines, written = dict(key_lines(node)), text.splitlines()
     settings = []
-    for key, value in flatten(tree):
+    for key, value in flatten(tree, empty=True):
         line = lines.get(key, 1)
         comment = COMMENT.match(written[line - 1])
         settings.append(Setting(key, value, f"{path}:{line}", comment["text"].strip() if comment else ""))
@@ -94,11 +94,15 @@ def key_lines(node: yaml.MappingNode, prefix: str = "") -> Iterator[tuple[str, i
             yield from key_lines(value_node, f"{key}.")
 
 
-def flatten(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted keys and leaves of nested mappings. A list is a leaf."""
+def flatten(tree: Mapping[Any, Any], prefix: str = "", *, empty: bool = False) -> Iterator[tuple[str, Any]]:
+    """Yield the dotted keys and leaves of nested mappings. A list is a leaf.
+
+    Args:
+        empty: a mapping without keys is a leaf too.
+    """
     for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{name}.")
+        if isinstance(value, Mapping) and (value or not empty):
+            yield from flatten(value, f"{prefix}{name}.", empty=empty)
         else:
             yield f"{prefix}{name}", value
 
@@ -119,5 +123,5 @@ def read_overrides(overrides: Sequence[str], problems: Problems) -> list[Setting
             reason = str(error).removeprefix(f"{origin}: ").replace("not YAML", "the value is not YAML")
             problems.add(reason, origin=origin)
             continue
-        settings += [Setting(key, leaf, origin) for key, leaf in flatten(tree)]
+        settings += [Setting(key, leaf, origin) for key, leaf in flatten(tree, empty=True)]
     return settings

@@ -174,6 +174,19 @@ def test_a_command_refuses_other_kinds(write):
 
 def test_a_section_without_lines_is_empty(write):
     assert load_recipe(write(FEATURE + "loss:\ncache:\n"))
+    assert load_recipe(write(FEATURE + "loss: {}\n"))
+
+
+def test_an_empty_section_is_no_value(write):
+    found = problems(write(FEATURE + "loss: {mse: {}}\nlosses: {}\n"), "data.batch_size={}", "optim.betas={}")
+    assert [line.partition(": ")[2].partition(".  ")[0] for line in found] == [
+        "loss.mse: expected a number, got {}",
+        "losses: unknown key. Did you mean 'loss'?",
+        "data.batch_size: expected a whole number, got {}",
+        "optim.betas: expected a list of 2 values, each a number, got {}",
+    ]
+    many = "kind: evaluate_sets\nrun: out\nmodel: sam_vit_b\nsets: {a: {}}\n"
+    assert any("sets.a.images" in line for line in problems(write(many)))
 
 
 def test_interpolation(write):

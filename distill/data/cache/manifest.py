@@ -43,7 +43,8 @@ CRC32 = (1 << 32) - 1
 MOST_SIDE = 1 << 16  # of an image or a grid: far more than any teacher's
 MOST_CHANNELS = 1 << 16
 MOST_ENTRY_BYTES = 1 << 30  # SAM's embeddings have 2 MiB in fp16
-Distance = Annotated[float, Meta(ge=0.0)]
+RelativeError = Annotated[float, Meta(ge=0.0, le=1e6)]  # 1 is as bad as a block of zeros
+ByteMean = Annotated[float, Meta(ge=0.0, le=1e15)]  # of a photo's entries
 Side = Annotated[int, Meta(ge=1, le=MOST_SIDE)]
 # A tar and its sidecar lie in the directory of the cache, so a name has no folder, and no sidecar is the manifest
 SHARD_NAME = r"(?#a name like NAME.tar, other than manifest.tar)\A(?!manifest\.tar\Z)[^/\\\x00-\x1f\x7f-\x9f]+\.tar\Z"
@@ -125,11 +126,11 @@ class Fidelity:
     num_images: Count
     num_prompts: Count
     prompts: Line
-    relative_l2: Distance
+    relative_l2: RelativeError
     cosine: Annotated[float, Meta(ge=-1.001, le=1.001)]  # a mean of rounded values
     mask_iou: Share
     mask_iou_float32: Share
-    bytes_per_image: Distance
+    bytes_per_image: ByteMean
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,8 @@ def without(name: str) -> Change:
         put("fingerprint", "teacher", value="\x1b[2Jtiny"),
         put("fidelity", "cosine", value=float("nan")),
         put("fidelity", "relative_l2", value=float("inf")),
+        put("fidelity", "relative_l2", value=1e300),
+        put("fidelity", "bytes_per_image", value=1e300),
         put("fidelity", "mask_iou", value=7.0),
         put("fidelity", "bytes_per_image", value=None),
         put("shards", value={}),
