@@ -86,15 +86,23 @@ class DataConfig:
 
 
 @dataclass
-class CacheConfig:
-    """A directory of teacher-embedding shards."""
+class TrainCacheConfig:
+    """A directory of teacher-embedding shards, from which a training reads."""
 
     dir: Optional[str] = option(None, path=is_local, give="the directory of teacher embeddings: cache.dir=DIR")
-    codec: Literal["fp16", "bf16", "int8"] = "fp16"
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the teacher's forward; the lower two through autocast
+    codec: Optional[Literal["fp16", "bf16", "int8"]] = None  # null: what the cache has; another is refused
+    precision: Optional[Literal["fp32", "bf16", "fp16"]] = None  # null: that of the cache; another one is refused
     views: list[str] = option([IDENTITY], check=view_mistakes)  # [identity, hflip]: flipped photos too
     # images per forward of the teacher; on a CPU: images processed at a time, with one thread each
     batch_size: int = option(4, at_least=1)
+
+
+@dataclass
+class CacheConfig(TrainCacheConfig):
+    """A directory of teacher-embedding shards, which a caching job writes."""
+
+    codec: Literal["fp16", "bf16", "int8"] = "fp16"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the teacher's forward; the lower two through autocast
 
 
 @dataclass
@@ -231,7 +239,7 @@ class _TrainingRecipe:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    cache: CacheConfig = field(default_factory=CacheConfig)
+    cache: TrainCacheConfig = field(default_factory=TrainCacheConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -22,7 +22,7 @@ from distill.config.schema import ASKS_TEACHER, FeatureRecipe, MaskRecipe
 from distill.config.settings import flatten
 from distill.config.trainer import given_arguments
 from distill.data.cache.embeddings import EmbeddingCache
-from distill.data.cache.manifest import fingerprint_of
+from distill.data.cache.manifest import Manifest, fingerprint_of, settle
 from distill.data.loading.datamodule import DistillDataModule
 from distill.data.shards.index import ShardIndex
 from distill.errors import Interrupted, RecipeError, RunError
@@ -175,7 +175,8 @@ def build_data(recipe: TrainRecipe, student: PromptableModel, teacher: Teacher) 
         assert recipe.cache.dir is not None
         expected = None
         if is_rank_zero():
-            expected = fingerprint_of(teacher, ShardIndex.open(recipe.data.images), recipe.cache)
+            config = settle(recipe.cache, Manifest.read(recipe.cache.dir).fingerprint)
+            expected = fingerprint_of(teacher, ShardIndex.open(recipe.data.images), config)
         cache = EmbeddingCache.open(recipe.cache.dir, expected)
     return DistillDataModule(
         recipe.data,

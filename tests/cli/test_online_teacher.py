@@ -33,7 +33,7 @@ def first_losses(run: str) -> dict[str, float]:
     return {name: row[name] for name in ("train/loss", "train/mse", "train/cosine")}
 
 
-def test_the_same_first_loss(photo_shards, teacher_file, tmp_path, monkeypatch: pytest.MonkeyPatch):
+def test_the_same_first_loss(photo_shards, teacher_file, tmp_path, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.chdir(tmp_path)
     photo_shards(6)
     teacher = f"teacher.name={teacher_file}"
@@ -41,9 +41,13 @@ def test_the_same_first_loss(photo_shards, teacher_file, tmp_path, monkeypatch: 
     assert main(["train", "feature.yaml", teacher, "teacher.source=online", "run=online"]) == 0
     online = first_losses("online")
     for codec, tolerance in (("fp16", 1e-3), ("int8", 2e-2)):  # relative: their L2 errors are 2e-4 and 8e-3
-        options = [teacher, f"cache.dir={codec}", f"cache.codec={codec}"]
-        assert main(["cache", "build", "quickstart/cache", "data.images=images", *options]) == 0
+        options = [teacher, f"cache.dir={codec}"]
+        stored = [f"cache.codec={codec}", "cache.precision=fp32"]
+        assert main(["cache", "build", "quickstart/cache", "data.images=images", *options, *stored]) == 0
         assert main(["train", "feature.yaml", "teacher.source=cache", f"run=run_{codec}", *options]) == 0
         cached = first_losses(f"run_{codec}")
         assert cached == pytest.approx(online, rel=tolerance), codec
         assert cached != online  # it was the cache that was read
+    other = ["run=refused", teacher, "cache.dir=int8", "cache.codec=fp16"]
+    assert main(["train", "feature.yaml", "teacher.source=cache", *other]) == 2
+    assert "codec (cache.codec): int8 in the cache, fp16 in the recipe" in capsys.readouterr().err

@@ -23,7 +23,7 @@ import msgspec
 from msgspec import Meta
 
 from distill.config.names import IDENTITY, view_mistakes
-from distill.config.schema import CacheConfig
+from distill.config.schema import CacheConfig, TrainCacheConfig
 from distill.data.cache.checksummed_json import MEND, DamagedFileError, parse_checksummed, write_checksummed
 from distill.data.shards.index import ShardIndex
 from distill.data.shards.storage import ShardStorage, open_storage
@@ -106,6 +106,12 @@ def fingerprint_of(teacher: Teacher, index: ShardIndex, config: CacheConfig) -> 
         views=tuple(config.views),
         images=index.fingerprint,
     )
+
+
+def settle(config: TrainCacheConfig, held: Fingerprint) -> CacheConfig:
+    """Return the options of the cache that a training asks for. What they leave open is as the cache has it."""
+    given = {item.name: getattr(config, item.name) for item in fields(config)}
+    return CacheConfig(**{**given, "codec": config.codec or held.codec, "precision": config.precision or held.precision})
 
 
 @dataclass(frozen=True)
