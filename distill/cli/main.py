@@ -30,6 +30,7 @@ COMMANDS = (
     "shards",
     "cache",
     "train",
+    "detect",
     "evaluate",
     "compare",
     "bench",
