@@ -15,8 +15,8 @@ examples:
   distill export mobile_sam.pt --name mobile_sam --out onnx
 
 Writes encoder.onnx, decoder.onnx and model.json. The encoder has its batch norms and branches fused and takes any batch
-size. The decoder has the same inputs and outputs as segment-anything's: points and boxes as labelled points, an earlier
-mask, the photo's size; it gives all four masks. model.json holds sizes and pixel statistics. Both ONNX files are run in
+size. The decoder takes any number of prompts of one photo at once: points and boxes as labelled points, and earlier
+masks; it gives four low-res masks for each. model.json holds sizes and pixel statistics. Both ONNX files are run in
 onnxruntime and compared with torch before they get their names.
 """
 
@@ -33,7 +33,8 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the files and print how much their answers differ from torch's."""
-    from distill.export.onnx import OPSET, export_onnx
+    from distill.export.onnx import export_onnx
+    from distill.export.trace import OPSET
     from distill.models.checkpoint import load_model
 
     model = load_model(arguments.model, name=arguments.name)

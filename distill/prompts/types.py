@@ -48,21 +48,33 @@ def paint_prompts(prompts: Prompts, *, prompt_size: int, low_res_size: int) -> T
     A click adds a Gaussian blob of its sign. Interactive segmentation without a prompt encoder takes painted clicks
     as its input (RITM, arXiv:2102.06583).
     """
-    device = prompts.image_index.device
-    scale = low_res_size / prompt_size
-    cells = torch.arange(low_res_size, device=device)
-    painted = torch.zeros(len(prompts), low_res_size, low_res_size, device=device)
+    sizes = {"prompt_size": prompt_size, "low_res_size": low_res_size}
+    painted = torch.zeros(len(prompts), low_res_size, low_res_size, device=prompts.image_index.device)
     if prompts.boxes_xyxy is not None:
-        low, high = (prompts.boxes_xyxy.float() * scale).view(-1, 2, 2, 1).unbind(1)  # (P, 2, 1): X, Y
-        covered = (torch.minimum(high, cells + 1.0) - torch.maximum(low, cells.float())).clamp(0, 1)  # (P, 2, 4E)
-        inside = covered[:, 1, :, None] * covered[:, 0, None, :]  # (P, 4E, 4E)
-        offset = (2 * (cells + 0.5) - low - high) / (high - low).clamp(min=1e-3)  # (P, 2, 4E): -1..1 across the box
-        squared = offset.clamp(-1, 1).square()
-        ellipse = 1 - squared[:, 1, :, None] - squared[:, 0, None, :]  # (P, 4E, 4E): 1 at its centre, 0 on its outline
-        painted += PAINT_LOGIT * (inside * (1 + ellipse) - 1)
+        painted += paint_boxes(prompts.boxes_xyxy, **sizes)
     if prompts.points_xy is not None and prompts.point_labels is not None:
-        offset = cells + 0.5 - prompts.points_xy.float()[..., None] * scale  # (P, K, 2, 4E)
-        x, y = torch.exp(-0.5 * (offset / PAINT_CLICK_SIGMA) ** 2).unbind(2)  # (P, K, 4E)
-        sign = (prompts.point_labels == POSITIVE).float() - (prompts.point_labels == NEGATIVE).float()  # (P, K)
-        painted += PAINT_LOGIT * torch.einsum("pk,pky,pkx->pyx", sign, y, x)
+        signs = (prompts.point_labels == POSITIVE).float() - (prompts.point_labels == NEGATIVE).float()  # (P, K)
+        painted += paint_clicks(prompts.points_xy, signs, **sizes)
     return painted[:, None]
+
+
+def paint_boxes(boxes_xyxy: Tensor, *, prompt_size: int, low_res_size: int) -> Tensor:
+    """Draw boxes (P, 4) in the prompt frame as mask logits (P, 4E, 4E); `paint_prompts` says how."""
+    cells = torch.arange(low_res_size, device=boxes_xyxy.device)
+    scale = low_res_size / prompt_size
+    low, high = (boxes_xyxy.float() * scale).view(-1, 2, 2, 1).unbind(1)  # (P, 2, 1): X, Y
+    covered = (torch.minimum(high, cells + 1.0) - torch.maximum(low, cells.float())).clamp(0, 1)  # (P, 2, 4E)
+    inside = covered[:, 1, :, None] * covered[:, 0, None, :]  # (P, 4E, 4E)
+    offset = (2 * (cells + 0.5) - low - high) / (high - low).clamp(min=1e-3)  # (P, 2, 4E): -1..1 across the box
+    squared = offset.clamp(-1, 1).square()
+    ellipse = 1 - squared[:, 1, :, None] - squared[:, 0, None, :]  # (P, 4E, 4E): 1 at its centre, 0 on its outline
+    return PAINT_LOGIT * (inside * (1 + ellipse) - 1)
+
+
+def paint_clicks(points_xy: Tensor, signs: Tensor, *, prompt_size: int, low_res_size: int) -> Tensor:
+    """Draw points (P, K, 2) in the prompt frame as mask logits (P, 4E, 4E); signs (P, K) are 1, -1, or 0 for none."""
+    cells = torch.arange(low_res_size, device=points_xy.device)
+    scale = low_res_size / prompt_size
+    offset = cells + 0.5 - points_xy.float()[..., None] * scale  # (P, K, 2, 4E)
+    x, y = torch.exp(-0.5 * (offset / PAINT_CLICK_SIGMA) ** 2).unbind(2)  # (P, K, 4E)
+    return PAINT_LOGIT * ((signs[..., None] * y).transpose(1, 2) @ x)

@@ -193,6 +193,8 @@ class MBConv(nn.Module):
 class LiteMLA(nn.Module):
     """Multi-scale ReLU attention: heads of a 1x1 qkv, and as many heads of that qkv after a small convolution."""
 
+    keeps_float32 = True  # in typed graphs: sums over all positions leave the range of half precision
+
     def __init__(self, channels: int, head_dim: int, kernel: int) -> None:
         super().__init__()
         self.head_dim = head_dim

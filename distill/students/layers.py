@@ -60,8 +60,30 @@ def to_grid(x: Tensor, embedding_size: int) -> Tensor:
     if x.shape[2:] == size:
         return x
     if x.shape[2] > embedding_size:
-        return F.adaptive_avg_pool2d(x, size)
+        return _pool_by_products(x, embedding_size) if _is_traced() else F.adaptive_avg_pool2d(x, size)
     return F.interpolate(x.float(), size, mode="bicubic", align_corners=False).to(x.dtype)
+
+
+def _is_traced() -> bool:
+    return bool(torch.jit.is_tracing() or torch.compiler.is_exporting())  # type: ignore[attr-defined,no-untyped-call]
+
+
+def _pool_by_products(x: Tensor, size: int) -> Tensor:
+    """Average maps (B, c, h, w) to (B, c, E, E) as adaptive pooling does, by two matrix products.
+
+    ONNX has pooling by windows of one size alone, but from 64 cells to 48 the windows differ.
+    """
+    rows, columns = (_pooling_weights(int(length), size).to(x) for length in x.shape[2:])  # (E, h), (E, w)
+    return rows @ x @ columns.T
+
+
+def _pooling_weights(length: int, size: int) -> Tensor:
+    """Return the weights (size, length) with which adaptive pooling averages `length` cells to `size`."""
+    weights = torch.zeros(size, length)
+    for i in range(size):
+        start, end = i * length // size, -(-(i + 1) * length // size)
+        weights[i, start:end] = 1 / (end - start)
+    return weights
 
 
 def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[object]:

@@ -18,6 +18,7 @@ from distill.models.checkpoint import load_model, save_model
 from distill.models.sam import ModelSpec, PromptableModel, build_from_spec
 from distill.students import STUDENTS, build_encoder, check_student_name
 from distill.students.fuse import fuse
+from distill.students.layers import _pool_by_products
 from distill.students.timm_names import TIMM_PREFIX
 
 IMAGE_SIZE, EMBEDDING_DIM, EMBEDDING_SIZE = 128, 16, 8
@@ -119,6 +120,17 @@ def test_traced_to_onnx(model: PromptableModel, tmp_path: Path):
         np.testing.assert_allclose(found, model.encode(pixels(2)).numpy(), rtol=1e-3, atol=1e-3)
 
 
+FINER_THAN_GRID = ["efficientvit_sam_t", "mobile_sam", "edge_sam", "nano_sam", "timm/mobilenetv3_small_050@16+sam"]
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) for name in FINER_THAN_GRID])
+def test_a_coarser_grid_is_traced_to_onnx(name: str, tmp_path: Path):
+    """A teacher's grid that does not divide the student's own: 8 cells become 6."""
+    model = build_from_spec(ModelSpec(name, IMAGE_SIZE, embedding_dim=16, embedding_size=6, decoder_mlp_dim=32))
+    exported = export_encoder(model.requires_grad_(False), tmp_path / "encoder.onnx")
+    assert exported.difference < 1e-4
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_counting_needs_no_memory(name: str):
     """Every student runs on the meta device at its own size, with SAM's embedding."""
@@ -126,3 +138,9 @@ def test_counting_needs_no_memory(name: str):
     with torch.device("meta"), torch.no_grad():
         embedding = build_encoder(name).eval()(torch.empty(1, 3, size, size))
     assert embedding.shape == (1, 256, 64, 64)
+
+
+@pytest.mark.parametrize(("cells", "grid"), [(64, 48), (8, 6), (7, 3), (12, 4)])
+def test_pooling_in_graphs_is_adaptive_pooling(cells: int, grid: int):
+    maps = torch.randn(2, 3, cells, cells, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(_pool_by_products(maps, grid), torch.nn.functional.adaptive_avg_pool2d(maps, grid))
