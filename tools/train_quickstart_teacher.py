@@ -5,7 +5,8 @@
 All phases are runs of the mask stage. In the first, the decoder learns from drawings what prompts mean: a tiny encoder
 reads them, so that a step has many prompts. In the second, the encoder learns alone which cells of a photo belong
 together. Then the complete model learns from windows of labelled photos, first on small grids, which are cheap, and
-last on the grid that ships. Of every phase the average of its weights is kept.
+last on the grid that ships. Before the last phase, two phases see small windows at the scale of the grid that ships:
+there an object of a few cells has as many prompts as a large one. Of every phase the average of its weights is kept.
 
 There are two more loss terms. The pixels near an instance count once more, since a small instance has little weight in
 the mean over the photo. And the encoder alone learns that the cells of an instance are alike.
@@ -137,10 +138,10 @@ class FramedPositions(ExactPositions):
         """Let the window be the frame."""
         self.origin, self.share = torch.zeros(2), 1.0
 
-    def draw(self, share: float, generator: torch.Generator) -> None:
-        """Let the window be the frame in half of all draws, and one of this share in the other half."""
+    def draw(self, share: float, odds: float, generator: torch.Generator) -> None:
+        """Let the window be one of this share with these odds, and else the frame."""
         self.whole()
-        if torch.rand((), generator=generator) < 0.5:
+        if torch.rand((), generator=generator) < odds:
             self.share = share
             self.origin = (1 - share) * torch.rand(2, generator=generator)
 
@@ -152,14 +153,16 @@ class FramedPositions(ExactPositions):
 class TeacherStage(MaskStage):
     """The mask stage with the affinity term, with a term for the surroundings of masks, and in windows of the frame."""
 
-    def __init__(self, model: PromptableModel, affinity: Affinity, **options: Any) -> None:
+    def __init__(self, model: PromptableModel, affinity: Affinity, *, window_odds: float = 0.5, **options: Any) -> None:
         super().__init__(model, **options)
         self.affinity = affinity
+        self.window_odds = window_odds
         self.positions = FramedPositions(model.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix)
         model.prompt_encoder.pe_layer = self.positions
 
     def compute_terms(self, batch: ImageBatch) -> dict[str, Tensor]:
-        self.positions.draw(min(1.0, self.model.embedding_size / GRID), step_generator(self.seed, self.global_step))
+        share = min(1.0, self.model.embedding_size / GRID)
+        self.positions.draw(share, self.window_odds, step_generator(self.seed, self.global_step))
         try:
             return super().compute_terms(batch)
         finally:
@@ -340,6 +343,7 @@ class Phase:
     batch_size: photos a step; drawings come in batches of their own.
     refines: every prompt is answered twice, the second time with the first answer as its mask prompt and a click.
     window: bounds of the windows' sides, as shares of the photo's longest side.
+    window_odds: share of the steps whose positions are those of a window of the frame.
     """
 
     name: str
@@ -350,6 +354,7 @@ class Phase:
     batch_size: int = 1
     refines: bool = False
     window: tuple[float, float] = WINDOW_SIDE
+    window_odds: float = 0.5
 
     @property
     def seed(self) -> int:
@@ -367,6 +372,8 @@ def phases(args: argparse.Namespace) -> list[Phase]:
         Phase("coarse", "all", 16, args.coarse_steps, 4e-4, 8),
         Phase("middle", "all", 32, args.middle_steps, 2.5e-4, 4),
         Phase("rounds", "all", 32, args.rounds_steps, 1.5e-4, 4, refines=True),
+        Phase("small", "all", 16, args.small_steps, 3e-4, 12, window=(0.12, 0.4), window_odds=1.0),
+        Phase("near", "all", 32, args.near_steps, 2e-4, 4, window=(0.25, 0.8), window_odds=1.0),
         Phase("fine", "all", GRID, args.fine_steps, 1e-4, 2, window=(0.6, 1.2)),
     ]
     return [phase for phase in plan if phase.steps]
@@ -378,7 +385,7 @@ class TeacherTraining:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.sets = [
-            LabelledSet(load_labelled(Path(images), Path(annotations)), float(share))
+            LabelledSet(load_labelled(Path(images), Path(annotations))[: args.max_photos], float(share))
             for images, annotations, share in args.set
         ]
         self.held_out = [
@@ -441,6 +448,7 @@ class TeacherTraining:
             ),
             validator=Validator(HELD_OUT),
             seed=phase.seed,
+            window_odds=phase.window_odds,
         )
         trainer = lightning.Trainer(
             max_steps=phase.steps,
@@ -513,6 +521,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar=("IMAGES", "ANNOTATIONS"),
         help=f"photographs that are scored while training, the first {HELD_OUT.max_images} of each set",
     )
+    parser.add_argument("--max-photos", type=int, help="of each --set, the first; a few show what can be memorised")
     parser.add_argument("--out", type=Path, required=True, help="output directory")
     parser.add_argument("--start", metavar="MODEL", help="begin with the weights of this model, not with ImageNet's")
     parser.add_argument("--drawing-steps", type=int, default=1200, help="0 leaves a phase out, here and below")
@@ -520,6 +529,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--coarse-steps", type=int, default=1500)
     parser.add_argument("--middle-steps", type=int, default=3000)
     parser.add_argument("--rounds-steps", type=int, default=1000)
+    parser.add_argument("--small-steps", type=int, default=1000)
+    parser.add_argument("--near-steps", type=int, default=1000)
     parser.add_argument("--fine-steps", type=int, default=300)
     parser.add_argument("--num-workers", type=int, default=1)
     parser.add_argument("--save-every", type=int, default=200, help="steps between checkpoints")

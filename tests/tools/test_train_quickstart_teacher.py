@@ -14,6 +14,7 @@ import torch
 
 from distill.data.synthetic import drawings
 from distill.models.checkpoint import load_model
+from distill.prompts.seeded_noise import step_generator
 from distill.quickstart.photographs import write_part
 
 TOOL = Path(__file__).parents[2] / "tools" / "train_quickstart_teacher.py"
@@ -107,15 +108,23 @@ def test_a_phase_of_no_steps_is_left_out(tool):
         "coarse",
         "middle",
         "rounds",
+        "small",
+        "near",
         "fine",
     ]
-    assert [phase.grid for phase in tool.phases(tool.parse_args([*required, "--middle-steps=0"]))] == [
-        16,
-        32,
-        16,
-        32,
-        64,
-    ]
+    plan = tool.phases(tool.parse_args([*required, "--middle-steps=0", "--small-steps=0"]))
+    assert [phase.grid for phase in plan] == [16, 32, 16, 32, 32, 64]
+
+
+def test_windows_are_drawn_with_the_odds_of_the_phase(tool):
+    positions = tool.FramedPositions(tool.position_frequencies(32))
+    for odds, expected in ((0.0, {1.0}), (1.0, {0.25}), (0.5, {0.25, 1.0})):
+        shares = set()
+        for step in range(20):
+            positions.draw(0.25, odds, step_generator(0, step))
+            shares.add(positions.share)
+            assert (positions.origin >= 0).all() and (positions.origin + positions.share <= 1).all()
+        assert shares == expected
 
 
 @pytest.mark.slow
