@@ -12,9 +12,10 @@ import logging
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 from distill import __version__
-from distill.errors import DistillError, Interrupted
+from distill.errors import DistillError, Interrupted, did_you_mean
 from distill.files import FULL_DISK
 from distill.text import SafeFormatter, say_error, terminal
 
@@ -53,16 +54,28 @@ examples:
 """
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that names the choice which a mistyped word is near to. Those of commands are of this class too."""
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            error.message = f"there is no '{value}'. {did_you_mean(str(value), map(str, action.choices or ()))}"
+            raise
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands. Each command sets `run`, a function from its arguments to an exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="distill",
         description="Distil the Segment Anything Model into small promptable models.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"distill {__version__}")
-    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
+    parser.set_defaults(run=lambda arguments: _say_help(parser))
     for name in COMMANDS:
         importlib.import_module(f"distill.cli.{name}").add_parser(subparsers)
     return parser
@@ -96,6 +109,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             return USERS
         say_error(traceback.format_exc().rstrip())
         return OURS
+
+
+def _say_help(parser: argparse.ArgumentParser) -> int:
+    """Print the help of all commands, for one who named none."""
+    parser.print_help()
+    return USERS
 
 
 def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:

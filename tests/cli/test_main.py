@@ -111,6 +111,21 @@ def test_wrong_usage_is_exit_code_2(capsys):
     assert "unrecognized arguments: --nope" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "near"), [(["trian", "quickstart/feature"], "train"), (["cache", "biuld", "quickstart/cache"], "build")]
+)
+def test_a_mistyped_command_is_told_the_near_one(capsys, words, near):
+    assert cli.main(words) == 2
+    error = capsys.readouterr().err
+    assert f"Did you mean '{near}'?" in error and "Traceback" not in error
+
+
+def test_no_command_shows_the_help(capsys):
+    assert cli.main([]) == 2
+    shown = capsys.readouterr()
+    assert "examples:" in shown.out and "quickstart" in shown.out and not shown.err
+
+
 def test_overrides_may_come_after_options(capsys):
     assert cli.main(["check", "quickstart/feature", "--resolved", "optim.lr=fast"]) == 2
     assert "override 'optim.lr=fast'" in capsys.readouterr().err
