@@ -110,8 +110,8 @@ def fingerprint_of(teacher: Teacher, index: ShardIndex, config: CacheConfig) -> 
 
 def settle(config: TrainCacheConfig, held: Fingerprint) -> CacheConfig:
     """Return the options of the cache that a training asks for. What they leave open is as the cache has it."""
-    given = {item.name: getattr(config, item.name) for item in fields(config)}
-    return CacheConfig(**{**given, "codec": config.codec or held.codec, "precision": config.precision or held.precision})
+    stored = {"codec": config.codec or held.codec, "precision": config.precision or held.precision}
+    return CacheConfig(**{item.name: getattr(config, item.name) for item in fields(config)} | stored)
 
 
 @dataclass(frozen=True)
