@@ -9,15 +9,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from distill.models.automatic_masks import AutomaticMaskGenerator
     from distill.models.checkpoint import load_model
     from distill.models.predictor import Predictor
     from distill.models.sam import build_model
     from distill.models.teacher import load_teacher
 
 __version__ = "0.1.0"
-__all__ = ["Predictor", "__version__", "build_model", "load_model", "load_teacher"]
+__all__ = ["AutomaticMaskGenerator", "Predictor", "__version__", "build_model", "load_model", "load_teacher"]
 
 _MODULES = {
+    "AutomaticMaskGenerator": "distill.models.automatic_masks",
     "Predictor": "distill.models.predictor",
     "build_model": "distill.models.sam",
     "load_model": "distill.models.checkpoint",

@@ -58,11 +58,15 @@ def normalize_pad(resized: np.ndarray, image_size: int) -> Tensor:
         float32 (3, S, S), equal to segment_anything's Sam.preprocess.
     """
     writable = np.array(resized)  # a copy: PIL's arrays are read-only
-    pixels = torch.from_numpy(writable).permute(2, 0, 1).float()  # (3, h, w)
-    mean = torch.tensor(PIXEL_MEAN).view(3, 1, 1)
-    std = torch.tensor(PIXEL_STD).view(3, 1, 1)
-    height, width = resized.shape[:2]
-    return F.pad((pixels - mean) / std, (0, image_size - width, 0, image_size - height))  # (3, S, S)
+    return normalize_pad_torch(torch.from_numpy(writable).permute(2, 0, 1), image_size)  # (3, S, S)
+
+
+def normalize_pad_torch(pixels: Tensor, image_size: int) -> Tensor:
+    """Normalise and pad as `normalize_pad` does: (..., 3, h, w), 0 to 255, to float32 (..., 3, S, S)."""
+    mean = torch.tensor(PIXEL_MEAN, device=pixels.device).view(3, 1, 1)
+    std = torch.tensor(PIXEL_STD, device=pixels.device).view(3, 1, 1)
+    height, width = pixels.shape[-2:]
+    return F.pad((pixels.float() - mean) / std, (0, image_size - width, 0, image_size - height))
 
 
 def letterbox(image: np.ndarray, image_size: int) -> Tensor:
@@ -118,13 +122,18 @@ def boxes_to_prompt_frame(boxes_xyxy: Coordinates, original_hw: HW, prompt_size:
     return points_to_prompt_frame(corners, original_hw, prompt_size).reshape(boxes_xyxy.shape)
 
 
-def masks_to_original(low_res_logits: Tensor, original_hw: HW, prompt_size: int) -> Tensor:
+def masks_to_original(
+    low_res_logits: Tensor, original_hw: HW, prompt_size: int, *, inside_hw: HW | None = None
+) -> Tensor:
     """Resize logits (P, K, 4E, 4E) to the photo's own resolution (P, K, H, W).
 
     As in segment_anything's Sam.postprocess_masks, they are resized to the prompt frame, the padding is cut off, and
     the rest is resized to the original size; both times bilinearly, with align_corners=False.
+
+    Args:
+        inside_hw: height and width of the photo in the prompt frame, if they are not those of `resized_hw`.
     """
-    height, width = resized_hw(original_hw, prompt_size)
+    height, width = resized_hw(original_hw, prompt_size) if inside_hw is None else inside_hw
     size = (prompt_size, prompt_size)
     logits = F.interpolate(low_res_logits, size, mode="bilinear", align_corners=False)  # (P, K, 16E, 16E)
     logits = logits[..., :height, :width]

@@ -18,6 +18,7 @@ WINGS = (
     "losses",
     "models",
     "data",
+    "prediction",
     "evaluation",
     "stages",
     "training",
@@ -29,6 +30,7 @@ WINGS = (
     "comparison",
     "adapt",
     "quickstart",
+    "demo",
     "cli",
     "__main__",
 )

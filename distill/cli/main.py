@@ -38,6 +38,7 @@ COMMANDS = (
     "convert",
     "export",
     "predict",
+    "demo",
     "card",
     "push",
     "adapt",

@@ -54,6 +54,26 @@ class Detection(NamedTuple):
     score: float
 
 
+def read_detections(path: Path) -> list[DetectionRow]:
+    """Read the rows of a results JSON, in the order of the file.
+
+    Raises:
+        DataError: the file is absent, is not a results JSON, or holds no detection.
+    """
+    form = Union[list[DetectionRow], Container]
+    content: Union[list[DetectionRow], Container] = read_json(path, form, "detections", MEND, lax=True)  # type: ignore[arg-type]
+    if isinstance(content, Container):
+        named = (content.annotations, content.predictions, content.detections)
+        rows = next((rows for rows in named if rows is not None), None)
+    else:
+        rows = content
+    if rows is None:
+        raise DataError(f"{path}: holds no list of detections; {MEND}")
+    if not rows:
+        raise DataError(f"{path}: holds no detection; run the detector again, or lower its score threshold")
+    return rows
+
+
 class Detections:
     """The boxes of a results JSON by the key of their photo, in the order of the file.
 
@@ -77,7 +97,7 @@ class Detections:
         self._keys: dict[Union[int, str], str] = {}
         for key, image_id in coco_set.image_ids.items():
             self._keys.update({key: key, image_id: key, str(image_id): key})
-        for number, row in enumerate(self._read()):
+        for number, row in enumerate(read_detections(self.path)):
             self._add(number, row)
         if not self.by_photo and not self.num_outside:
             raise DataError(
@@ -87,20 +107,6 @@ class Detections:
 
     def __len__(self) -> int:
         return sum(len(rows) for rows in self.by_photo.values())
-
-    def _read(self) -> list[DetectionRow]:
-        form = Union[list[DetectionRow], Container]
-        content: Union[list[DetectionRow], Container] = read_json(self.path, form, "detections", MEND, lax=True)  # type: ignore[arg-type]
-        if isinstance(content, Container):
-            named = (content.annotations, content.predictions, content.detections)
-            rows = next((rows for rows in named if rows is not None), None)
-        else:
-            rows = content
-        if rows is None:
-            raise DataError(f"{self.path}: holds no list of detections; {MEND}")
-        if not rows:
-            raise DataError(f"{self.path}: holds no detection; run the detector again, or lower its score threshold")
-        return rows
 
     def _add(self, number: int, row: DetectionRow) -> None:
         key = self._key(row.image_id)

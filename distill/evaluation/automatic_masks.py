@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
-
-import numpy as np
-import torch
-from segment_anything import SamAutomaticMaskGenerator
-from torch import Tensor
 
 from distill.config.schema import GridConfig
 from distill.data.coco import AnnotatedPhoto, CocoSet
@@ -21,56 +15,14 @@ from distill.evaluation.predictors import Fill, MaskPredictor, ModelPredictor, O
 from distill.evaluation.prompting import InstanceScore, PhotoScores
 from distill.evaluation.scoring.average_precision import average_recall
 from distill.evaluation.worker_pool import WorkerPool
-from distill.geometry import HW, letterbox, masks_to_original, points_to_prompt_frame
-from distill.models.predictor import MASK_THRESHOLD
+from distill.models.automatic_masks import AutomaticMaskGenerator
 from distill.models.sam import PromptableModel
-from distill.prompts.types import Prompts
 
 
-class GridPredictor:
-    """A stand-in for the SamPredictor of segment-anything's generator, over one of our models."""
-
-    def __init__(self, model: PromptableModel) -> None:
-        self.promptable = model
-        self.device = next(model.parameters()).device
-        self.model = SimpleNamespace(mask_threshold=MASK_THRESHOLD)
-        self.transform = SimpleNamespace(apply_coords=self._to_prompt_frame)
-
-    def set_image(self, photo: np.ndarray) -> None:
-        """Embed a photo, uint8 (H, W, 3) RGB."""
-        self.hw: HW = (photo.shape[0], photo.shape[1])
-        pixels = letterbox(photo, self.promptable.image_size)[None].to(self.device)  # (1, 3, S, S)
-        self.embedding = self.promptable.encode(pixels)
-
-    def reset_image(self) -> None:
-        """Forget the photo."""
-        del self.embedding
-
-    def predict_torch(
-        self, points_xy: Tensor, labels: Tensor, *, multimask_output: bool, return_logits: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Predict three masks for each point.
-
-        Args:
-            points_xy: (P, 1, 2) in the prompt frame. labels: (P, 1).
-        Returns:
-            logits (P, 3, H, W) at the photo's own resolution, predicted IoU (P, 3), and low-res logits (P, 3, 4E, 4E).
-        """
-        assert multimask_output and return_logits
-        image_index = torch.zeros(len(points_xy), dtype=torch.long, device=self.device)
-        prompts = Prompts(image_index, points_xy=points_xy.to(self.embedding), point_labels=labels)
-        low_res, predicted_iou = self.promptable.decode(self.embedding, prompts, multimask=True)
-        return masks_to_original(low_res, self.hw, self.promptable.prompt_size), predicted_iou, low_res
-
-    def _to_prompt_frame(self, points_xy: np.ndarray, hw: HW) -> np.ndarray:
-        return points_to_prompt_frame(points_xy, hw, self.promptable.prompt_size)
-
-
-def mask_generator(model: PromptableModel, config: GridConfig) -> SamAutomaticMaskGenerator:
-    """Return segment-anything's generator of all masks of a photo, on one of our models."""
-    stand_in = SimpleNamespace(image_encoder=SimpleNamespace(img_size=model.prompt_size))  # its predictor is replaced
-    generator = SamAutomaticMaskGenerator(
-        stand_in,
+def mask_generator(model: PromptableModel, config: GridConfig) -> AutomaticMaskGenerator:
+    """Return the generator of all masks of a photo that a recipe configures."""
+    return AutomaticMaskGenerator(
+        model,
         points_per_side=config.points_per_side,
         points_per_batch=config.points_per_batch,
         pred_iou_thresh=config.predicted_iou_threshold,
@@ -78,8 +30,6 @@ def mask_generator(model: PromptableModel, config: GridConfig) -> SamAutomaticMa
         box_nms_thresh=config.box_nms_threshold,
         output_mode="coco_rle",
     )
-    generator.predictor = GridPredictor(model)
-    return generator
 
 
 class AutomaticMaskEvaluation:

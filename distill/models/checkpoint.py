@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from distill.errors import CheckpointError, DistillError
 from distill.files import hash_file, write_whole
+from distill.models.devices import usable_device
 from distill.models.foreign_checkpoint import is_dense, listed, read_tensors, read_torch_file
 from distill.models.sam import ModelSpec, PromptableModel, build_from_spec, build_model, spec_for
 from distill.models.spec_header import SPEC_KEY, check_widths, describe, parse_spec
@@ -109,9 +110,14 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def load_model(
-    path_or_name: str | Path, *, name: str | None = None, decoder: str | Path | None = None
+    path_or_name: str | Path,
+    *,
+    name: str | None = None,
+    decoder: str | Path | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
 ) -> PromptableModel:
-    """Load a promptable model on the CPU, in eval mode.
+    """Load a promptable model, in eval mode.
 
     Args:
         path_or_name: a student.safetensors, a run directory that holds one, a .ckpt of a run's checkpoints (the
@@ -119,10 +125,24 @@ def load_model(
             released .pt/.pth file of another project.
         name: the student (students.STUDENTS) that a released file holds. Our own files contain this name.
         decoder: a model file whose prompt encoder and mask decoder complete a released file of only an encoder.
+        device: where the model goes; None leaves it on the CPU.
+        dtype: of its weights, as torch.bfloat16; None leaves float32. Prompts are placed in float32 in any case.
     Raises:
-        CheckpointError: the file is missing, damaged, of another model, or would run code when read.
+        CheckpointError: the file is missing, damaged, of another model, or would run code when read; or `dtype` is no
+            floating-point format.
+        RunError: the device is not usable on this machine.
     """
-    path = find_weights(path_or_name)
+    _check_dtype(dtype)
+    device = None if device is None else usable_device(device)
+    return _load(find_weights(path_or_name), name, decoder).to(device, dtype)
+
+
+def _check_dtype(dtype: torch.dtype | None) -> None:
+    if dtype is not None and not dtype.is_floating_point:
+        raise CheckpointError(f"dtype={dtype}: a model's weights are floating-point numbers; give torch.bfloat16")
+
+
+def _load(path: Path, name: str | None, decoder: str | Path | None) -> PromptableModel:
     if path.suffix == TRAINING_SUFFIX and (training := _read_training(path)) is not None:
         return _load_training(path, training, name)
     if path.suffix == ".safetensors" and (SPEC_KEY in read_metadata(path) or name is None):
@@ -143,14 +163,21 @@ def load_model(
     return model
 
 
-def load_for_inference(path_or_name: str | Path, *, name: str | None = None) -> PromptableModel:
-    """Load a model as `load_model` does and fuse it: the same answers from fewer steps.
+def load_for_inference(
+    path_or_name: str | Path,
+    *,
+    name: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> PromptableModel:
+    """Load a model as `load_model` does and fuse it, in float32: the same answers from fewer steps.
 
     A fused model can be neither saved nor trained further.
     """
-    fused = fuse(load_model(path_or_name, name=name))
+    _check_dtype(dtype)
+    fused = fuse(load_model(path_or_name, name=name, device=device))
     assert isinstance(fused, PromptableModel)
-    return fused
+    return fused.to(dtype=dtype)
 
 
 def _load_released(model: PromptableModel, path: Path, decoder: str | Path | None) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from distill.errors import DistillError, did_you_mean
+from distill.geometry import HW, masks_to_original, normalize_pad_torch, resized_hw
 from distill.models.mask_decoder import SharedImages, decode_prompts, flatten_grid
 from distill.prompts.types import Prompts, paint_prompts
 from distill.students import STUDENTS, build_encoder, check_student_name
@@ -28,6 +29,7 @@ MASK_IN_CHANNELS = 16
 DECODER_DEPTH, DECODER_HEADS = 2, 8
 IOU_HEAD_DEPTH, IOU_HEAD_DIM = 3, 256
 NUM_MULTIMASK = 3
+MASK_THRESHOLD, IMAGE_FORMAT = 0.0, "RGB"  # segment_anything/modeling/sam.py
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,14 @@ class ExactPositions(PositionEmbeddingRandom):  # type: ignore[misc] # segment_a
 
 
 class PromptableModel(nn.Module):
-    """An encoder, a prompt encoder and a mask decoder under the names of SAM's published checkpoints."""
+    """An encoder, a prompt encoder and a mask decoder under the names of SAM's published checkpoints.
+
+    mask_threshold: a logit above it is a pixel of the mask. image_format: the order of colours. Both, `device`,
+    `preprocess` and `postprocess_masks` are those of segment-anything's Sam.
+    """
+
+    mask_threshold = MASK_THRESHOLD
+    image_format = IMAGE_FORMAT
 
     def __init__(self, spec: ModelSpec, image_encoder: nn.Module) -> None:
         super().__init__()
@@ -126,6 +135,16 @@ class PromptableModel(nn.Module):
         return LOW_RES_PER_CELL * self.spec.embedding_size
 
     @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format of the encoder's weights, in which it takes pixels."""
+        return next((p.dtype for p in self.image_encoder.parameters() if p.is_floating_point()), torch.float32)
+
+    @property
     def decoder_dtype(self) -> torch.dtype:
         """The number format of the decoder's weights: float32, but for a model in half or double precision."""
         dtype: torch.dtype = self.mask_decoder.iou_token.weight.dtype
@@ -140,6 +159,24 @@ class PromptableModel(nn.Module):
         if moved.dtype != exact.dtype:
             layer.positional_encoding_gaussian_matrix = exact.to(moved.device)
         return self
+
+    def preprocess(self, x: Tensor) -> Tensor:
+        """Normalise photos (..., 3, h, w) of the input frame, 0 to 255, and pad them with zeros to (..., 3, S, S)."""
+        return normalize_pad_torch(x, self.image_size)
+
+    def postprocess_masks(self, masks: Tensor, input_size: HW, original_size: HW) -> Tensor:
+        """Resize logits (P, K, 4E, 4E) to the photo's own resolution (P, K, H, W).
+
+        Args:
+            input_size: height and width of the photo in the input frame, without padding.
+            original_size: height and width in original pixels.
+        """
+        if input_size == resized_hw(original_size, self.image_size):
+            inside = resized_hw(original_size, self.prompt_size)
+        else:  # a caller's own way of resizing
+            height, width = (side * self.prompt_size / self.image_size for side in input_size)
+            inside = (max(1, round(height)), max(1, round(width)))
+        return masks_to_original(masks, original_size, self.prompt_size, inside_hw=inside)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Encode normalised pixels (B, 3, S, S) as embeddings (B, C, E, E)."""

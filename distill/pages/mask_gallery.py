@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 from markupsafe import Markup
-from PIL import Image, ImageDraw
+from PIL import Image
 
+from distill.data.painting import draw_prompt
 from distill.pages.html import render
 
 STYLE = "mask_gallery.css"
@@ -25,7 +26,6 @@ LEAST_SHARE = 0.2  # ... but at least this share of the photo's longest side
 JPEG_QUALITY = 80
 CLICK_RADIUS = 4  # pixels of the panel
 BACKGROUND = (240, 242, 245)
-BOX_COLOUR, POSITIVE_COLOUR, NEGATIVE_COLOUR = (255, 196, 0), (0, 200, 83), (213, 0, 60)
 RIGHT, MISSED, EXTRA = 1, 2, 3  # kinds of a mask's pixels, beside 0: outside of both mask and truth
 # RGBA of the four kinds; blue, yellow and vermilion of Okabe and Ito
 OVERLAY = ((0, 0, 0, 0), (0, 114, 178, 150), (240, 228, 66, 190), (213, 94, 0, 190))
@@ -130,14 +130,15 @@ def _prompt_panel(row: GalleryRow) -> Image.Image:
     side = max(height, width)
     left, top = (width - side) // 2, (height - side) // 2
     panel, scale = cut_square(row.photo, (left, top, side)), PANEL / side
-    pen = ImageDraw.Draw(panel)
-    if "box_xyxy" in row.prompt:
-        x0, y0, x1, y1 = row.prompt["box_xyxy"]
-        box = ((x0 - left) * scale, (y0 - top) * scale, (x1 - left) * scale, (y1 - top) * scale)
-        pen.rectangle(box, outline=BOX_COLOUR, width=2)
-    for (x, y), label in zip(row.prompt.get("points_xy", ()), row.prompt.get("labels", ()), strict=True):
-        centre = ((x - left) * scale, (y - top) * scale)
-        pen.circle(centre, CLICK_RADIUS, fill=POSITIVE_COLOUR if label else NEGATIVE_COLOUR, outline=(255, 255, 255))
+    draw_prompt(
+        panel,
+        box_xyxy=row.prompt.get("box_xyxy"),
+        points_xy=row.prompt.get("points_xy", ()),
+        labels=row.prompt.get("labels", ()),
+        click_radius=CLICK_RADIUS,
+        scale=scale,
+        origin=(left, top),
+    )
     return panel
 
 

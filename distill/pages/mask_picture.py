@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from distill.data.painting import paint_mask
-from distill.pages.mask_gallery import BACKGROUND, JPEG_QUALITY, POSITIVE_COLOUR, GalleryRow, cut_square, shown_window
+from distill.data.painting import draw_prompt, paint_mask
+from distill.pages.mask_gallery import BACKGROUND, JPEG_QUALITY, GalleryRow, cut_square, shown_window
 from distill.text import line
 
 PANEL, GAP, TITLE_HEIGHT = 220, 6, 24  # pixels
@@ -47,10 +47,9 @@ def render_picture(rows: Sequence[GalleryRow]) -> bytes:
 def _prompt_panel(row: GalleryRow, window: tuple[int, int, int]) -> Image.Image:
     left, top, side = window
     panel = cut_square(row.photo, window, panel=PANEL)
-    pen = ImageDraw.Draw(panel)
-    for x, y in row.prompt.get("points_xy", ()):
-        centre = ((x - left) * PANEL / side, (y - top) * PANEL / side)
-        pen.circle(centre, CLICK_RADIUS, fill=POSITIVE_COLOUR, outline=(255, 255, 255), width=2)
+    clicks, labels = row.prompt.get("points_xy", ()), row.prompt.get("labels", ())
+    scale = PANEL / side
+    draw_prompt(panel, points_xy=clicks, labels=labels, click_radius=CLICK_RADIUS, scale=scale, origin=(left, top))
     return panel
 
 

@@ -9,13 +9,14 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from distill.data.painting import paint_mask
+from distill.data.painting import draw_prompt, paint_mask
 from distill.geometry import PIXEL_MEAN, PIXEL_STD, resized_hw
+from distill.prompts.types import POSITIVE
 
 PANEL_SIZE = 192  # side in pixels of the square that each panel fits into
 TITLE_HEIGHT = 14
 MASK_COLOUR = (255, 64, 32)
-BOX_COLOUR, CLICK_COLOUR, TEXT_COLOUR = (64, 255, 64), (255, 220, 0), (255, 255, 255)
+TEXT_COLOUR = (255, 255, 255)
 BACKGROUND = (24, 24, 24)
 CLICK_RADIUS = 3
 
@@ -60,12 +61,14 @@ def render_pictures(pictures: list[Picture]) -> Tensor:
 
 def _prompt_panel(picture: Picture) -> Image.Image:
     panel = _fit(picture.photo)
-    scale = PANEL_SIZE / max(picture.photo.shape[:2])
-    pen = ImageDraw.Draw(panel)
-    pen.rectangle([float(value) for value in picture.box_xyxy * scale], outline=BOX_COLOUR, width=2)
-    x, y = (float(value) for value in picture.click_xy * scale)
-    circle = (x - CLICK_RADIUS, y - CLICK_RADIUS, x + CLICK_RADIUS, y + CLICK_RADIUS)
-    pen.ellipse(circle, fill=CLICK_COLOUR, outline=(0, 0, 0))
+    draw_prompt(
+        panel,
+        box_xyxy=picture.box_xyxy,
+        points_xy=picture.click_xy[None],
+        labels=[POSITIVE],
+        click_radius=CLICK_RADIUS,
+        scale=PANEL_SIZE / max(picture.photo.shape[:2]),
+    )
     return panel
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,64 @@ def test_bad_prompt(place: Path, tmp_path: Path, prompt: str, message: str):
     with pytest.raises(DistillError, match=message):
         run(place, place / "photo.png", *prompt.split(), "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_several_boxes_are_several_objects_and_none_is_dropped(place: Path, tmp_path: Path, capsys):
+    two = "--box 10 5 60 40 --point 30 20 --box 2 2 30 30 --point 12 12 --point 20 28 --label 1 1 0"
+    boxes = two.split()
+    assert run(place, place / "photo.png", *boxes, "--out", tmp_path, "--format", "png", "coco") == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "photo_object_0_mask_0.png",
+        "photo_object_1_mask_0.png",
+        "photo_overlay.png",
+        "predictions.json",
+    ]
+    assert capsys.readouterr().out.count("predicted IoU") == 2
+    clicks = "--separate --point 9 9 --point 30 30"
+    assert run(place, place / "photo.png", *clicks.split(), "--out", tmp_path) == 0
+    assert capsys.readouterr().out.count("predicted IoU") == 2
+
+
+def test_many_photos(place: Path, tmp_path: Path, capsys):
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    for name in "abc":
+        (photos / f"{name}.png").write_bytes((place / "photo.png").read_bytes())
+    rows = [{"photo": f"{name}.png", "box": [10, 5, 60, 40]} for name in "ab"]
+    (tmp_path / "prompts.json").write_text(json.dumps(rows))
+    command = (place, photos, "--prompts", tmp_path / "prompts.json", "--format", "yolo", "--out", out)
+    assert run(*command) == 0
+    said = capsys.readouterr()
+    assert "2 objects of 2 photos" in said.out and "1 photos have no prompt" in said.err
+    assert run(*command) == 0
+    assert "2 objects of 2 photos, 2 of them finished before" in capsys.readouterr().out
+    (photos / "b.png").write_bytes(b"no photo")
+    assert run(*command) == 2
+    assert "1 of 3 photos could not be predicted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("--point 1 1 --box 1 1 9 9 --box 2 2 9 9", "--point 1 1: with several boxes a click belongs to the --box bef"),
+        ("--box 1 1 9 9 --everything", "--everything and --box: give one of them"),
+        ("--prompts a.json --detections b.json", "--prompts and --detections: give one of them"),
+        ("--separate --point 1 1 --box 1 1 9 9", "--separate is for clicks alone"),
+        ("--mask m.png --box 1 1 9 9 --box 2 2 9 9", "--mask belongs to one object, and there are 2 boxes"),
+        ("--box 1 1 9 9 --min-score 0.5", "--min-score is used with --detections alone"),
+        ("--box 1 1 9 9 --points-per-side 5", "--points-per-side is used with --everything alone"),
+        ("--prompts absent.json", "absent.json: the prompts cannot be read"),
+    ],
+)
+def test_what_does_not_go_together(place: Path, tmp_path: Path, prompt: str, message: str):
+    with pytest.raises(DistillError, match=message):
+        run(place, place / "photo.png", *prompt.split(), "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_precision(place: Path, tmp_path: Path):
+    for precision in ("bf16", "fp16"):
+        assert run(place, place / "photo.png", "--point", 9, 9, "--precision", precision, "--out", tmp_path) == 0
 
 
 def test_bad_files(place: Path, tmp_path: Path):

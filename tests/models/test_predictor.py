@@ -139,17 +139,18 @@ def test_bad_photo(model, photo, message: str):
     ("prompt", "message"),
     [
         ({}, "nothing to predict"),
-        ({"box": [1, 2, 3]}, r"box must have the shape \(4,\), not \(3,\)"),
-        ({"box": [[1, 2, 3, 4]]}, r"box must have the shape \(4,\), not \(1, 4\)"),
+        ({"box": [1, 2, 3]}, r"box must have the shape \(4,\) or \(N, 4\), not \(3,\)"),
+        ({"box": np.zeros((0, 4))}, r"box must have the shape \(4,\) or \(N, 4\), not \(0, 4\)"),
+        ({"box": np.ones((3, 4)), **POINTS}, "1 of point_coords and 3 of box do not belong together"),
         ({"box": [1, 2, 3, np.nan]}, "box must be finite"),
         ({"box": "1 2 3 4"}, "box must hold numbers"),
         ({"point_coords": [[1, 2]]}, "without point_labels"),
         ({"point_labels": [1]}, "without point_coords"),
-        ({"point_coords": [1, 2], "point_labels": [1]}, r"point_coords must have the shape \(N, 2\), not \(2,\)"),
+        ({"point_coords": [1, 2], "point_labels": [1]}, r"the shape \(N, 2\) or \(N, N, 2\), not \(2,\)"),
         ({"point_coords": np.zeros((0, 2)), "point_labels": []}, r"point_coords must have the shape \(N, 2\)"),
         ({"point_coords": [[1, 2]], "point_labels": [1, 0]}, r"point_labels must have the shape \(1,\), not \(2,\)"),
         ({"point_coords": [[1, 2]], "point_labels": [7]}, r"point_labels are 1 on the object and 0 off it, not \[7"),
-        ({"mask_input": np.zeros((1, 256, 256))}, r"mask_input must have the shape \(1, 32, 32\), not \(1, 256, 256\)"),
+        ({"mask_input": np.zeros((1, 256, 256))}, r"the shape \(1, 32, 32\) or \(N, 1, 32, 32\), not \(1, 256"),
     ],
 )
 def test_bad_prompt(model, prompt: dict[str, Any], message: str):

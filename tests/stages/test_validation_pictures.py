@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from distill.data.painting import BOX_COLOUR, POSITIVE_COLOUR
 from distill.geometry import letterbox
 from distill.stages.validation_pictures import (
-    BOX_COLOUR,
-    CLICK_COLOUR,
     PANEL_SIZE,
     TITLE_HEIGHT,
     Picture,
@@ -31,7 +30,7 @@ def test_panels_hold_prompt_and_masks():
     scale = PANEL_SIZE // 64
     first_row = grid[:, TITLE_HEIGHT:]
     assert tuple(first_row[:, 8 * scale, 16 * scale].tolist()) == BOX_COLOUR
-    assert tuple(first_row[:, 16 * scale, 32 * scale].tolist()) == CLICK_COLOUR
+    assert tuple(first_row[:, 16 * scale, 32 * scale].tolist()) == POSITIVE_COLOUR
     truth, student = first_row[:, :, PANEL_SIZE : 2 * PANEL_SIZE], first_row[:, :, 2 * PANEL_SIZE :]
     assert truth[0, 10, 10] > 150 and student[0, 10, 10] == 100  # masks are red
     assert truth[0, 40 * scale, 10] == 100 and student[0, 40 * scale, 10] > 150

@@ -1,0 +1,1 @@
+"""Masks of photos as files: from photos and prompts to PNGs, COCO JSON, polygons and YOLO labels."""
