@@ -64,7 +64,7 @@ class Demo:
 
     Args:
         models: one or two; the first is the student.
-        photo: the encoded bytes of the photo that is there at once. It is kept as long as the demo lives.
+        photo: the encoded bytes of the photo to start with. It is kept as long as the demo lives.
     """
 
     def __init__(self, models: Sequence[ShownModel], photo: bytes) -> None:

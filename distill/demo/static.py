@@ -32,7 +32,7 @@ def write_static(
 
     Args:
         out: the folder; it is created if needed. A runtime that is in it already is kept.
-        photo: the encoded bytes of the photo that is there at once.
+        photo: the encoded bytes of the photo to start with.
         title: of the model on the page.
         runtime: a folder or npm tarball of onnxruntime-web; None: npm fetches it.
     Returns:

@@ -93,6 +93,36 @@ function pointsOf(photo, { box, points, labels }) {
   };
 }
 
+// Where a place of a longer or shorter line lies between two of the first `used` places of a line of `length`.
+function between(length, wanted, used) {
+  return Array.from({ length: wanted }, (_, i) => {
+    const at = Math.max(((i + 0.5) * length) / wanted - 0.5, 0), low = Math.min(Math.trunc(at), used - 1);
+    return { low, high: Math.min(low + 1, used - 1), share: at - low };
+  });
+}
+
+// Bilinear, as torch's interpolate without aligned corners: (height, width) -> the first rows and columns of a larger map.
+function enlarge(values, width, xs, ys) {
+  const out = new Float32Array(xs.length * ys.length);
+  ys.forEach((y, row) => {
+    xs.forEach((x, column) => {
+      const above = values[y.low * width + x.low] * (1 - x.share) + values[y.low * width + x.high] * x.share;
+      const below = values[y.high * width + x.low] * (1 - x.share) + values[y.high * width + x.high] * x.share;
+      out[row * xs.length + column] = above * (1 - y.share) + below * y.share;
+    });
+  });
+  return out;
+}
+
+// Low-res logits -> a mask of the photo's size: enlarged to the prompt frame, cut to the photo, resized to its pixels.
+function maskOf(logits, photo) {
+  const low = settings.low_res_size, side = settings.prompt_size;
+  const [columns, rows] = resized(photo.width, photo.height, side), all = between(low, side, low);
+  const framed = enlarge(logits, low, all.slice(0, columns), all.slice(0, rows)); // (rows, columns)
+  const xs = between(columns, photo.width, columns), ys = between(rows, photo.height, rows);
+  return Uint8Array.from(enlarge(framed, columns, xs, ys), (value) => (value > 0 ? 1 : 0));
+}
+
 export const backend = {
   async start(say) {
     say("Loading the model");
@@ -115,14 +145,11 @@ export const backend = {
       ...pointsOf(photo, asked),
       mask_input: new ort.Tensor("float32", new Float32Array(low * low), [1, 1, low, low]),
       has_mask_input: new ort.Tensor("float32", new Float32Array(1), [1]),
-      orig_im_size: new ort.Tensor("float32", Float32Array.of(photo.height, photo.width), [2]),
     });
     const ious = found.iou_predictions.data; // of the single mask, then of three for ambiguous prompts
     const isAmbiguous = !asked.box && asked.points.length === 1;
     const best = isAmbiguous ? [1, 2, 3].reduce((a, b) => (ious[b] > ious[a] ? b : a)) : 0;
-    const size = photo.width * photo.height;
-    const logits = found.masks.data.subarray(best * size, (best + 1) * size);
-    const mask = Uint8Array.from(logits, (value) => (value > 0 ? 1 : 0));
+    const mask = maskOf(found.low_res_masks.data.subarray(best * low * low, (best + 1) * low * low), photo);
     const answer = { mask, predicted_iou: ious[best], milliseconds: performance.now() - begin };
     return { answers: [answer], iou: null };
   },
