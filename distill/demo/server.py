@@ -1,7 +1,7 @@
 """The served page: the standard library's HTTP server on loopback, a thread for each connection.
 
-A page of another site cannot use it. The Host header must name the address that is served, so that a foreign name which
-leads here is refused (DNS rebinding), and a POST that another site sends is refused by its Origin header.
+A page of another site cannot use it. The Host header must name the address that is served: a foreign name that leads
+here is refused (DNS rebinding). A request that another site sends is refused by its Origin header.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ function drawAll() {
 }
 
 function draw(panel) {
-  const { canvas, mask } = panel, pen = canvas.getContext("2d");
+  const { canvas, mask } = panel, pen = canvas.getContext("2d", { willReadFrequently: true });
   pen.drawImage(photo.bitmap, 0, 0);
   if (mask) paint(pen, mask);
   const unit = Math.max(canvas.width, canvas.height) / 160, asked = prompt();
