@@ -22,6 +22,10 @@ def misbehave(files: Mapping[str, bytes], folder: Path) -> Any:
         return duration("long")  # type: ignore[arg-type] # a traceback inside the product
     if deed == "allocate":
         return len(bytearray(8 << 30))
+    if deed == "grow":
+        held = []
+        while True:
+            held.append(bytes(1 << 24))  # zeros that are not touched cost no time
     if deed == "crash":
         os.kill(os.getpid(), signal.SIGSEGV)
     if deed == "compute":

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import strategies as st
 
 from tests.fuzz import cases
 from tests.fuzz.damage import Raw, Twice, dump, places
@@ -17,6 +18,7 @@ from tests.fuzz.readers import READERS
 from tests.fuzz.reading import ReadingProcess
 from tests.fuzz.run import draw_cases
 from tests.fuzz.sound import sound_case
+from tests.fuzz.test_formats import short_run
 
 
 def test_every_format_has_a_reader():
@@ -31,7 +33,7 @@ def test_the_same_seed_draws_the_same_cases():
 
 @pytest.fixture(scope="module")
 def misbehaving() -> Iterator[ReadingProcess]:
-    process = ReadingProcess(seconds=0.5, readers="tests.fuzz.misbehaving")
+    process = ReadingProcess(seconds=0.3, readers="tests.fuzz.misbehaving")
     yield process
     process.close()
 
@@ -43,8 +45,10 @@ def misbehaving() -> Iterator[ReadingProcess]:
         ("refuse", "refused"),
         ("raise", "traceback"),
         ("allocate", "memory"),
+        ("grow", "memory"),
         ("crash", "killed"),
         ("compute", "hung"),
+        ("sleep", "hung"),
     ],
 )
 def test_what_a_reader_does_has_a_name(deed: str, kind: str, misbehaving: ReadingProcess):
@@ -53,6 +57,13 @@ def test_what_a_reader_does_has_a_name(deed: str, kind: str, misbehaving: Readin
     assert verdict.is_fault == (kind not in ("accepted", "refused"))
     assert verdict.place.startswith("text.py:") == (deed == "raise")
     assert misbehaving.read("tar", {"deed": b"nothing"}).kind == "accepted"  # by another worker
+
+
+@pytest.mark.parametrize(("deed", "kind"), [("allocate", "memory"), ("compute", "hung"), ("crash", "killed")])
+def test_the_short_run_fails_where_a_limit_acts(deed: str, kind: str, misbehaving: ReadingProcess):
+    with pytest.raises(AssertionError, match=f"^{kind}: "):
+        short_run("tar", misbehaving, st.just({"deed": deed.encode()}))
+    short_run("tar", misbehaving, st.just({"deed": b"refuse"}))
 
 
 def test_an_accepted_file_without_sense_is_named():
