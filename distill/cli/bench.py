@@ -1,4 +1,4 @@
-"""`distill bench`: measure models, loading, caching, training and evaluation on this machine."""
+"""`distill bench`: measure models, reading, loading, caching, training and evaluation on this machine."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ examples:
   distill bench mask-step --images 2 --masks 64 --json
   distill bench train --json
   distill bench evaluate
+  distill bench annotations
 """
 LOADER_EPILOG = """\
 examples:
@@ -79,6 +80,14 @@ Gives the seconds a photo of an evaluation by boxes: for the encoder alone, for 
 evaluation, in which photos are read and masks are laid out at full resolution, compared and coded. The three take
 turns in one process; the numbers are medians.
 """
+ANNOTATIONS_EPILOG = """\
+examples:
+  distill bench annotations --json                              # as many as COCO's: 4 GB of memory, and minutes
+  distill bench annotations --annotations 90000 --files 50
+
+Reads one COCO-format file of polygons, and JSONs of 100 masks in SA-1B's layout, by our readers and by Python's json.
+Ours check types, ranges and ids, and give typed objects. They take turns in one process.
+"""
 MODELS_EPILOG = """\
 examples:
   distill bench models mobile_sam edge_sam efficientvit_sam_l0 --teacher sam_vit_h
@@ -102,6 +111,7 @@ def add_parser(subparsers: Subparsers) -> None:
     _add_mask_step(measurements)
     _add_train(measurements)
     _add_evaluate(measurements)
+    _add_annotations(measurements)
 
 
 def _add_models(subparsers: Subparsers) -> None:
@@ -187,6 +197,15 @@ def _add_evaluate(subparsers: Subparsers) -> None:
     )
     _add_count(evaluate, "--rounds", 5)
     evaluate.set_defaults(run=run_evaluate)
+
+
+def _add_annotations(subparsers: Subparsers) -> None:
+    summary = "reading annotations, beside Python's json"
+    annotations = _add_measurement(subparsers, "annotations", summary, ANNOTATIONS_EPILOG)
+    _add_count(annotations, "--annotations", 900_000, "polygons of the COCO-format file")
+    _add_count(annotations, "--files", 500, "in SA-1B's layout")
+    _add_count(annotations, "--rounds", 3)
+    annotations.set_defaults(run=run_annotations)
 
 
 def _add_measurement(subparsers: Subparsers, name: str, summary: str, epilog: str) -> argparse.ArgumentParser:
@@ -304,6 +323,16 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         num_prompts=arguments.prompts,
         num_workers=arguments.workers,
         num_rounds=arguments.rounds,
+    )
+    return _show(arguments, found, tables(found))
+
+
+def run_annotations(arguments: argparse.Namespace) -> int:
+    """Measure the readers of annotations, and print a table or JSON."""
+    from distill.bench.annotations import bench_annotations, tables
+
+    found = bench_annotations(
+        num_annotations=arguments.annotations, num_files=arguments.files, num_rounds=arguments.rounds
     )
     return _show(arguments, found, tables(found))
 
