@@ -23,6 +23,7 @@ from distill.models.sam import ModelSpec, PromptableModel, build_from_spec, buil
 from distill.models.spec_header import SPEC_KEY, check_widths, describe, parse_spec
 from distill.outside import parse_yaml
 from distill.students import check_student_name
+from distill.students.finite import check_finite_weights
 from distill.students.fuse import fuse, is_fused
 
 STUDENT_FILE = "student.safetensors"  # in a run directory
@@ -362,11 +363,7 @@ def load_state_dict_strict(module: nn.Module, state: Mapping[str, Tensor], *, so
             if names:
                 lines.append(f"  {len(names)} {sort} (of {len(own)}): {listed(names)}")
         raise CheckpointError("\n".join(lines))
-    if broken := [name for name, value in state.items() if not value.isfinite().all()]:
-        raise CheckpointError(
-            f"{source}: {len(broken)} tensors hold NaN or infinities: {listed(broken)}; the training that wrote them "
-            "failed, or the file is damaged: take an earlier checkpoint, or copy it again"
-        )
+    check_finite_weights(state, source)
     module.load_state_dict(state)
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from distill.errors import CheckpointError, DistillError
 from distill.geometry import PIXEL_MEAN, PIXEL_STD
+from distill.students.finite import check_finite_weights
 from distill.students.layers import SamNeck, to_grid
 from distill.students.neck import PyramidNeck
 from distill.students.timm_names import SLIM_NECK, Choice, parse_name
@@ -168,7 +169,8 @@ def load_pretrained(encoder: TimmEncoder, weights: Mapping[str, Tensor] | None, 
             timm's hub.
         source: where the weights come from, for error messages.
     Raises:
-        CheckpointError: the weights cannot be fetched, do not fit, or were trained with another normalisation.
+        CheckpointError: the weights cannot be fetched, do not fit, are not finite, or were trained with another
+            normalisation.
     """
     name = encoder.choice.backbone
     if not encoder.choice.has_tag and _pixel_map(name) is not None:
@@ -185,9 +187,11 @@ def load_pretrained(encoder: TimmEncoder, weights: Mapping[str, Tensor] | None, 
         mend = "give a local file: student.pretrained=FILE" if weights is None else "the file is of another model"
         raise CheckpointError(f"{source}: {type(error).__name__}: {error}; {mend}") from error
     whole = classifier.state_dict()
-    found = {own: whole.get(_classifier_name(own)) for own in encoder.backbone.state_dict()}
-    if absent := [own for own, tensor in found.items() if tensor is None]:
+    names = {own: _classifier_name(own) for own in encoder.backbone.state_dict()}
+    if absent := [own for own, name in names.items() if name not in whole]:
         raise CheckpointError(f"{source}: no tensor for {len(absent)} of the backbone's: {first_few(absent)}")
+    found = {own: whole[name] for own, name in names.items()}
+    check_finite_weights(found, source)
     encoder.backbone.load_state_dict(found)
 
 

@@ -216,10 +216,12 @@ def entry(files: Files, folder: Path) -> Any:
 
 
 def torch_file(files: Files, folder: Path) -> Any:
-    """Read the tensors of a released checkpoint."""
+    """Read the tensors of a released checkpoint, and look at them as all do that take weights."""
     from distill.models.foreign_checkpoint import read_tensors
+    from distill.students.finite import check_finite_weights
 
     tensors = read_tensors(write(folder, files) / next(iter(files)))
+    check_finite_weights(tensors, "a.pth")
     return {"finite": all(_is_finite(tensor) for tensor in tensors.values())}
 
 

@@ -18,6 +18,7 @@ from distill.errors import CheckpointError
 from distill.models import checkpoint
 from distill.models.checkpoint import (
     find_weights,
+    load_decoder,
     load_model,
     load_state_dict_strict,
     read_metadata,
@@ -355,6 +356,11 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float):
     save_model(model, tmp_path / "student.safetensors")
     with pytest.raises(CheckpointError, match=f"hold NaN or infinities: {name}"):
         load_model(tmp_path / "student.safetensors")
+    torch.save(model.state_dict(), tmp_path / "released.pth")
+    with pytest.raises(
+        CheckpointError, match=r"released\.pth, its mask_decoder: .* NaN or infinities: iou_token\.weight"
+    ):
+        load_decoder(tiny_model(), tmp_path / "released.pth")
 
 
 def test_tensors_of_other_kinds_are_refused():

@@ -167,6 +167,14 @@ def test_weights_of_another_backbone(tiny_teacher: Teacher):
         pretrained("timm/resnet10t", tiny_teacher, "weights.pth")
 
 
+def test_weights_that_are_not_finite(tiny_teacher: Teacher):
+    whole = _classifier("mobilenetv3_small_050")
+    whole["blocks.0.0.conv_dw.weight"][0] = float("nan")
+    torch.save(whole, "weights.pth")
+    with pytest.raises(CheckpointError, match=r"weights\.pth: 1 tensors hold NaN or infinities: .*conv_dw\.weight"):
+        pretrained("timm/mobilenetv3_small_050", tiny_teacher, "weights.pth")
+
+
 def test_the_hub_out_of_reach(tiny_teacher: Teacher, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HUB_CACHE", str(Path.cwd()))
