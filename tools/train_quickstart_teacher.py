@@ -344,6 +344,7 @@ class Phase:
     refines: every prompt is answered twice, the second time with the first answer as its mask prompt and a click.
     window: bounds of the windows' sides, as shares of the photo's longest side.
     window_odds: share of the steps whose positions are those of a window of the frame.
+    run_seed: that of the run (--seed).
     """
 
     name: str
@@ -355,10 +356,11 @@ class Phase:
     refines: bool = False
     window: tuple[float, float] = WINDOW_SIDE
     window_odds: float = 0.5
+    run_seed: int = 0
 
     @property
     def seed(self) -> int:
-        return zlib.crc32(self.name.encode())
+        return zlib.crc32(self.name.encode()) ^ self.run_seed
 
 
 def phases(args: argparse.Namespace) -> list[Phase]:
@@ -376,7 +378,7 @@ def phases(args: argparse.Namespace) -> list[Phase]:
         Phase("near", "all", 32, args.near_steps, 2e-4, 4, window=(0.25, 0.8), window_odds=1.0),
         Phase("fine", "all", GRID, args.fine_steps, 1e-4, 2, window=(0.6, 1.2)),
     ]
-    return [phase for phase in plan if phase.steps]
+    return [replace(phase, run_seed=args.seed) for phase in plan if phase.steps]
 
 
 class TeacherTraining:
@@ -524,6 +526,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max-photos", type=int, help="of each --set, the first; a few show what can be memorised")
     parser.add_argument("--out", type=Path, required=True, help="output directory")
     parser.add_argument("--start", metavar="MODEL", help="begin with the weights of this model, not with ImageNet's")
+    parser.add_argument("--seed", type=int, default=0, help="another one draws other scenes: for a second --start")
     parser.add_argument("--drawing-steps", type=int, default=1200, help="0 leaves a phase out, here and below")
     parser.add_argument("--cells-steps", type=int, default=3000)
     parser.add_argument("--coarse-steps", type=int, default=1500)
