@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,7 +91,8 @@ def _serve(arguments: argparse.Namespace) -> int:
             models.append(ShownModel(f"{_title(arguments.teacher)} (teacher)", teacher))
         server.demo = Demo(models, _photo(arguments.photo))
         say(f"{server.url} shows {' beside '.join(shown.title for shown in models)}. Ctrl-C ends it.")
-        server.serve_forever()
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever()
     return 0
 
 

@@ -41,7 +41,7 @@ FORMATS = ("png", "coco", "polygons", "yolo")
 class _Prompted(argparse.Action):
     """Keeps boxes and clicks in the order in which they stand."""
 
-    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
         namespace.prompted = [*(getattr(namespace, "prompted", None) or []), (self.dest, tuple(values))]
 
 
@@ -134,6 +134,11 @@ def _check_sources(arguments: argparse.Namespace) -> None:
     ):
         if getattr(arguments, option) not in (None, 0.0) and not getattr(arguments, needed):
             raise DistillError(f"--{option.replace('_', '-')} is used with --{needed} alone; leave it out")
+    if arguments.everything and arguments.multimask:
+        raise DistillError("--multimask is for prompts, and --everything has none; leave it out")
+    for option in ("label", "separate"):
+        if getattr(arguments, option) and not any(kind == "point" for kind, _ in arguments.prompted):
+            raise DistillError(f"--{option} is used with --point alone; leave it out")
 
 
 def _objects(
@@ -234,6 +239,8 @@ def _report(result: Predicted, out: Path, *, num_photos: int) -> None:
         num_objects = sum(len(photo.objects) for photo in result.photos)
         before = f", {result.num_before:,} of them finished before" if result.num_before else ""
         say(f"{out}: {num_objects:,} objects of {len(result.photos):,} photos{before}")
+    if result.num_outside:
+        say(f"{result.num_outside:,} boxes of the detector have no part of their photo and are left out")
     if result.num_empty:
         say(f"{result.num_empty:,} objects have a mask without a pixel and are left out of the annotations")
     for file in result.files:

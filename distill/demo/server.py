@@ -59,13 +59,15 @@ class DemoServer(ThreadingHTTPServer):
         except (OSError, OverflowError) as error:
             raise DistillError(_why_not(error, host, port)) from error
         self.port = self.server_address[1]
-        names = {host, "localhost"} if _is_loopback(host) else {host}
+        address = self.server_address[0]
+        self.address = address if isinstance(address, str) else address.decode()
+        names = {host.lower(), self.address, *(["localhost"] if _is_loopback(host) else [])}
         self.hosts = {f"{name}:{self.port}" for name in names} | (names if self.port == 80 else set())
 
     @property
     def url(self) -> str:
         """The address of the page."""
-        return f"http://{self.server_address[0]!s}:{self.port}/"
+        return f"http://{self.address}:{self.port}/"
 
 
 class DemoHandler(BaseHTTPRequestHandler):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distill.data.images import decode_as_annotated, decode_image, read_photo
+from distill.data.images import decode_image, read_photo
 from distill.data.rle import RLE, encode_mask
 from distill.errors import DataError
 from distill.geometry import HW, mask_to_low_res
@@ -151,16 +151,15 @@ def read_mask(path: Path, hw: HW) -> np.ndarray:
     Raises:
         DataError: it cannot be read, or has another size.
     """
-    pixels = decode_as_annotated(read_photo(path), hw, str(path))
-    mask: np.ndarray = pixels[..., 0] > MOST_MASK_VALUE // 2
+    mask: np.ndarray = decode_image(read_photo(path), str(path))[..., 0] > MOST_MASK_VALUE // 2
+    if mask.shape != hw:
+        raise DataError(
+            f"{path}: the mask has {mask.shape[0]} x {mask.shape[1]} pixels (height x width) and its photo {hw[0]} x "
+            f"{hw[1]}; give a mask of the photo's size"
+        )
     if not mask.any():
         raise DataError(f"{path}: the mask has no white pixel; it is white on black, as distill predict writes it")
     return mask
-
-
-def read_rgb(path: Path) -> np.ndarray:
-    """Read a photo, upright: uint8 (H, W, 3) RGB. Raises DataError."""
-    return decode_image(read_photo(path), str(path))
 
 
 def _batches(prompts: Sequence[ObjectPrompt], indices: Sequence[int]) -> list[list[int]]:

@@ -12,28 +12,30 @@ from typing import Annotated, Union
 import msgspec
 from msgspec import Meta
 
-from distill.data.rle import RLE
-from distill.errors import DataError
+from distill.data.detections import MOST_SCORE
+from distill.data.rle import RLE, check_code
+from distill.errors import DataError, DistillError
 from distill.files import write_errors
-from distill.outside import Coordinate, Identity, Name, Side, parse_json, read_bytes
+from distill.outside import Coordinate, Identity, Name, Side, inside, parse_json, read_bytes
 from distill.prediction.answering import FoundObject
 from distill.prediction.asking import ObjectPrompt
 
 RECORD_FILE = "predictions.jsonl"
 MEND = "remove it, and the photos are predicted again"
+Estimate = Annotated[float, Meta(ge=-1e3, le=1e3)]  # of an IoU: an untrained model's may be anything
 
 
 class ObjectRecord(msgspec.Struct):
     """An object: its prompt in original pixels, and K candidate masks with the model's estimate of their IoU."""
 
     masks: Annotated[list[RLE], Meta(min_length=1, max_length=4)]
-    predicted_iou: Annotated[list[float], Meta(min_length=1, max_length=4)]
+    predicted_iou: Annotated[list[Estimate], Meta(min_length=1, max_length=4)]
     box: Union[list[Coordinate], None] = None
     points: list[list[Coordinate]] = []
     labels: list[int] = []
     category_id: Identity = 1
-    score: Union[float, None] = None
-    stability: Union[float, None] = None
+    score: Union[Annotated[float, Meta(ge=-MOST_SCORE, le=MOST_SCORE)], None] = None
+    stability: Union[Estimate, None] = None
 
     @property
     def best(self) -> int:
@@ -83,6 +85,21 @@ def key_of_work(photo: bytes, prompts: Sequence[ObjectPrompt], options: object) 
     return digest.hexdigest()
 
 
+def _read_photo(text: bytes, origin: str, out: Path) -> PhotoRecord:
+    """Read a line of a record. Raises DataError when it is damaged, or its masks are not of the photo's size."""
+    photo = parse_json(text, PhotoRecord, origin, MEND)
+    for file in [photo.name, *photo.files]:
+        inside(out, file, origin)
+    for one in photo.objects:
+        if len(one.masks) != len(one.predicted_iou):
+            raise DataError(f"{origin}: {len(one.masks)} masks have {len(one.predicted_iou)} predicted IoUs; {MEND}")
+        for code in one.masks:
+            if list(code["size"]) != [photo.height, photo.width]:
+                raise DataError(f"{origin}: a mask is {code['size']}, the photo {[photo.height, photo.width]}; {MEND}")
+            check_code(code, origin)
+    return photo
+
+
 class Record:
     """The finished photos of an output directory, by name. A photo that was done again counts as it was done last."""
 
@@ -93,8 +110,8 @@ class Record:
         if self.path.exists():
             data = read_bytes(self.path, "record of predictions", MEND)
             self._end = data.rfind(b"\n") + 1
-            for text in data[: self._end].splitlines():
-                photo = parse_json(text, PhotoRecord, str(self.path), MEND)
+            for number, text in enumerate(data[: self._end].splitlines(), start=1):
+                photo = _read_photo(text, f"{self.path}: line {number}", out)
                 self.photos[photo.name] = photo
 
     def finished(self, name: str, key: str) -> PhotoRecord | None:
@@ -105,9 +122,9 @@ class Record:
         return found
 
     def add(self, photo: PhotoRecord) -> None:
-        """Append a photo. Raises DataError when the file cannot be written."""
+        """Append a photo. Raises DistillError when the file cannot be written."""
         self.photos[photo.name] = photo
-        with write_errors(self.path, DataError, elsewhere="another --out", note="finished photos are kept"):
+        with write_errors(self.path, DistillError, elsewhere="another --out", note="finished photos are kept"):
             self.out.mkdir(parents=True, exist_ok=True)
             with self.path.open("r+b" if self.path.exists() else "xb") as file:
                 file.seek(self._end)

@@ -10,6 +10,7 @@ import numpy as np
 
 from distill.data.images import decode_image, read_photo
 from distill.errors import DataError, DistillError
+from distill.files import write_errors
 from distill.models.predictor import Promptable
 from distill.prediction.answering import Answering, Everything, FoundObject
 from distill.prediction.asking import Asked, ObjectPrompt, check_prompt
@@ -44,12 +45,14 @@ class Predicted:
 
     photos: the records of all photos, those that were finished before included, in order.
     num_before: how many were finished before. failed: a line for each photo that could not be predicted.
+    num_outside: boxes of a detector that have no part of their photo. They are left out, and counted as they are found.
     files: the files of all photos together. num_empty: objects whose mask has no pixel.
     """
 
     photos: list[PhotoRecord] = field(default_factory=list)
     num_before: int = 0
     failed: list[str] = field(default_factory=list)
+    num_outside: int = 0
     files: list[Path] = field(default_factory=list)
     num_empty: int = 0
 
@@ -78,48 +81,61 @@ def predict_photos(
         DistillError: the only photo cannot be read or a prompt lies outside of it; or a file cannot be written.
     """
     record = Record(out) if len(photos) > 1 else None
-    result, answering = Predicted(), _OnDemand(load, options)
+    work = _Work(load, out, options, record, model_key)
+    result = Predicted()
     for photo in photos:
         prompts = [] if options.everything else asked.of(photo)
-        if not prompts and not options.everything:
-            advance(1)
-            continue
         try:
-            data = read_photo(photo.path)
-            key = key_of_work(data, prompts, [model_key, {**asdict(options), "formats": PNG in options.formats}])
-            done = record.finished(photo.name, key) if record else None
-            if done is None:
-                pixels = decode_image(data, str(photo.path))
-                _check(prompts, pixels, photo, alone=len(photos) == 1)
-                objects = answering.answer(pixels, prompts)
-            else:
-                result.num_before += 1
+            if prompts or options.everything:
+                result.photos.append(work.do(photo, prompts, result))
         except DataError as error:
             if record is None:
                 raise
             result.failed.append(str(error))
-            advance(1)
-            continue
-        if done is None:
-            files = write_pictures(pixels, objects, out, photo.name) if PNG in options.formats else []
-            done = _recorded(photo, key, pixels, objects, [file.relative_to(out).as_posix() for file in files])
-            if record:
-                record.add(done)
-        result.photos.append(done)
         advance(1)
     _write_formats(result, out, options.formats)
     return result
 
 
-class _OnDemand:
-    """The model, which is loaded when a photo first needs it: a finished or mistaken command stays quick."""
+class _Work:
+    """What is done with each photo. The model is loaded when one first needs it: a finished command stays quick.
 
-    def __init__(self, load: Callable[[], Promptable], options: Options) -> None:
-        self._load, self._options = load, options
+    record: of several photos; None of a single one.
+    """
+
+    def __init__(
+        self, load: Callable[[], Promptable], out: Path, options: Options, record: Record | None, model_key: str
+    ) -> None:
+        self._load, self._out, self._options, self._record = load, out, options, record
+        self._settings = [model_key, {**asdict(options), "formats": PNG in options.formats}]
         self._answering: Answering | None = None
 
-    def answer(self, pixels: np.ndarray, prompts: Sequence[ObjectPrompt]) -> list[FoundObject]:
-        """Answer the prompts, or find everything."""
+    def do(self, photo: NamedPhoto, prompts: Sequence[ObjectPrompt], result: Predicted) -> PhotoRecord:
+        """Predict a photo, unless it is finished, and count in `result`. Raises DataError when that cannot be."""
+        data = read_photo(photo.path)
+        key = key_of_work(data, prompts, self._settings)
+        if self._record and (done := self._record.finished(photo.name, key)) is not None:
+            result.num_before += 1
+            return done
+        pixels = decode_image(data, str(photo.path))
+        inside = _checked(prompts, pixels, "" if self._record is None else f"{photo.path}: ")
+        result.num_outside += len(prompts) - len(inside)
+        objects = self._answer(pixels, inside)
+        files = write_pictures(pixels, objects, self._out, photo.name) if PNG in self._options.formats else []
+        done = PhotoRecord(
+            photo.name,
+            photo.shown,
+            key,
+            height=pixels.shape[0],
+            width=pixels.shape[1],
+            objects=[record_object(found) for found in objects],
+            files=[file.relative_to(self._out).as_posix() for file in files],
+        )
+        if self._record:
+            self._record.add(done)
+        return done
+
+    def _answer(self, pixels: np.ndarray, prompts: Sequence[ObjectPrompt]) -> list[FoundObject]:
         if self._answering is None:
             self._answering = Answering(self._load(), multimask=self._options.multimask, tile=self._options.tile)
         if self._options.everything is not None:
@@ -127,18 +143,16 @@ class _OnDemand:
         return self._answering.answer(pixels, prompts)
 
 
-def _check(prompts: Sequence[ObjectPrompt], pixels: np.ndarray, photo: NamedPhoto, *, alone: bool) -> None:
+def _checked(prompts: Sequence[ObjectPrompt], pixels: np.ndarray, origin: str) -> list[ObjectPrompt]:
+    """Return the prompts that lie on a photo. Raise DataError when one does not that a person gave."""
+    inside = []
     for prompt in prompts:
-        if wrong := check_prompt(prompt, (pixels.shape[0], pixels.shape[1])):
-            raise DataError(wrong if alone else f"{photo.path}: {wrong}")
-
-
-def _recorded(
-    photo: NamedPhoto, key: str, pixels: np.ndarray, objects: Sequence[FoundObject], files: list[str]
-) -> PhotoRecord:
-    height, width = pixels.shape[:2]
-    rows = [record_object(found) for found in objects]
-    return PhotoRecord(photo.name, photo.shown, key, height, width, rows, files)
+        wrong = check_prompt(prompt, (pixels.shape[0], pixels.shape[1]))
+        if wrong is None:
+            inside.append(prompt)
+        elif prompt.score is None:
+            raise DataError(f"{origin}{wrong}")
+    return inside
 
 
 def _write_formats(result: Predicted, out: Path, formats: Sequence[str]) -> None:
@@ -146,10 +160,8 @@ def _write_formats(result: Predicted, out: Path, formats: Sequence[str]) -> None
     if not result.photos:
         return
     if {COCO, POLYGONS, YOLO} & set(formats):
-        try:
+        with write_errors(out, DistillError, elsewhere="another --out"):
             out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DistillError(f"{out}: cannot be made ({error.strerror}); choose another --out") from error
     if COCO in formats:
         result.num_empty = write_coco(result.photos, out / COCO_FILE)
         result.files.append(out / COCO_FILE)

@@ -121,6 +121,8 @@ def test_many_photos(place: Path, tmp_path: Path, capsys):
         ("--mask m.png --box 1 1 9 9 --box 2 2 9 9", "--mask belongs to one object, and there are 2 boxes"),
         ("--box 1 1 9 9 --min-score 0.5", "--min-score is used with --detections alone"),
         ("--box 1 1 9 9 --points-per-side 5", "--points-per-side is used with --everything alone"),
+        ("--everything --multimask", "--multimask is for prompts, and --everything has none"),
+        ("--box 1 1 9 9 --label 1", "--label is used with --point alone"),
         ("--prompts absent.json", "absent.json: the prompts cannot be read"),
     ],
 )

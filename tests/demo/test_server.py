@@ -166,6 +166,13 @@ def test_only_loopback_is_listened_on(server):
     assert server.server_address[0] == "127.0.0.1"
 
 
+def test_the_address_that_is_printed_is_answered():
+    for host in ("localhost", "127.0.0.1"):
+        with DemoServer(host=host) as server:
+            assert server.url.removeprefix("http://").rstrip("/") in server.hosts
+            assert f"localhost:{server.port}" in server.hosts
+
+
 def test_a_port_that_is_taken():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

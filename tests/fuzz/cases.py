@@ -112,6 +112,22 @@ def detections() -> list[dict[str, Any]]:
     ]
 
 
+def prompts() -> list[dict[str, Any]]:
+    """Return prompts of objects on photos."""
+    return [
+        {"photo": "photo0.jpg", "box": [5.5, 3.5, 15.0, 13.0], "category_id": 3},
+        {"photo": "photo1", "points": [[6.0, 4.0], [9, 9]], "labels": [1, 0], "mask": "masks/photo1.png"},
+    ]
+
+
+def predictions() -> dict[str, Any]:
+    """Return a finished photo in the record of a prediction."""
+    code = {"size": [4, 5], "counts": "54;"}
+    one = {"masks": [code, code], "predicted_iou": [0.5, 0.7], "box": [1, 1, 3, 3], "score": 0.5, "stability": 0.9}
+    photo = {"name": "photo0", "file": "photo0.jpg", "key": "abc", "height": 4, "width": 5, "objects": [one]}
+    return {**photo, "files": ["photo0_mask_0.png"]}
+
+
 def tar_bytes(members: dict[str, bytes], *, form: int = tarfile.USTAR_FORMAT) -> bytes:
     """Return a tar."""
     buffer = io.BytesIO()

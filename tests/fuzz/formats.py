@@ -85,6 +85,11 @@ def detection_cases(draw: st.DrawFn) -> Case:
     return {"a.json": dump(cases.coco()).encode(), "d.json": draw(damaged_json(tree))}
 
 
+def prediction_cases() -> st.SearchStrategy[Case]:
+    """Draw the record of a prediction: a damaged line."""
+    return damaged_json(cases.predictions()).map(lambda data: {"predictions.jsonl": data + b"\n"})
+
+
 @st.composite
 def photo_cases(draw: st.DrawFn) -> Case:
     """Draw a folder of one damaged photo, and seldom two."""
@@ -473,6 +478,8 @@ FORMATS: dict[str, Format] = {
     "lvis": Format(one_json("a.json", cases.lvis), 3),
     "rle": Format(rle_cases, 3),
     "detections": Format(detection_cases, 3),
+    "prompts": Format(one_json("p.json", cases.prompts), 3),
+    "predictions": Format(prediction_cases, 3),
     "sa1b": Format(one_json("photo0.json", cases.sa1b), 5),
     "images": Format(photo_cases, 6),
     "names": Format(name_cases, 10),

@@ -32,6 +32,7 @@ MEANT: dict[tuple[str, str], str] = {
     ("lvis", AS_TEXT): "as in COCO's format",
     ("rle", AS_TEXT): "as in COCO's format",
     ("detections", AS_TEXT): "some detectors export ids and scores so",
+    ("prompts", AS_TEXT): "as in COCO's format",
     ("sa1b", AS_TEXT): "as in COCO's format",
     ("detections", "bbox: a negative side"): "nothing of the box lies in the photo; it is left out and counted",
 }
@@ -180,6 +181,17 @@ def detections(case: dict[str, bytes], found: Any) -> list[str]:
         _check(rules, "category_id", number_fault(row["category_id"], -(2**63), 2**63 - 1, whole=True))
         _check(rules, "score", number_fault(row["score"], -FARTHEST, FARTHEST))
         _box(rules, "bbox", row["bbox"])
+    return rules
+
+
+def prompts(case: dict[str, bytes], found: Any) -> list[str]:
+    """Check prompts: numbers, and that a mask stays in its folder."""
+    rules: list[str] = []
+    for row in parse(case["p.json"]):
+        for value in [*(row.get("box") or []), *(value for point in row.get("points") or [] for value in point)]:
+            _check(rules, "coordinate", number_fault(value, -FARTHEST, FARTHEST))
+        if ".." in str(row.get("mask")).split("/"):
+            rules.append("mask: outside of its folder")
     return rules
 
 
@@ -337,6 +349,7 @@ ORACLES: dict[str, Callable[[dict[str, bytes], Any], list[str]]] = {
     "lvis": coco,
     "rle": coco,
     "detections": detections,
+    "prompts": prompts,
     "sa1b": sa1b,
     "index": index,
     "manifest": manifest,

@@ -116,6 +116,27 @@ def detections(files: Files, folder: Path) -> Any:
     }
 
 
+def prompts(files: Files, folder: Path) -> Any:
+    """Read prompts of objects, as `distill predict --prompts` does."""
+    from distill.prediction.asking import read_prompts
+    from distill.prediction.photos import find_photos
+
+    asked = read_prompts(write(folder, files) / "p.json", find_photos([photos_beside(folder)]))
+    found = [prompt for of_photo in asked.by_photo.values() for prompt in of_photo]
+    return {"extents": [prompt.extent_xyxy for prompt in found], "masks": [str(prompt.mask) for prompt in found]}
+
+
+def predictions(files: Files, folder: Path) -> Any:
+    """Read the record of a prediction, and write what `distill predict` makes of it."""
+    from distill.prediction.formats import write_coco, write_yolo
+    from distill.prediction.record import Record
+
+    photos = list(Record(write(folder, files)).photos.values())
+    write_coco(photos, folder / "coco.json", polygons=True)
+    write_yolo(photos, folder / "labels")
+    return {"areas": [len(photo.objects) for photo in photos]}
+
+
 def sa1b(files: Files, folder: Path) -> Any:
     """Load a batch of a shard as a training does."""
     from distill.data.loading.samples import PhotoBatches, Request
@@ -337,6 +358,8 @@ READERS: dict[str, Reader] = {
     "lvis": lvis,
     "rle": rle,
     "detections": detections,
+    "prompts": prompts,
+    "predictions": predictions,
     "sa1b": sa1b,
     "images": images,
     "names": names,

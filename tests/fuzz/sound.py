@@ -30,6 +30,8 @@ def sound_case(form: str) -> dict[str, bytes]:
         "lvis": {"a.json": json.dumps(cases.lvis()).encode()},
         "rle": {"a.json": coco},
         "detections": {"a.json": coco, "d.json": json.dumps(cases.detections()).encode()},
+        "prompts": {"p.json": json.dumps(cases.prompts()).encode()},
+        "predictions": {"predictions.jsonl": json.dumps(cases.predictions()).encode() + b"\n"},
         "sa1b": {"photo0.json": json.dumps(cases.sa1b()).encode()},
         "images": {"a.jpg": cases.photo(), "b.png": cases.photo("png")},
         "names": {"names.json": b'["a", "b.c", "d/e"]'},

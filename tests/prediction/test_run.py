@@ -127,10 +127,26 @@ def test_a_bad_photo_costs_itself(model, photos, tmp_path):
         predict(model, photos / "1.png", tmp_path / "out")
 
 
+def test_boxes_of_a_detector_that_miss_the_photo_are_counted(model, photos, tmp_path):
+    """A detector may say anything: its box beside the photo, or without extent, does not cost the photo."""
+    boxes = [ObjectPrompt(box, score=0.5) for box in (BOX, (100, 2, 130, 9), (5, 5, 5, 20))]
+    result = predict(model, photos, tmp_path / "out", prompts=boxes)
+    assert not result.failed and result.num_outside == 6
+    assert [[one.box for one in photo.objects] for photo in result.photos] == [[list(BOX)]] * 3
+
+
 def test_a_damaged_record(model, photos, tmp_path):
-    (tmp_path / RECORD_FILE).write_text('{"name": 1}\n')
-    with pytest.raises(DataError, match="predictions.jsonl: .* remove it, and the photos are predicted again"):
-        predict(model, photos, tmp_path)
+    predict(model, photos, tmp_path / "out")
+    record = (tmp_path / "out" / RECORD_FILE).read_text()
+    for damaged in (
+        '{"name": 1}\n',
+        record.replace('"height":48', '"height":49'),
+        record.replace('"files":["', '"files":["../'),
+        record.replace('"predicted_iou":[', '"predicted_iou":[0.5,'),
+    ):
+        (tmp_path / "out" / RECORD_FILE).write_text(damaged)
+        with pytest.raises(DataError, match=r"predictions.jsonl: line 1: "):
+            predict(model, photos, tmp_path / "out")
 
 
 def test_an_earlier_mask_is_a_prompt(model, photos, tmp_path):
@@ -149,7 +165,7 @@ def test_an_earlier_mask_is_a_prompt(model, photos, tmp_path):
     )
     assert len({plain, helped, alone}) == 3
     Image.fromarray(mask[:-1]).save(tmp_path / "mask.png")
-    with pytest.raises(DataError, match="its annotations say 48 x 80|the photo has 47 x 80"):
+    with pytest.raises(DataError, match="the mask has 47 x 80 pixels .* and its photo 48 x 80"):
         answering.answer(photo, [ObjectPrompt(mask=tmp_path / "mask.png")])
 
 
