@@ -169,7 +169,7 @@ def plain_reshapes(model: onnx.ModelProto) -> None:
             name = f"{node.name}_shape_{index}"
             graph.initializer.append(numpy_helper.from_array(np.array(parts, np.int64), name))
             node.input[1] = name
-    _drop_unused(model)
+    drop_unused(model)
 
 
 def _kept_or_constant(
@@ -189,8 +189,8 @@ def _kept_or_constant(
     return 0 if name == data and at is not None and int(at) == axis else None
 
 
-def _drop_unused(model: onnx.ModelProto) -> None:
-    """Remove the steps and constants whose results nothing takes."""
+def drop_unused(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Remove the steps and constants whose results nothing takes, and return the graph."""
     graph = model.graph
     while True:
         used = {name for node in graph.node for name in node.input} | {item.name for item in graph.output}
@@ -202,6 +202,7 @@ def _drop_unused(model: onnx.ModelProto) -> None:
     constants = [item for item in graph.initializer if item.name in used]
     del graph.initializer[:]
     graph.initializer.extend(constants)
+    return model
 
 
 def simplify(
