@@ -30,8 +30,7 @@ from distill.geometry import (
     points_to_prompt_frame,
     valid_mask,
 )
-from distill.models.predictor import MASK_THRESHOLD
-from distill.models.sam import PromptableModel
+from distill.models.sam import MASK_THRESHOLD, PromptableModel
 from distill.prompts.clicks import first_click
 from distill.prompts.types import PAD, POSITIVE, Prompts
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import onnx
@@ -32,7 +32,7 @@ def read_photos(encoder: onnx.ModelProto, image_size: int, name: str, pixels: Pi
 
 def _letterbox(image_size: int, name: str, pixels: PixelType) -> onnx.GraphProto:
     """Return the graph from (H, W, 3) to normalised pixels (1, 3, S, S); sizes are computed in whole numbers."""
-    constants = {
+    constants: dict[str, np.ndarray] = {
         "std": np.array(PIXEL_STD, np.float32).reshape(1, 3, 1, 1),
         "mean": np.array(PIXEL_MEAN, np.float32).reshape(1, 3, 1, 1),
         "zero": np.array([0], np.int64),
@@ -47,7 +47,7 @@ def _letterbox(image_size: int, name: str, pixels: PixelType) -> onnx.GraphProto
         "low": np.array(0, np.float32),
         "high": np.array(255, np.float32),
     }
-    steps: list[tuple[str, list[str], str, dict[str, object]]] = [
+    steps: list[tuple[str, list[str], str, dict[str, Any]]] = [
         ("Shape", [name], "hwc", {}),
         ("Slice", ["hwc", "zero", "two"], "hw", {}),
         ("ReduceMax", ["hw"], "longest", {"keepdims": 1}),

@@ -58,6 +58,11 @@ class Request:
         """Return the least mean IoU."""
         return LEAST_IOU[self.precision] if self.least_iou is None else self.least_iou
 
+    @property
+    def keeps_layers(self) -> bool:
+        """Return whether the target can compute chosen layers in float32."""
+        return (self.target, self.precision) != ("openvino", "bf16")
+
 
 @dataclass(frozen=True)
 class Report:
@@ -112,7 +117,7 @@ def export_model(
             verdict = _judge(model, judged, Path(folder) / "judged", request, judge, say)
             if verdict.passed:
                 break
-            if not request.mend or not verdict.blame.layers:
+            if not (request.mend and request.keeps_layers and verdict.blame.layers):
                 raise DistillError(_refusal(request, verdict))
             request = replace(request, keep=(*request.keep, *verdict.blame.layers))
             say(f"kept in float32: {', '.join(verdict.blame.layers)}")
@@ -212,6 +217,8 @@ def _find_blame(
 ) -> Blame:
     """Look for the layers that lose the masks, by bisection over both parts."""
     steps = rounded(graphs, request.keep)
+    if not request.keeps_layers:
+        steps[DECODER] = []  # OpenVINO's decoder computes in float32
     layers = {
         f"{part}.{layer}": (part, names)
         for part in (ENCODER, DECODER)
@@ -247,8 +254,11 @@ def _refusal(request: Request, verdict: _Verdict) -> str:
     if not verdict.blame.layers:
         return f"{lines}. The least IoU can be given: --least-iou"
     rest = "the rest would pass" if verdict.blame.complete else "and the rest does not pass either"
+    blamed = f"{lines}. To blame: {', '.join(verdict.blame.layers)} ({rest})"
+    if not request.keeps_layers:
+        return f"{blamed}. OpenVINO has no format for a layer alone: take --precision fp16, which computes in float32"
     keep = " ".join(f"--keep {layer}" for layer in verdict.blame.layers)
-    return f"{lines}. To blame: {', '.join(verdict.blame.layers)} ({rest}). Keep them in float32: {keep}, or --mend"
+    return f"{blamed}. Keep them in float32: {keep}, or --mend"
 
 
 def _write(

@@ -2,7 +2,7 @@
 
 | target | fp32 | fp16 | bf16 | int8 |
 | onnx | float32 | typed steps | weights in bfloat16, steps in float32 | static int8 of the encoder |
-| openvino | IR | weights in fp16, steps in float32 | weights in fp16, steps in bfloat16 | IR of the int8 graph |
+| openvino | IR | weights in fp16, steps in float32 | the encoder's steps in bfloat16 | IR of the int8 graph |
 | tensorrt | float32 | typed steps | typed steps | int8 graph; with the scripts that build the engines |
 | coreml | ML program | ML program in fp16 | - | - |
 """
@@ -34,7 +34,7 @@ class Conversion:
 
     runtime: what runs them, for people. runs_here: whether this machine does.
     typed: the half format in which an engine of these files would store its results; None if it stores float32.
-    arithmetic: of OpenVINO: "f32" or "bf16".
+    arithmetic: of OpenVINO's encoder: "f32" or "bf16". The decoder's is "f32": it is where bfloat16 loses most.
     """
 
     folder: Path
@@ -90,7 +90,8 @@ def open_file(conversion: Conversion, part: str, *, threads: int | None = None) 
     """Open the encoder or the decoder of a conversion in the runtime that reads it here."""
     path = conversion.folder / f"{part}{conversion.suffix}"
     if conversion.suffix == ".xml":
-        return OpenVinoRunner(path, threads=threads, arithmetic=conversion.arithmetic)
+        arithmetic = conversion.arithmetic if part == ENCODER else "f32"
+        return OpenVinoRunner(path, threads=threads, arithmetic=arithmetic)
     return OnnxRunner(path, threads=threads)
 
 
