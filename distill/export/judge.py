@@ -6,7 +6,6 @@ instances are answered by both, and the IoU of the masks counts, in the photo's 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -123,16 +122,17 @@ class Judge:
         self.sets = tuple(sets)
         share = max(1, num_photos // len(sets))
         self.photos = [photo for one in sets for photo in self._read(one, share)]
+        self._hardest = self.photos
 
     def agreement(self, encode: Encode, decode: Decode, *, num_photos: int | None = None) -> Agreement:
         """Compare a file's answers with torch's.
 
         Args:
             encode: the exported encoder. decode: the exported decoder, of low-res masks of all four tokens, or one.
-            num_photos: how many photos to ask; None for all.
+            num_photos: how many photos to ask, those of the lowest IoU in the last answer of all; None for all.
         """
         ious, same, cosines = [], [], []
-        photos = list(itertools.islice(self.photos, num_photos))
+        photos = self.photos if num_photos is None else self._hardest[:num_photos]
         for photo in photos:
             embedding = torch.from_numpy(encode(photo.pixels)).float()
             cosines.append(_cosine(embedding, photo.embedding, photo.hw))
@@ -140,6 +140,9 @@ class Judge:
             iou, is_same = _compare(low_res, scores, photo, self.model.prompt_size)
             ious.append(iou)
             same.append(is_same)
+        if num_photos is None:
+            order = sorted(range(len(photos)), key=lambda i: float(ious[i].mean()))
+            self._hardest = [photos[i] for i in order]
         by_kind = torch.cat([iou.reshape(2, -1) for iou in ious], 1)  # (2, P of all photos)
         worst = min(range(len(photos)), key=lambda i: float(ious[i].min()))
         return Agreement(

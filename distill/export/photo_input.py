@@ -13,6 +13,7 @@ from distill.geometry import PIXEL_MEAN, PIXEL_STD
 PixelType: TypeAlias = Literal["uint8", "float32"]
 ELEMENTS = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT}
 PREFIX = "photo_"
+INPUT = "<input>"  # stands for the name of the graph's input
 
 
 def read_photos(encoder: onnx.ModelProto, image_size: int, name: str, pixels: PixelType) -> onnx.ModelProto:
@@ -48,7 +49,7 @@ def _letterbox(image_size: int, name: str, pixels: PixelType) -> onnx.GraphProto
         "high": np.array(255, np.float32),
     }
     steps: list[tuple[str, list[str], str, dict[str, Any]]] = [
-        ("Shape", [name], "hwc", {}),
+        ("Shape", [INPUT], "hwc", {}),
         ("Slice", ["hwc", "zero", "two"], "hw", {}),
         ("ReduceMax", ["hw"], "longest", {"keepdims": 1}),
         # the longest side at S, rounded half up, and at least one pixel
@@ -58,11 +59,11 @@ def _letterbox(image_size: int, name: str, pixels: PixelType) -> onnx.GraphProto
         ("Div", ["raised", "divisor"], "rounded", {}),
         ("Max", ["rounded", "one"], "new_hw", {}),
         ("Concat", ["channels", "new_hw"], "sizes", {"axis": 0}),
-        *([("Clip", [name, "low", "high"], "clipped", {})] if pixels == "float32" else []),
-        ("Cast", ["clipped" if pixels == "float32" else name], "bytes", {"to": TensorProto.UINT8}),
+        *([("Clip", [INPUT, "low", "high"], "clipped", {})] if pixels == "float32" else []),
+        ("Cast", ["clipped" if pixels == "float32" else INPUT], "bytes", {"to": TensorProto.UINT8}),
         ("Transpose", ["bytes"], "chw", {"perm": [2, 0, 1]}),
         ("Unsqueeze", ["chw", "zero"], "photo", {}),
-        ("Resize", ["photo", "", "", "sizes"], "resized", {"mode": "linear", "antialias": 1}),
+        ("Resize", ["photo", "", "", "sizes"], "resized", {"mode": "linear", "antialias": 1, "exclude_outside": 1}),
         ("Cast", ["resized"], "values", {"to": TensorProto.FLOAT}),
         ("Sub", ["values", "mean"], "centred", {}),
         ("Div", ["centred", "std"], "normalised", {}),
@@ -73,7 +74,7 @@ def _letterbox(image_size: int, name: str, pixels: PixelType) -> onnx.GraphProto
     ]
 
     def named(value: str) -> str:
-        return value if value in ("", name) else PREFIX + value
+        return name if value == INPUT else value and PREFIX + value
 
     nodes = [
         helper.make_node(op, [named(value) for value in inputs], [named(output)], f"/photo/{output}", **attributes)

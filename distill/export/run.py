@@ -252,7 +252,7 @@ def _refusal(request: Request, verdict: _Verdict) -> str:
     what = f"--to {request.target} --precision {request.precision}"
     lines = f"{what}: {worst.line()}; at least {request.threshold} is asked of both means, so nothing is written"
     if not verdict.blame.layers:
-        return f"{lines}. The least IoU can be given: --least-iou"
+        return f"{lines}. No layer alone is to blame; another threshold can be given: --least-iou"
     rest = "the rest would pass" if verdict.blame.complete else "and the rest does not pass either"
     blamed = f"{lines}. To blame: {', '.join(verdict.blame.layers)} ({rest})"
     if not request.keeps_layers:
