@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.layout != "distill" and arguments.to != "onnx":
         raise DistillError(f"--layout {arguments.layout} takes ONNX files; leave --to {arguments.to} out")
-    check_target(arguments.to, arguments.precision)
+    check_target(arguments.to)
     model = load_model(arguments.model, name=arguments.name)
     request = _request(arguments, model)
     if arguments.precision == "int8":

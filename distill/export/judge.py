@@ -19,7 +19,7 @@ from torch import Tensor
 from distill.data.coco import CocoSet
 from distill.data.rle import decode_mask
 from distill.errors import DataError
-from distill.export.decoder import BOX_HIGH, BOX_LOW, NO_POINT
+from distill.export.decoder import BOX_HIGH, BOX_LOW
 from distill.geometry import (
     HW,
     boxes_to_prompt_frame,
@@ -45,7 +45,7 @@ Decode = Callable[[Arrays], Arrays]
 
 @dataclass(frozen=True)
 class JudgeSet:
-    """A COCO-format set: its photos' directory and its annotations. kind: what it is called in reports."""
+    """A COCO-format set: the directory of its photos, and its annotations."""
 
     images: Path
     annotations: Path
@@ -234,12 +234,3 @@ def _cosine(found: Tensor, expected: Tensor, hw: HW) -> float:
     valid = valid_mask(hw, expected.shape[-1])
     similarity = torch.nn.functional.cosine_similarity(found, expected, dim=1)[0]  # (E, E)
     return float(similarity[valid].nan_to_num(0).mean())
-
-
-def prompts_with_padding(coords: np.ndarray, labels: np.ndarray, num_points: int) -> tuple[np.ndarray, np.ndarray]:
-    """Fill prompts to a fixed number of points with points that the decoder does not see."""
-    missing = num_points - labels.shape[1]
-    return (
-        np.pad(coords, [(0, 0), (0, missing), (0, 0)]),
-        np.pad(labels, [(0, 0), (0, missing)], constant_values=NO_POINT),
-    )

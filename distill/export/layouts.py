@@ -18,7 +18,6 @@ from distill.files import hash_file, write_text
 from distill.models.sam import PromptableModel
 
 Layout: TypeAlias = Literal["distill", "segment-anything", "samexporter", "osam", "labelme", "x-anylabeling"]
-LAYOUTS: tuple[Layout, ...] = ("distill", "segment-anything", "samexporter", "osam", "labelme", "x-anylabeling")
 CLIENT_FRAME = 1024  # the longest side to which samexporter and X-AnyLabeling scale photos and points
 CLIENT_MASK = 256  # the side of the masks that every client of SAM sends
 EMBEDDING = (256, 64)  # the channels and the grid that X-AnyLabeling asks for

@@ -18,7 +18,6 @@ from onnx import TensorProto, helper, numpy_helper, shape_inference
 from distill.export.trace import Graph, drop_unused, scope_of
 
 Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
 HALF_TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 Half: TypeAlias = Literal["fp16", "bf16"]
 

@@ -60,11 +60,11 @@ class OpenVinoRunner:
             config["INFERENCE_NUM_THREADS"] = threads
         self._model = openvino.Core().compile_model(path, "CPU", config)
         self._inputs = [item.any_name for item in self._model.inputs]
-        self._outputs = [item.any_name for item in self._model.outputs]
 
     def __call__(self, feeds: Mapping[str, np.ndarray]) -> Arrays:
         found = self._model({name: feeds[name] for name in self._inputs})
-        return {name: np.array(found[name]) for name in self._outputs}
+        # an output has the name of the step that makes it beside its own
+        return {name: np.array(found[port]) for port in self._model.outputs for name in port.names}
 
 
 def import_openvino() -> Any:

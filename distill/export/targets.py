@@ -4,7 +4,6 @@
 | onnx | float32 | typed steps | weights in bfloat16, steps in float32 | static int8 of the encoder |
 | openvino | IR | weights in fp16, steps in float32 | the encoder's steps in bfloat16 | IR of the int8 graph |
 | tensorrt | float32 | typed steps | typed steps | int8 graph; with the scripts that build the engines |
-| coreml | ML program | ML program in fp16 | - | - |
 """
 
 from __future__ import annotations
@@ -22,8 +21,7 @@ from distill.export.runners import OnnxRunner, OpenVinoRunner, Runner, import_op
 from distill.export.tensorrt import write_build_files
 from distill.export.trace import Graph, save_graph
 
-Target: TypeAlias = Literal["onnx", "openvino", "tensorrt", "coreml", "litert"]
-TARGETS: tuple[Target, ...] = ("onnx", "openvino", "tensorrt", "coreml", "litert")
+Target: TypeAlias = Literal["onnx", "openvino", "tensorrt"]
 ENCODER, DECODER = "encoder", "decoder"
 LEAST_CALIBRATION = 8  # photos: fewer give ranges that the next photo leaves
 
@@ -62,9 +60,9 @@ def convert(
         folder: is created if needed.
         calibration: inputs of the encoder, for int8.
     Raises:
-        DistillError: the target's converter is not installed, or the target has no such precision.
+        DistillError: the target's converter is not installed.
     """
-    check_target(target, precision)
+    check_target(target)
     folder.mkdir(parents=True, exist_ok=True)
     simplified = all(graph.simplified for graph in graphs.values())
     if target == "openvino":
@@ -95,15 +93,10 @@ def open_file(conversion: Conversion, part: str, *, threads: int | None = None) 
     return OnnxRunner(path, threads=threads)
 
 
-def check_target(target: Target, precision: Precision) -> None:
-    """Check that a target can be written here. Raises DistillError."""
+def check_target(target: Target) -> None:
+    """Check that a target's converter is installed. Raises DistillError."""
     if target == "openvino":
         import_openvino()
-    if target in ("coreml", "litert"):
-        raise DistillError(
-            f"--to {target}: not supported; write --to onnx, which onnxruntime runs on phones (its CoreML and NNAPI "
-            "providers read the file)"
-        )
 
 
 def check_calibration(calibration: Sequence[np.ndarray]) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from distill.cli.main import main
 from distill.models.checkpoint import load_model, save_model
-from distill.models.sam import ModelSpec, build_from_spec, build_model
+from distill.models.sam import build_model
 
 NAME = "efficientvit_sam_t"
 
@@ -67,11 +67,3 @@ def test_mistakes(released: Path, tmp_path: Path, monkeypatch, capsys, arguments
     assert main(["convert", str(released), *arguments]) == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
-
-
-def test_export(tmp_path: Path, capsys) -> None:
-    spec = ModelSpec(NAME, 64, embedding_dim=16, embedding_size=4, decoder_mlp_dim=32)
-    save_model(build_from_spec(spec), tmp_path / "student.safetensors")
-    assert main(["export", str(tmp_path), "--out", str(tmp_path / "onnx")]) == 0
-    assert "encoder.onnx" in (printed := capsys.readouterr().out) and "of torch" in printed
-    assert {path.name for path in (tmp_path / "onnx").iterdir()} == {"encoder.onnx", "decoder.onnx", "model.json"}
