@@ -21,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,8 @@ def on_cpu(arguments: argparse.Namespace, weights: Mapping[str, str]) -> str:
         model = build(name, weights)
         encoder, size = fuse(model.image_encoder), model.image_size
         del model
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sizes that become constants; here they are the model's own
             converted = openvino.convert_model(
                 encoder, example_input=torch.zeros(1, 3, size, size), input=[1, 3, size, size]
             )

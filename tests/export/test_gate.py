@@ -125,3 +125,26 @@ def test_rounding_to_bfloat16_is_torchs():
     values = values.astype(np.float32)
     found = np.frombuffer(half_tensor(values, "x", TensorProto.BFLOAT16, True).raw_data, np.float32)
     np.testing.assert_array_equal(found, torch.from_numpy(values).bfloat16().float().numpy())
+
+
+def test_int8_is_calibrated_and_leaves_layers_out(model: PromptableModel, judge: Judge, tmp_path: Path):
+    calibration = [photo.pixels for photo in judge.photos] * 4
+    request = Request(precision="int8", calibration=calibration, least_iou=0.3, keep=("encoder.neck",))
+    export_model(model, tmp_path, request, judge)
+    graph = onnx.load(tmp_path / "encoder.onnx").graph
+    scaled = {name for node in graph.node if node.op_type == "DequantizeLinear" for name in node.output}
+    convolutions = {node.name: set(node.input[:2]) <= scaled for node in graph.node if node.op_type == "Conv"}
+    assert {is_scaled for name, is_scaled in convolutions.items() if name.startswith("/neck/")} == {False}
+    assert {is_scaled for name, is_scaled in convolutions.items() if not name.startswith("/neck/")} == {True}
+    assert not any("Quantize" in node.op_type for node in onnx.load(tmp_path / "decoder.onnx").graph.node)
+
+
+def test_tensorrt_gets_typed_graphs_and_the_commands(model: PromptableModel, judge: Judge, tmp_path: Path):
+    report = export_model(model, tmp_path, Request(target="tensorrt", precision="bf16", least_iou=0.9), judge)
+    assert report.agreement is None  # no runtime for it here
+    assert report.stored is not None and report.stored.least > 0.9
+    held = {item.data_type for item in onnx.load(tmp_path / "encoder.onnx").graph.initializer}
+    assert TensorProto.BFLOAT16 in held
+    script = (tmp_path / "build_engines.sh").read_text()
+    assert "trtexec \\\n  --onnx=encoder.onnx" in script and "--stronglyTyped" in script
+    assert "--optShapes=pixels:16x3x64x64" in script and "point_coords:64x16x2" in script
