@@ -26,7 +26,7 @@ from distill.outside import read_json
 PHOTO_HW = (480, 640)  # COCO's most frequent size
 ANNOTATIONS_PER_PHOTO = 7  # COCO's train2017: 860,001 on 118,287 photos
 NUM_POINTS = 24  # of a polygon; train2017 then has the 450 MB that it has
-NUM_DRAWN = 10  # different masks of SA-1B's
+NUM_POLYGONS, NUM_DRAWN = 1000, 10  # different ones: of COCO's polygons, of SA-1B's masks
 COCO, PHOTOS, SA1B = "coco.json", "photos", "sa1b"
 
 READERS: dict[str, tuple[str, str]] = {  # by name: the format, and what the reader does
@@ -89,32 +89,37 @@ def write_coco(folder: Path, num_annotations: int) -> None:
     rng = np.random.default_rng(0)
     num_photos = -(-num_annotations // ANNOTATIONS_PER_PHOTO)
     height, width = PHOTO_HW
+    drawn = [json.dumps(_draw_row(rng))[1:] for _ in range(NUM_POLYGONS)]
     (folder / PHOTOS).mkdir()
-    angles = np.linspace(0, 2 * np.pi, NUM_POINTS, endpoint=False)
     with open(folder / COCO, "w", encoding="utf-8") as file:
         file.write('{"categories": [{"id": 1, "name": "thing"}], "images": [\n')
         for number in range(num_photos):
             name = f"{number:012d}.jpg"
             (folder / PHOTOS / name).touch()
-            row: dict[str, Any] = {"id": number, "file_name": name, "height": height, "width": width}
+            row = {"id": number, "file_name": name, "height": height, "width": width}
             file.write(json.dumps(row) + (",\n" if number < num_photos - 1 else "\n"))
         file.write('], "annotations": [\n')
         for number in range(num_annotations):
-            radii = rng.uniform(20, 60, NUM_POINTS)
-            centre = rng.uniform([60, 60], [width - 60, height - 60])
-            polygon = (centre + np.column_stack([radii * np.cos(angles), radii * np.sin(angles)])).round(2)
-            corner, size = polygon.min(0), np.ptp(polygon, 0).round(2)
-            row = {
-                "id": number + 1,
-                "image_id": number // ANNOTATIONS_PER_PHOTO,
-                "category_id": 1,
-                "segmentation": [polygon.ravel().tolist()],
-                "bbox": [*corner.tolist(), *size.tolist()],
-                "area": round(float(size.prod()) / 2, 4),
-                "iscrowd": 0,
-            }
-            file.write(json.dumps(row) + (",\n" if number < num_annotations - 1 else "\n"))
+            named = f'{{"id": {number + 1}, "image_id": {number // ANNOTATIONS_PER_PHOTO}, '
+            file.write(named + drawn[number % NUM_POLYGONS] + (",\n" if number < num_annotations - 1 else "\n"))
         file.write("]}\n")
+
+
+def _draw_row(rng: np.random.Generator) -> dict[str, Any]:
+    """Return a row of COCO's `annotations` without its ids."""
+    height, width = PHOTO_HW
+    angles = np.linspace(0, 2 * np.pi, NUM_POINTS, endpoint=False)
+    radii = rng.uniform(20, 60, NUM_POINTS)
+    centre = rng.uniform([60, 60], [width - 60, height - 60])
+    polygon = (centre + np.column_stack([radii * np.cos(angles), radii * np.sin(angles)])).round(2)
+    corner, size = polygon.min(0), np.ptp(polygon, 0).round(2)
+    return {
+        "category_id": 1,
+        "segmentation": [polygon.ravel().tolist()],
+        "bbox": [*corner.tolist(), *size.tolist()],
+        "area": round(float(size.prod()) / 2, 4),
+        "iscrowd": 0,
+    }
 
 
 def write_sa1b(folder: Path, num_files: int) -> None:
