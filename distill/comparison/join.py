@@ -176,6 +176,7 @@ def _caveats(comparison: Comparison) -> list[str]:
         policies.setdefault((protocol.prompt, protocol.num_clicks), set()).add(protocol.multimask)
     if any(len(found) > 1 for found in policies.values()):
         notes.append("evaluations with other multimask policies stand in columns of their own")
+    notes += filter(None, (_left_out(comparison, protocol) for protocol in comparison.protocols))
     missing = [model.label for model in comparison.models if not model.evaluations]
     if missing:
         data = "--images DIR --annotations FILE evaluate"
@@ -186,6 +187,19 @@ def _caveats(comparison: Comparison) -> list[str]:
         if (lost := lost_start(model.trainings)) is not None:
             notes.append(f"{model.label}: it started from {lost}, of whose training no record is left, nor of its cost")
     return notes
+
+
+def _left_out(comparison: Comparison, protocol: ProtocolKey) -> str | None:
+    """Return which of a detector's boxes the evaluations by a protocol leave out, or None if they use all."""
+    metrics = comparison.evaluations(protocol)[0][1].metrics
+    words = {
+        "num_outside": "have no pixel inside their photo",
+        "num_foreign": "lie on photos that the annotations do not list",
+    }
+    found = [
+        f"{metrics[key]:,} {why}" for key, why in words.items() if isinstance(metrics.get(key), int) and metrics[key]
+    ]
+    return f"{protocol.title}: of the detector's boxes, {' and '.join(found)}; they are left out" if found else None
 
 
 def _setting(run: dict[str, Any]) -> BenchSetting:

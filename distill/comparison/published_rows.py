@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from distill.comparison.models import split_label
+from distill.config.loading import EvaluationRecipe, load_recipe
 from distill.errors import RunError
 from distill.evaluation.finished import FinishedEvaluation, ProtocolKey
+from distill.evaluation.record import protocol_rules
 from distill.published.numbers import MULTIMASK_WORDS, Protocol, PublishedModel, Score, published_numbers
 from distill.published.table import shown, table_rows
 
@@ -133,14 +136,25 @@ def _difference(protocol: Protocol, key: ProtocolKey, evaluation: FinishedEvalua
     """Return how an evaluation by the same prompts differs from a published protocol, or None if it does not."""
     if protocol.multimask is None:
         return "its source does not say how the mask is chosen"
+    if protocol.publisher and key.name != protocol.protocol_name:
+        return f"the rules here are those of eval/{key.name}, and there those of {protocol.recipe}"
     if key.multimask != protocol.multimask:
         ours = MULTIMASK_WORDS.get(key.multimask, str(key.multimask))
         return f"the mask here is {ours}, and there {protocol.mask}"
+    if protocol.publisher and evaluation.metrics.get("rules") != _rules_of(protocol):
+        return f"options of {protocol.recipe} were changed here"
     if not _is_over(evaluation, protocol):
         return f"the photos here are not those of {protocol.image_set}"
     if key.prompt == "detection" and Path(str(evaluation.metrics.get("detections"))).name != protocol.boxes:
         return f"the boxes here are not those of {protocol.boxes}"
     return None
+
+
+@cache
+def _rules_of(protocol: Protocol) -> str | None:
+    """Return what an evaluation by the recipe of a published protocol says of its rules."""
+    given = [*protocol.options, "data.images=.", "data.annotations=a.json", "run=out"]
+    return protocol_rules(cast(EvaluationRecipe, load_recipe(protocol.recipe, given, check_paths=False)))
 
 
 def _is_over(evaluation: FinishedEvaluation, protocol: Protocol) -> bool:

@@ -19,7 +19,7 @@ PIPE_WIDTH = 160  # columns of the main table, where there is no terminal
 # Numbers of metrics.json that are no scores.
 NOT_METRICS = (
     *("num_clicks", "num_images", "num_instances", "num_crowd", "num_empty", "num_small", "num_detections"),
-    *("max_images", "seconds", "photos_per_second"),
+    *("num_outside", "num_foreign", "max_images", "seconds", "photos_per_second"),
 )
 
 

@@ -84,8 +84,8 @@ class Detections:
     Args:
         clip: False: all boxes stay as they are.
     Raises:
-        DataError: the file is absent or is not a results JSON; it holds no detection, or none on these photos; or a
-            category is not in the annotations.
+        DataError: the file is absent or is not a results JSON; it holds no detection, or none on these photos; a box
+            has a negative side; or a category is not in the annotations.
     """
 
     def __init__(self, path: str | Path, coco_set: CocoSet, *, clip: bool = True) -> None:
@@ -120,6 +120,11 @@ class Detections:
                 f"({len(known)} from {known[0]} to {known[-1]}); write the annotations' own ids, not the detector's"
             )
         x, y, width, height = row.bbox
+        if width < 0 or height < 0:
+            raise DataError(
+                f"{self.path}: detection {number}: its 'bbox' is {row.bbox}, and COCO's is [x, y, width, height]; "
+                f"{MEND}"
+            )
         given = (x, y, x + width, y + height)
         box = clip_box(given, self._sizes[key]) if self.clip else given
         if box is None:

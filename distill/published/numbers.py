@@ -54,7 +54,7 @@ class Protocol(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     title: Name
     image_set: Name
-    prompt: Literal["box", "point", "detection"] | None = None
+    prompt: Literal["box", "point", "pair", "detection"] | None = None
     num_clicks: Annotated[int, Meta(ge=1)] | None = None
     multimask: Literal["single", "best"] | None = None
     boxes: str = ""
@@ -67,6 +67,16 @@ class Protocol(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The photos as a split of the catalogue, or None if they are none of its sets."""
         name = parse_split_name(self.image_set)
         return None if name is None else load_dataset(name.dataset).split(name.split)
+
+    @property
+    def protocol_name(self) -> str:
+        """The name of the recipe's protocol, such as efficientvit_sam/coco_box."""
+        return self.recipe.removeprefix("eval/")
+
+    @property
+    def publisher(self) -> str:
+        """Whose rules the recipe follows, such as efficientvit_sam. Empty if they are ours."""
+        return self.protocol_name.rpartition("/")[0]
 
     @property
     def mask(self) -> str:

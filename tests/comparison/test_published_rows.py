@@ -18,6 +18,9 @@ from distill.comparison.tables import difference_rows, to_csv, to_markdown
 from distill.errors import DistillError
 
 COCO_VAL = {"annotations": "annotations/instances_val2017.json", "num_images": 4952, "max_images": 0}
+RULES = "instances.crowds=true instances.min_area=1.0 instances.empty=true instances.clip_boxes=false instances.sizes="
+BY_THE_SOURCE = {"protocol": "efficientvit_sam/coco_box", "multimask": "best", "rules": f'{RULES}"closed"'}
+COLUMN = "box by EfficientViT-SAM's rules, best of three"
 
 
 @pytest.fixture
@@ -63,26 +66,27 @@ def test_a_score_of_another_protocol_stands_alone(box, tmp_path, capsys):
 
 
 def test_a_score_of_the_same_protocol_stands_in_its_column(box):
-    change(box, multimask="best", **COCO_VAL)
+    change(box, **BY_THE_SOURCE, **COCO_VAL)
     comparison = joined(box, "target=published:efficientvit_sam_xl1")
     published = lines(comparison)["target (published)"]
-    assert float(published["box, best of three: miou"]) == pytest.approx(0.79927)
-    assert published["box, best of three: miou low"] == published["box, best of three: miou_small"] == ""
+    assert float(published[f"{COLUMN}: miou"]) == pytest.approx(0.79927)
+    assert published[f"{COLUMN}: miou low"] == published[f"{COLUMN}: miou_small"] == ""
     (note,) = [note for note in comparison.notes if note.startswith("target (published)")]
-    assert "the score in the column 'box, best of three' is from EfficientViT-SAM's README" in note
-    assert "the source scores crowd regions too" in note
+    assert f"the score in the column '{COLUMN}' is from EfficientViT-SAM's README" in note
     text = to_markdown(comparison)
     assert "0.799 (published)" in text and difference_rows(comparison)[1] == []
-    assert "in the column 'box, best of three'" in text
+    assert f"in the column '{COLUMN}'" in text
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({}, "the mask here is single, and there best of three"),
-        ({"multimask": "best"}, "the photos here are not those of coco2017/val"),
-        ({"multimask": "best", **COCO_VAL, "num_images": 99}, "the photos here are not those of coco2017/val"),
-        ({"multimask": "best", **COCO_VAL, "max_images": 4952}, "the photos here are not those of coco2017/val"),
+        ({}, "the rules here are those of eval/coco_box, and there those of eval/efficientvit_sam/coco_box"),
+        ({**BY_THE_SOURCE, "multimask": "single"}, "the mask here is single, and there best of three"),
+        ({**BY_THE_SOURCE, "rules": RULES}, "options of eval/efficientvit_sam/coco_box were changed here"),
+        (BY_THE_SOURCE, "the photos here are not those of coco2017/val"),
+        ({**BY_THE_SOURCE, **COCO_VAL, "num_images": 99}, "the photos here are not those of coco2017/val"),
+        ({**BY_THE_SOURCE, **COCO_VAL, "max_images": 4952}, "the photos here are not those of coco2017/val"),
     ],
 )
 def test_it_is_said_why_a_score_is_in_no_column(box, changes, reason):
@@ -103,12 +107,16 @@ def test_detections_must_be_of_the_published_boxes(box):
     metrics = json.loads((box / "metrics.json").read_text())
     del metrics["miou"]
     (box / "metrics.json").write_text(json.dumps(metrics))
-    change(box, **ap, protocol="coco_detections", detections="boxes/coco_vitdet.json")
+    rules = {"protocol": "efficientvit_sam/coco_vitdet", "rules": "instances.clip_boxes=false"}
+    change(box, **ap, **rules, detections="boxes/coco_vitdet.json", num_outside=3, num_foreign=1200)
     comparison = joined(box, "published:efficientvit_sam_l0", "published:tiny_sam")
-    rows = lines(comparison)
-    assert rows["efficientvit_sam_l0 (published)"]["detector boxes, best of three: ap"] == "0.457"
-    assert rows["tiny_sam (published)"]["detector boxes, best of three: ap"] == ""
+    rows, column = lines(comparison), "detector boxes by EfficientViT-SAM's rules, best of three: ap"
+    assert rows["efficientvit_sam_l0 (published)"][column] == "0.457"
+    assert rows["tiny_sam (published)"][column] == ""
     assert "the boxes here are not those of coco_instances_results_vitdet.json" in " ".join(comparison.notes)
+    (note,) = [note for note in comparison.notes if note.startswith("detector boxes")]
+    assert "3 have no pixel inside their photo and 1,200 lie on photos that the annotations do not list" in note
+    assert not any("num_outside" in key for key in rows["tiny_sam (published)"])
 
 
 def test_it_is_never_measured(box):

@@ -64,6 +64,15 @@ def test_boxes_end_at_the_photo_and_those_outside_are_counted(tmp_path, coco_set
     assert (found.num_outside, len(found)) == (2, 1)
 
 
+def test_boxes_without_an_area_are_counted_where_boxes_are_clipped(tmp_path, coco_set):
+    path = tmp_path / "detections.json"
+    path.write_text(json.dumps([row(bbox=[3, 3, 0, 4]), row(bbox=[3, 3, 2, 0])]))
+    found = Detections(path, coco_set)
+    assert (found.num_outside, len(found)) == (2, 0)
+    as_given = Detections(path, coco_set, clip=False)  # as the source of a protocol prompts by them
+    assert (as_given.num_outside, len(as_given)) == (0, 2)
+
+
 def test_detections_of_a_whole_split_serve_a_part_of_it(tmp_path, coco_set):
     found = read(tmp_path, coco_set, [row(), row(image_id=99)])
     assert (len(found), found.num_foreign) == (1, 1)
@@ -82,6 +91,7 @@ def test_detections_of_a_whole_split_serve_a_part_of_it(tmp_path, coco_set):
         ([row(bbox=[1, 2, 3])], r"Expected `array` of length >= 4 at `\$\[0\].bbox`"),
         ([row(score=float("nan"))], "NaN is no number of JSON"),
         ([row(bbox=[0, 0, 1e30, 1])], r"Expected `float` <= 1000000.0 at `\$\[0\].bbox\[2\]`"),
+        ([row(), row(bbox=[9, 9, 4, -1])], r"detection 1: its 'bbox' is \[9.0, 9.0, 4.0, -1.0\], and COCO's is"),
         ([row(bbox="full")], r"Expected `array`, got `str` at `\$\[0\].bbox`"),
         ([row(category_id=1.5)], r"Expected `int`, got `float` at `\$\[0\].category_id`"),
         ({"images": []}, "holds no list of detections; a results JSON is needed"),

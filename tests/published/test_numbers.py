@@ -64,11 +64,14 @@ def test_protocols_name_photos_of_the_catalogue_and_recipes():
     assert protocols["edge_tam_sa23_point1"].split is None
     for protocol in protocols.values():
         if protocol.recipe:
-            paths = ["data.images=.", "data.annotations=a.json", "run=out"]
+            paths = ["data.images=.", "run=out"] + ["data.annotations=a.json"] * (protocol.prompt != "pair")
             recipe: Any = load_recipe(protocol.recipe, [*protocol.options, *paths], check_paths=False)
             assert recipe.prompt.kind == protocol.prompt
             assert protocol.multimask in (recipe.multimask, None)
-            assert protocol.num_clicks in (recipe.prompt.num_clicks, None)
+            assert protocol.num_clicks is None or protocol.num_clicks == recipe.prompt.num_clicks
+            assert protocol.publisher == protocol.recipe.removeprefix("eval/").rpartition("/")[0]
+    assert protocols["efficientvit_sam_coco_box"].publisher == "efficientvit_sam"
+    assert protocols["nano_sam_coco_box"].publisher == ""
 
 
 def damaged(tmp_path: Path, change: Any) -> str:

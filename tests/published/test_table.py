@@ -82,8 +82,8 @@ def test_commands_are_there_where_weights_and_photos_are():
         return command_lines(table_rows(numbers, models), models)
 
     assert (
-        "distill evaluate efficientvit_sam_xl1.pt eval/coco_box --name efficientvit_sam_xl1 data.images=coco2017/val "
-        "multimask=best run=OUT"
+        "distill evaluate efficientvit_sam_xl1.pt eval/efficientvit_sam/coco_box --name efficientvit_sam_xl1 "
+        "data.images=coco2017/val run=OUT"
     ) in commands("efficientvit_sam_xl1")
     prepared, note, command = commands("nano_sam")
     assert prepared.startswith("distill convert checkpoint.pth") and note.startswith("# the source ran TensorRT")

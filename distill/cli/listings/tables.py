@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from distill.cli.arguments import Subparsers, add_command, positive_float
+from distill.errors import DistillError
 from distill.text import print_tables, say, say_error
 
 MEASURES = ("parameters", "macs", "throughput")
@@ -17,6 +19,8 @@ examples:
   distill tables
   distill tables mobile_sam                         # with what explains its different APs, and the commands
   distill tables 'efficientvit_sam_l?' --measure parameters macs throughput --seconds 5
+  distill tables --measure throughput --only mobile_sam edge_sam      # all rows, and the speed of two encoders
+  distill tables --measure throughput --keep speeds.json              # may be stopped, and goes on
   distill tables --measure none --csv > published.csv
   distill tables edge --markdown
   distill compare quickstart published:efficientvit_sam_l0 --images DIR --annotations FILE --out comparison
@@ -25,8 +29,9 @@ Each number has a source, and each score its protocol, its boxes and its photos.
 each value has a row of its own. Scores of different sources are not comparable: detectors, and how a mask is chosen,
 differ. Parameters and MACs are counted here without weights. "agree" says whether they are the published ones: within
 half a unit of the last digit, MACs also within 1 %. `throughput` times the image encoders on this CPU as `distill bench
-models` does (random weights, one photo at a time, fp32), which takes minutes for the large ones. The commands measure
-scores where the released weights and the photos are on this machine.
+models` does (random weights, one photo at a time, fp32), the smallest first, which takes minutes for the large ones.
+With --keep FILE, each result is written at once and is not measured again. The commands measure scores where the
+released weights and the photos are on this machine.
 """
 
 
@@ -51,6 +56,14 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--seconds", type=positive_float, default=2.0, metavar="S", help="of each form of an encoder (default: 2)"
     )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=None,
+        metavar="NAME",
+        help="models whose throughput is measured (default: all shown)",
+    )
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="a JSON of measured throughput, to go on with")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_true", help="print Markdown, with the commands")
     form.add_argument("--csv", action="store_true", help="print CSV, one line for each number")
@@ -72,8 +85,13 @@ def tables(arguments: argparse.Namespace) -> int:
     models = numbers.find(arguments.pattern)
     throughput = None
     if "throughput" in arguments.measure:
-        students = dict.fromkeys(model.student for model in models if model.student is not None)
-        throughput = cpu_throughput(list(students), arguments.seconds) if students else None
+        chosen = (
+            models if arguments.only is None else [model for name in arguments.only for model in numbers.find(name)]
+        )
+        students = dict.fromkeys(model.student for model in chosen if model.student is not None)
+        throughput = cpu_throughput(list(students), arguments.seconds, keep=arguments.keep) if students else None
+    elif arguments.only is not None or arguments.keep is not None:
+        raise DistillError("--only and --keep are about measured throughput: add --measure throughput")
     counted = [measure for measure in arguments.measure if measure in COUNTED]
     rows = table_rows(numbers, models, counted=counted, throughput=throughput)
     if arguments.json:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from distill.cli.main import main
 from distill.published.measured import processor_name
@@ -41,12 +42,36 @@ def test_forms(capsys):
 
 
 @pytest.mark.slow  # times a published encoder
-def test_throughput_of_this_machine(capsys):
-    assert main(["tables", "efficientvit_sam_l0", "--measure", "throughput", "--seconds", "0.01", "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)["rows"]
-    assert rows[-1]["source"] == "measured here" and rows[-1]["here"] > 0 and rows[-1]["published"] is None
-    assert rows[-1]["on"].startswith(processor_name()) and "thread" in rows[-1]["on"]
-    assert all(row["here"] is None for row in rows[:-1])
+def test_throughput_of_this_machine(tmp_path, capsys):
+    kept = tmp_path / "speeds.json"
+    command = ["tables", "efficientvit_sam*", "--measure", "throughput", "--seconds", "0.01", "--json"]
+    assert main([*command, "--only", "efficientvit_sam_l0", "--keep", str(kept)]) == 0
+    shown = capsys.readouterr()
+    rows = [row for row in json.loads(shown.out)["rows"] if row["source"] == "measured here"]
+    assert [row["model"] for row in rows] == ["efficientvit_sam_l0"]
+    assert rows[0]["here"] > 0 and rows[0]["published"] is None
+    assert rows[0]["on"].startswith(processor_name()) and "thread" in rows[0]["on"]
+    assert "efficientvit_sam_l0: " in shown.err and "(1 of 1)" in shown.err
+    assert json.loads(kept.read_text())["by_student"] == {"efficientvit_sam_l0": rows[0]["here"]}
+
+
+def test_kept_throughput_is_not_measured_again(tmp_path, capsys):
+    kept = tmp_path / "speeds.json"
+    threads = torch.get_num_threads()
+    machine = f"{processor_name()}, {threads} thread{'s' if threads != 1 else ''}"
+    content = {"machine": machine, "seconds": 2.0, "by_student": {"sam_vit_h": 0.125}}
+    kept.write_text(json.dumps(content))
+    command = ["tables", "sam_vit_h", "--measure", "throughput", "--keep", str(kept), "--json"]
+    assert main(command) == 0
+    row = json.loads(capsys.readouterr().out)["rows"][-1]
+    assert (row["source"], row["here"]) == ("measured here", 0.125)
+    for change, words in (
+        ({"machine": "an abacus"}, "measured on an abacus for 2 s each, and this is"),
+        ({"by_student": {"sam_vit_h": -1}}, "give a file that --keep wrote"),
+    ):
+        kept.write_text(json.dumps({**content, **change}))
+        assert main(command) == 2
+        assert words in capsys.readouterr().err
 
 
 def test_mistakes(capsys):
@@ -54,6 +79,10 @@ def test_mistakes(capsys):
     assert "no published numbers of 'mobil_sam'. Did you mean 'mobile_sam'" in capsys.readouterr().err
     assert main(["tables", "--measure", "accuracy"]) == 2
     assert main(["tables", "--csv", "--json"]) == 2
+    assert main(["tables", "--only", "edge_sam"]) == 2
+    assert "add --measure throughput" in capsys.readouterr().err
+    assert main(["tables", "--measure", "throughput", "--only", "edge_sma"]) == 2
+    assert "no published numbers of 'edge_sma'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", ["'--help'", "'--measure', 'none', '--csv'"])
