@@ -1,7 +1,7 @@
 """Modules as ONNX graphs: traced, simplified, compared with torch in onnxruntime, and written completely or not at all.
 
-The older of torch's two exporters traces. It writes attention biases of TinyViT once for each block, as the newer one
-does, and knows operators of opset 17, which every runtime here reads.
+The older of torch's two exporters traces, to opset 17, which every runtime here reads. It folds the attention bias of
+TinyViT to one matrix for each block: MobileSAM's encoder takes 28 MB for 24 MB of weights.
 """
 
 from __future__ import annotations
