@@ -13,6 +13,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from distill.secret import conceal
@@ -35,6 +36,12 @@ LINE_BREAK, TAB = "\n", "\t"
 MARKDOWN = re.compile(
     r"[\\`*<|~$@]|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:])|!(?=\[)|&(?=#?\w+;)|(?<=:)//|(?<=www)\.(?=\w)"
     r"|^(?:>|[#+=-](?=[#=\s-]|$)|\[(?=[ xX]\]))|(?<=^\d)[.)](?=\s|$)|(?<=^\d\d)[.)](?=\s|$)"
+)
+# A path from the root on, of POSIX or Windows. What has a letter or a slash in front is a part of an address or of a
+# relative path, or a fraction. A text with a blank in a path is cut there, and what follows is relative.
+ABSOLUTE_PATH = re.compile(
+    r"(?:file://|(?<![\w:/.~}-]))/(?!/)[^\s'\"()<>,;|]+"
+    r"|\b[A-Za-z]:\\[^\s'\"()<>,;|]+"
 )
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # spreadsheets take a cell that begins so for a formula (OWASP)
 
@@ -114,6 +121,29 @@ def plot_label(text: object) -> str:
     """Return a label for matplotlib, which reads `$...$` as mathematics and keeps `_name` out of legends."""
     shown = line(text).replace("$", r"\$")
     return f"\u2009{shown}" if shown.startswith("_") else shown  # a thin space
+
+
+def short_paths(text: str) -> str:
+    """Return a text for people elsewhere, in which no path begins at the root of this machine's file system.
+
+    A path below the working directory is shown from there on; of another one, the last two parts are shown. Addresses
+    stay as they are.
+    """
+    return ABSOLUTE_PATH.sub(lambda found: _short_path(found[0]), text)
+
+
+def _short_path(path: str) -> str:
+    parts = _parts(path.removeprefix("file://"))
+    below_here, below_home = (
+        parts[len(base) :] if base and parts[: len(base)] == base else []
+        for base in map(_parts, (str(Path.cwd()), str(Path.home())))
+    )
+    return "/".join(below_here or (below_home or parts)[-2:])
+
+
+def _parts(path: str) -> list[str]:
+    """Return the parts of an absolute path, without its root or drive."""
+    return [part for part in re.split(r"[/\\]+", path)[1:] if part]
 
 
 def duration(seconds: float) -> str:

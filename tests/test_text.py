@@ -26,6 +26,7 @@ from distill.text import (
     progress_bar,
     say,
     say_error,
+    short_paths,
     terminal,
 )
 from distill.text import size as size_text
@@ -173,3 +174,21 @@ def test_nothing_else_prints_or_writes_tables_for_people() -> None:
                 if path.name != "text.py" and not is_json:
                     found.append(f"{path.relative_to(root)}:{node.lineno}")
     assert not found, "use distill.text.say"
+
+
+def test_paths_of_this_machine_are_shortened(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", "/home/me")
+    for text, shown in (
+        ("/data/coco/val/set.json: no such file", "val/set.json: no such file"),
+        (f"{tmp_path}/here/runs/a/b is begun", "runs/a/b is begun"),
+        ("('/home/me/set.json', \"/srv/x\")", "('set.json', \"srv/x\")"),
+        ("run=/srv/runs/l0", "run=runs/l0"),
+        ("/srv/my photos/a.jpg", "srv/my photos/a.jpg"),  # cut at the blank, and not absolute any more
+        ("file:///srv/runs/l0", "runs/l0"),
+        ("C:\\Users\\me\\runs\\l0: gone", "runs/l0: gone"),
+    ):
+        assert short_paths(text) == shown
+    for text in ("https://host/a/b", "s3://bucket/a", "runs/a/b", "1/2 and 3 / 4", "images/s", "${oc.env:DATA}/a/b"):
+        assert short_paths(text) == text

@@ -44,6 +44,7 @@ class TimedForm:
     repeats: how often it is to be timed.
     peak_memory: bytes.
     seconds: one for each time that it was timed.
+    of_rounds: the median of each round that timed it, in seconds.
     """
 
     encoder: nn.Module
@@ -53,6 +54,7 @@ class TimedForm:
     repeats: int = 0
     peak_memory: int = 0
     seconds: list[float] = field(default_factory=list)
+    of_rounds: list[float] = field(default_factory=list)
 
     def row(self) -> dict[str, Any]:
         """Return what the JSON file says about it."""
@@ -63,6 +65,9 @@ class TimedForm:
             "precision": self.precision,
             "fused": self.fused,
             "latency_ms": 1e3 * latency,
+            "latency_low_ms": 1e3 * min(self.of_rounds),
+            "latency_high_ms": 1e3 * max(self.of_rounds),
+            "rounds": len(self.of_rounds),
             "images_per_second": batch_size / latency,
             "peak_memory_mb": self.peak_memory / MEGABYTE,
             "repeats": len(self.seconds),
@@ -105,14 +110,17 @@ def bench_models(
     precisions: Sequence[str] = PRECISIONS,
     device: torch.device = torch.device("cpu"),  # noqa: B008 - a constant
     seconds: float = 10.0,
+    least_repeats: int = 1,
 ) -> dict[str, Any]:
     """Measure encoders at batch 1 and at `batch_size`, eager and fused, in each precision.
+
+    The latency of a form is the median of its times, and its spread the lowest and the highest median of a round.
 
     Args:
         names: registered students, timm/NAME, or files and run directories of ours.
         teacher: another model, which comes first in the results.
-        seconds: the time for which one form is timed, at least once. A batch that takes longer than that by itself is
-            left out.
+        seconds: the time for which one form is timed, at least `least_repeats` times. A batch that takes longer than
+            that by itself is left out.
     Returns:
         the content of the JSON file, without the machine.
     Raises:
@@ -136,6 +144,8 @@ def bench_models(
                         model, fused=fused, precision=precision, batch_sizes=batch_sizes, seconds=seconds
                     )
                     advance(1)
+    for form in (form for model in models for form in model.timed):
+        form.repeats = max(form.repeats, least_repeats)
     _take_turns([form for model in models for form in model.timed])
     return {
         "benchmark": "models",
@@ -224,9 +234,13 @@ def _take_turns(forms: Sequence[TimedForm]) -> None:
             for form in order.sample(forms, len(forms)):
                 done = (form.repeats * i + ROUNDS // 2) // ROUNDS
                 due = (form.repeats * (i + 1) + ROUNDS // 2) // ROUNDS
+                found = []
                 for _ in range(due - done):
-                    form.seconds.append(_time(form))
+                    found.append(_time(form))
                     advance(1)
+                if found:
+                    form.seconds += found
+                    form.of_rounds.append(statistics.median(found))
 
 
 @torch.inference_mode()

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distill.bench.spread import latency_spread
 from distill.text import BILLION, MILLION, plot_label
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+NUM_COLOURS, MARKERS = 10, "os^Dv"  # matplotlib's colours of lines; the markers of further models
 NAME_WIDTH = 40  # columns; a longer name, such as a path, goes on in the next line
 
 Found = Mapping[str, Any]
@@ -69,29 +71,43 @@ def _first(model: Found, precision: str) -> Found:
 
 
 def draw_pareto(found: Found, path: Path) -> None:
-    """Draw encoder parameters over latency at batch 1, fused (filled) and eager (hollow), with the Pareto front."""
+    """Draw encoder parameters over latency at batch 1, fused (filled) and eager (hollow), with the Pareto front.
+
+    The front is of measured differences: latencies whose rounds overlap count as equal.
+    """
     from matplotlib.figure import Figure
 
-    from distill.pages.plots import pareto_front
+    from distill.pages.fronts import measured_front
+    from distill.pages.labels import Spot, shortened, write_labels
 
     precision = found["models"][0]["runs"][0]["precision"]
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
-    points = []
+    spots: list[Spot] = []
+    spreads, sizes, marks = [], [], []
     for model in found["models"]:
-        first = _first(model, precision)
-        size = model["encoder_params"] / MILLION
-        points.append((first["latency_ms"], size))
+        spread, size = latency_spread(_first(model, precision)), model["encoder_params"] / MILLION
+        spreads.append(spread)
+        sizes.append(size)
+        marker = MARKERS[len(marks) // NUM_COLOURS % len(MARKERS)]
         eager = [run for run in model["runs"] if (run["precision"], run["batch_size"]) == (precision, 1)]
-        (dots,) = axes.plot(first["latency_ms"], size, "o")
-        axes.plot([run["latency_ms"] for run in eager], [size] * len(eager), "o-", mfc="none", color=dots.get_color())
-        axes.annotate(
-            plot_label(model["model"]), (first["latency_ms"], size), xytext=(6, 4), textcoords="offset points", size=8
+        (dots,) = axes.plot(spread.value, size, marker)
+        marks.append(dots)
+        axes.plot(
+            [run["latency_ms"] for run in eager], [size] * len(eager), f"{marker}-", mfc="none", c=dots.get_color()
         )
-    front = [points[i] for i in pareto_front(points)]
-    axes.step(*zip(*front, strict=True), where="post", color="0.7", zorder=0, label="nothing is smaller and faster")
+        ends = [spread.low, spread.high, *(run["latency_ms"] for run in eager)]
+        spots.append(Spot(spread.value, size, (min(ends), max(ends))))
+        axes.plot(spread[1:3], [size] * 2, color=dots.get_color(), linewidth=1, alpha=0.6)
+    front = measured_front(len(sizes), lambda i, j: spreads[i].is_below(spreads[j]), lambda i, j: sizes[i] < sizes[j])
+    steps = [(spreads[i].value, sizes[i]) for i in front.joined]
+    if steps:
+        line = axes.step(*zip(*steps, strict=True), where="post", color="0.7", zorder=0)
+        figure.legend(line, ["nothing is smaller and measurably faster"], loc="outside lower right", frameon=False)
     axes.set(xscale="log", yscale="log", xlabel=plot_label(f"ms, one image, {precision}, {found['device']}"))
     axes.set(ylabel="encoder parameters (M)", title="image encoders; hollow: batch norms and branches not fused")
-    axes.margins(x=0.15)  # for the names
-    axes.legend(loc="upper left")
+    axes.margins(x=0.25, y=0.15)  # for the names
+    names = [model["model"] for model in found["models"]]
+    if not write_labels(axes, names, spots):
+        figure.legend(marks, [plot_label(shortened(name)) for name in names], loc="outside right upper", fontsize=8)
     figure.savefig(path, dpi=120)

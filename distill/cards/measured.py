@@ -18,7 +18,10 @@ Scalar = bool | int | float | str | None
 
 
 class BenchRun(msgspec.Struct):
-    """One setting of a bench: medians of one model."""
+    """One setting of a bench: medians of one model.
+
+    latency_low_ms, latency_high_ms: the lowest and the highest median of `rounds` rounds; earlier versions wrote none.
+    """
 
     batch_size: Annotated[int, Meta(ge=1, le=1 << 20)]
     precision: str
@@ -26,6 +29,9 @@ class BenchRun(msgspec.Struct):
     latency_ms: Amount
     images_per_second: Amount
     peak_memory_mb: Amount | None = None
+    latency_low_ms: Amount | None = None
+    latency_high_ms: Amount | None = None
+    rounds: Annotated[int, Meta(ge=1, le=1 << 20)] | None = None
 
 
 class BenchRow(msgspec.Struct):
@@ -36,6 +42,8 @@ class BenchRow(msgspec.Struct):
     weights_sha256: str | None = None
     params: Amount | None = None
     macs: Amount | None = None
+    encoder_params: Amount | None = None
+    image_size: Annotated[int, Meta(ge=1, le=1 << 20)] | None = None
 
 
 class Bench(msgspec.Struct):
@@ -43,6 +51,7 @@ class Bench(msgspec.Struct):
 
     benchmark: str
     models: list[BenchRow]
+    date: str | None = None
     machine: dict[str, Scalar | list[Scalar]] = {}
 
 

@@ -346,7 +346,9 @@ def _show(arguments: argparse.Namespace, found: dict[str, Any], tables: Iterable
 
 
 def _with_machine(found: dict[str, Any]) -> dict[str, Any]:
-    """Return a JSON document: the machine, then what was measured on it."""
+    """Return a JSON document: the day and the machine, then what was measured on it."""
+    from datetime import date
+
     import torch
 
     machine = {
@@ -357,4 +359,4 @@ def _with_machine(found: dict[str, Any]) -> dict[str, Any]:
         "torch": torch.__version__,
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
-    return {"machine": machine, **found}
+    return {"date": date.today().isoformat(), "machine": machine, **found}

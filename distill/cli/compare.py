@@ -36,7 +36,9 @@ scores stand in a column only if prompts, choice of the mask, photos and boxes a
 not. They have no interval and take no part in differences and plots.
 
 Models stand side by side only if they were evaluated on the same instances. Another multimask policy gets a column of
-its own, and students of different teachers are marked.
+its own, and students of different teachers are marked. With --max-images N, an evaluation that is found counts only if
+it is of the first N photos; otherwise the model is evaluated again, or it is said why not. Sources of the same weights
+are one model, with one label.
 """
 
 
@@ -103,6 +105,11 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     """Check what can be checked before anything is read. Raises RunError."""
     if (arguments.images is None) != (arguments.annotations is None):
         raise RunError("--images and --annotations belong together: give both, or neither")
+    if arguments.max_images and arguments.annotations is None:
+        raise RunError(
+            f"--max-images {arguments.max_images}: nothing is evaluated without --images and --annotations, and found "
+            "evaluations are shown as they are: give both, or leave it out"
+        )
     if arguments.bench and arguments.no_bench:
         raise RunError("--bench and --no-bench exclude each other: leave one out")
     if not arguments.sources and not arguments.evaluations:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from distill.evaluation.scoring.metrics import LARGE_AREA, SMALL_AREA
 from distill.evaluation.written import InstanceLine, RunLengths, read_lines, read_results
 from distill.pages.mask_gallery import GalleryRow
 
+KINDS = ("worst", "median", "best")
 Key = tuple[str, int | None]  # photo and annotation id of an instance
 
 
@@ -32,7 +33,7 @@ def gallery_rows(
     found = comparison.evaluations(protocol)
     ious = np.stack([evaluation.instances.ious for _, evaluation in found])  # (M, N)
     chosen = choose_instances(ious, found[0][1].instances.areas, num_rows)
-    return instance_rows(comparison, protocol, chosen, images=images, annotations=annotations)
+    return instance_rows(comparison, protocol, list(chosen), why=chosen, images=images, annotations=annotations)
 
 
 def instance_rows(
@@ -40,6 +41,7 @@ def instance_rows(
     protocol: ProtocolKey,
     chosen: Sequence[int],
     *,
+    why: Mapping[int, str] | None = None,
     images: Path | None,
     annotations: Path | None,
 ) -> Iterator[GalleryRow]:
@@ -47,10 +49,13 @@ def instance_rows(
 
     Args:
         chosen: indices of the instances, in the order of the evaluations.
+        why: of each index, why it was chosen; None: it is not said.
         images, annotations: where the photos are; None: where the first evaluation read them.
     Raises:
         DistillError: photos, annotations or masks are missing, or are not those that were evaluated.
     """
+    if not chosen:
+        return
     found = comparison.evaluations(protocol)
     first = found[0][1]
     ious = np.stack([evaluation.instances.ious for _, evaluation in found])  # (M, N)
@@ -74,33 +79,46 @@ def instance_rows(
                 for label, (evaluation, of_model) in masks.items()
             },
             ious={model.label: float(ious[m, i]) for m, (model, _) in enumerate(found)},
-            prompt_title=protocol.title,
+            prompt_title=protocol.full_title,
             size=size_of(first.instances.areas[i]),
+            why=(why or {}).get(i, ""),
             caption=f"{key[0]}, annotation {key[1]}, {first.instances.areas[i]:,.0f} pixels",
         )
 
 
-def choose_instances(ious: np.ndarray, areas: np.ndarray, num_rows: int) -> list[int]:
-    """Choose the instances to show: of each size the worst by the models' mean, and as many evenly over the others.
+def choose_instances(ious: np.ndarray, areas: np.ndarray, num_rows: int) -> dict[int, str]:
+    """Choose the instances to show: of each size as many of the worst, the median and the best, by the models' mean.
 
     Args:
         ious: (M, N), N instances by M models.
         areas: (N,), in original pixels.
         num_rows: the most instances.
     Returns:
-        the indices of the instances, the worst first.
+        of each chosen instance, by its index, what it is an example of. The order is that of the gallery: the worst,
+        the median and the best of each size in turn, then the next of each.
     """
     mean = ious.mean(0)
     sizes = np.array([size_of(area) for area in areas])
-    groups = sorted((np.flatnonzero(sizes == size).tolist() for size in set(sizes.tolist())), key=len)
-    chosen: list[int] = []
+    groups = sorted((np.flatnonzero(sizes == size).tolist() for size in set(sizes.tolist())), key=lambda g: (len(g), g))
+    chosen: list[tuple[int, int, int, int]] = []  # turn, group and kind, which give the order; and the index
+    left = num_rows
     for rank, group in enumerate(groups):  # larger groups use what a small group leaves
         order = sorted(group, key=lambda i: mean[i])
-        share = min((num_rows - len(chosen)) // (len(groups) - rank), len(order))
-        worst = (share + 1) // 2
-        spread = np.linspace(worst, len(order) - 1, share - worst).round().astype(int)
-        chosen += [*order[:worst], *(order[i] for i in spread)]
-    return sorted(chosen, key=lambda i: mean[i])
+        picked = _worst_median_best(order, min(left // (len(groups) - rank), len(order)))
+        left -= sum(map(len, picked))
+        for kind, indices in enumerate(picked):
+            chosen += [(turn, rank, kind, i) for turn, i in enumerate(indices)]
+    return {i: f"{KINDS[kind]} of {sizes[i]}" for _, _, kind, i in sorted(chosen)}
+
+
+def _worst_median_best(order: Sequence[int], num: int) -> tuple[list[int], list[int], list[int]]:
+    """Return `num` of a sequence that begins with the worst: as many of each kind, the clearest examples first."""
+    num_worst, num_best = (num + 2) // 3, (num + 1) // 3
+    num_median = num - num_worst - num_best
+    rest = order[num_worst : len(order) - num_best]
+    middle = sorted(range(len(rest)), key=lambda i: abs(2 * i - len(rest) + 1))[:num_median]
+    best = [] if not num_best else list(order[-num_best:])[::-1]
+    return list(order[:num_worst]), [rest[i] for i in middle], best
 
 
 def size_of(area: float) -> str:
@@ -118,7 +136,10 @@ def _photos(
         RunError: a photo is not in the set.
     """
     wanted = {photo for photo, _ in keys}
-    coco_set = CocoSet(images or evaluation.metrics["images"], annotations or evaluation.metrics["annotations"])
+    folder, file = images or evaluation.metrics.get("images"), annotations or evaluation.metrics.get("annotations")
+    if folder is None or file is None:
+        raise RunError(f"{evaluation.directory}: it does not say where its photos are; give --images and --annotations")
+    coco_set = CocoSet(folder, file)
     found = {photo.key: photo for photo in coco_set if photo.key in wanted}
     if absent := sorted(wanted - set(found)):
         raise RunError(

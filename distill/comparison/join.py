@@ -36,7 +36,8 @@ class Comparison:
     reference: the model that paired differences are taken to.
     protocols: those by which any model was evaluated; one column each.
     notes: what a reader must know before comparing the models.
-    setting: of the benches that are shown, None without a bench. machine: what they ran on, by property.
+    setting: of the benches that are shown, None without a bench. machine: what they ran on, by property. bench_date:
+        the day, None if it is not recorded.
     published: rows of published numbers, which stand below the models.
     """
 
@@ -46,6 +47,7 @@ class Comparison:
     notes: list[str] = field(default_factory=list)
     setting: BenchSetting | None = None
     machine: dict[str, Any] = field(default_factory=dict)
+    bench_date: str | None = None
     published: Sequence[PublishedRow] = ()
 
     def evaluations(self, protocol: ProtocolKey) -> list[tuple[ComparedModel, FinishedEvaluation]]:
@@ -108,7 +110,7 @@ def add_benches(comparison: Comparison, document: dict[str, Any], source: str, *
         raise RunError(f"{source}: measured none of the models, but {known}; bench these, or leave --bench out")
     if absent and is_complete:
         comparison.notes.append(f"{source} did not measure {', '.join(absent)}")
-    comparison.machine = document.get("machine", {})
+    comparison.machine, comparison.bench_date = document.get("machine", {}), document.get("date")
     benched = [model for model in comparison.models if model.bench is not None]
     counts = Counter(setting for model in benched for setting in set(map(_setting, (model.bench or {})["runs"])))
     if counts:

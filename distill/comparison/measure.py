@@ -46,21 +46,31 @@ class EvaluationData:
 
 def evaluate_missing(
     models: Sequence[ComparedModel], recipes: Sequence[str], data: EvaluationData, out: Path, device: str | None
-) -> None:
+) -> list[str]:
     """Evaluate each model by each recipe by which it has no evaluation yet, below OUT/evaluations.
 
     Evaluations that an earlier comparison left there are used, and those that were interrupted go on. Models whose
     weights are not on this machine are left out.
 
+    An evaluation that is found counts only if it is of as many photos as `data` asks for. If it is not, the model is
+    evaluated again, or the comparison is refused before anything is evaluated.
+
     Args:
         recipes: names or paths, as `load_recipe` takes them.
         device: None: a GPU if there is one.
+    Returns:
+        a note for each evaluation that was found and not used.
     Raises:
-        DistillError: a recipe, a model or data that cannot be used, or an evaluation of something else in OUT.
+        DistillError: a recipe, a model or data that cannot be used, an evaluation of something else in OUT, or
+            evaluations of another number of photos.
     """
+    loaded: dict[str, EvaluateRecipe] = {}
     for name in recipes:
         recipe = load_recipe(name, [*data.overrides, f"run={out}"], kinds=("evaluate",))
         assert isinstance(recipe, EvaluateRecipe)
+        loaded[name] = recipe
+    notes = [note for recipe in loaded.values() for note in _set_aside_other_photos(models, recipe.protocol, data)]
+    for name, recipe in loaded.items():
         for model in models:
             has_evaluation = any(protocol.name == recipe.protocol for protocol in model.evaluations)
             if model.source is None or has_evaluation:
@@ -72,17 +82,58 @@ def evaluate_missing(
                 resume = ["resume=true"] if (directory / MODEL_FILE).is_file() else []
                 _evaluate(model, name, [*data.overrides, f"run={directory}", *resume], device)
             model.add(read_evaluation(directory))
+    return notes
+
+
+def _set_aside_other_photos(models: Sequence[ComparedModel], protocol: str | None, data: EvaluationData) -> list[str]:
+    """Take from the models the evaluations by a protocol that are of another number of photos than `data` asks for.
+
+    Without a number, all evaluations stay, but none may be missing: it would be of all photos, and the others not.
+
+    Returns:
+        a note for each evaluation that was taken.
+    Raises:
+        RunError: a model cannot be evaluated again, or the number is missing.
+    """
+    notes = []
+    found = [(model, key) for model in models for key in model.evaluations if key.name == protocol]
+    others = [
+        (model, key, limit)
+        for model, key in found
+        if (limit := model.evaluations[key].metrics.get("max_images") or 0) != data.max_images
+    ]
+    is_missing = len({id(model) for model, _ in found}) < sum(model.source is not None for model in models)
+    for model, key, limit in others:
+        place = model.evaluations[key].directory
+        covers = f"the first {limit} photos" if limit else "all photos"
+        if not data.max_images:
+            if is_missing:
+                raise RunError(
+                    f"{place}: the evaluation of {model.label} is of {covers}, and the others would be of all: give "
+                    f"--max-images {limit}, or leave it out"
+                )
+            continue
+        wanted = f"--max-images {data.max_images}"
+        if model.source is None:
+            raise RunError(
+                f"{wanted}: {place} is of {covers}, and the weights of {model.label} are not here to evaluate again: "
+                f"leave the model out, or give {f'--max-images {limit}' if limit else 'no --max-images'}"
+            )
+        del model.evaluations[key]
+        notes.append(f"{model.label}: {place} is of {covers}; evaluated again because of {wanted}")
+    return notes
 
 
 def measure_speed(models: Sequence[ComparedModel], out: Path, device: str | None) -> dict[str, Any] | None:
     """Measure parameters, MACs and latency at batch 1 in float32, and keep them in OUT/bench.json.
 
-    A bench.json that has all models is only read.
+    A bench.json that has all models is only read. One of an earlier version lacks the spread of the latency; remove it
+    to measure again.
 
     Returns:
         a document as `distill bench models` writes it; None if no model has its weights on this machine.
     """
-    from distill.bench.models import bench_models
+    from distill.bench.models import ROUNDS, bench_models
 
     present = {model.name or model.source: model.sha256 for model in models if model.source is not None}
     path = out / BENCH_FILE
@@ -98,11 +149,13 @@ def measure_speed(models: Sequence[ComparedModel], out: Path, device: str | None
         precisions=("fp32",),
         device=usable_device(device),
         seconds=BENCH_SECONDS,
+        least_repeats=ROUNDS,  # a slow encoder has a spread too
     )
     for row in found["models"]:
         row["weights_sha256"] = present[row["model"]]
     machine = environment()
-    document = {"machine": {key: machine[key] for key in ("platform", "cpus", "threads", "gpus")}, **found}
+    shown = {key: machine[key] for key in ("platform", "processor", "cpus", "threads", "gpus")}
+    document = {"date": machine["started"][:10], "machine": shown, **found}
     write_json(path, document, indent=1, raises=RunError)
     return document
 

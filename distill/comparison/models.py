@@ -18,9 +18,19 @@ from distill.evaluation.finished import (
     read_evaluation,
 )
 from distill.evaluation.record import MODEL_FILE
-from distill.models.checkpoint import STUDENT_FILE, find_weights, is_packaged, sha256_file
+from distill.models.checkpoint import (
+    STUDENT_FILE,
+    TRAINING_SUFFIX,
+    find_weights,
+    is_packaged,
+    read_metadata,
+    sha256_file,
+)
+from distill.models.spec_header import SPEC_KEY, parse_spec
+from distill.training.directory import CHECKPOINTS
 from distill.training.record import TRAINING_KINDS, Training, read_trainings
 
+WEIGHTS_SUFFIX = ".safetensors"
 RELEASED = (".pt", ".pth")  # suffixes of files that others published
 
 
@@ -28,7 +38,7 @@ RELEASED = (".pt", ".pth")  # suffixes of files that others published
 class ComparedModel:
     """One model of a comparison, which is one row of its tables.
 
-    label: its name in tables and plots.
+    label: its name in tables and plots. is_named: whether the user chose it.
     source: what `load_model` reads; None if the weights are not on this machine, or for a baseline.
     sha256: of the weights; None for a baseline.
     name: which published model a released file holds.
@@ -43,6 +53,26 @@ class ComparedModel:
     trainings: list[Training] = field(default_factory=list)
     evaluations: dict[ProtocolKey, FinishedEvaluation] = field(default_factory=dict)
     bench: dict[str, Any] | None = None
+    is_named: bool = False
+
+    @property
+    def image_size(self) -> int | None:
+        """The side of the square that the encoder reads, in pixels; None if nothing says it."""
+        if self.bench is not None and self.bench.get("image_size") is not None:
+            return int(self.bench["image_size"])
+        for training in reversed(self.trainings):
+            if (size := training.recipe.get("student", {}).get("image_size")) is not None:
+                return int(size)
+        return _image_size_of(self.source) if self.source is not None else None
+
+    def rename(self, label: str) -> None:
+        """Give the model the label that the user chose. Raises RunError if the user gave it another one before."""
+        if self.is_named and self.label != label:
+            raise RunError(
+                f"'{self.label}' and '{label}' have the same weights, and one model has one row: give both sources one "
+                "label, or leave one of them out"
+            )
+        self.label, self.is_named = label, True
 
     def add(self, evaluation: FinishedEvaluation) -> None:
         """Add an evaluation. Raises RunError if the model has one by the same protocol from another directory."""
@@ -126,9 +156,13 @@ def read_model(source: str, label: str | None, others: Iterable[ComparedModel] =
     sha256 = sha256_file(find_weights(source))
     for other in others:
         if other.sha256 == sha256:
-            raise RunError(f"{source}: the same weights as {other.source or other.label}; give them once")
+            raise RunError(
+                f"{source}: the same weights as {other.source or other.label}, so every score would be the same, and a "
+                "difference in speed only noise; give them once"
+            )
     trainings = read_trainings(path) if is_directory else []
-    return ComparedModel(label or default_label(source), source, sha256, name, trainings)
+    is_named = label is not None
+    return ComparedModel(label or default_label(source), source, sha256, name, trainings, is_named=is_named)
 
 
 def add_evaluation(models: list[ComparedModel], evaluation: FinishedEvaluation, label: str | None) -> None:
@@ -138,16 +172,18 @@ def add_evaluation(models: list[ComparedModel], evaluation: FinishedEvaluation, 
 
     Args:
         label: of the model; None to keep the one that it has.
+    Raises:
+        RunError: the model has another label of the user, or another evaluation by this protocol.
     """
     model = find_model(models, evaluation)
     if model is None:
         source, sha256 = evaluation.metrics["model"], evaluation.metrics["weights_sha256"]
         is_here = sha256 is not None and _sha256_or_none(source) == sha256
         trainings = read_trainings(Path(source)) if is_here else []
-        model = ComparedModel(label or default_label(source), source if is_here else None, sha256, None, trainings)
+        model = ComparedModel(default_label(source), source if is_here else None, sha256, None, trainings)
         models.append(model)
-    elif label is not None:
-        model.label = label
+    if label is not None:
+        model.rename(label)
     model.add(evaluation)
 
 
@@ -161,13 +197,36 @@ def find_model(models: Iterable[ComparedModel], evaluation: FinishedEvaluation) 
 
 
 def default_label(source: str) -> str:
-    """Return the label of a model without one: the name of its run directory, or of its file."""
+    """Return the label of a model without one: the name of its run directory, or of its file.
+
+    A checkpoint is called like its run; where that is not enough, `_make_labels_unique` adds its own name.
+    """
     path = Path(source)
+    if is_checkpoint(path):
+        path = path.absolute().parent  # the run is above it even where the working directory is in it
+        return path.parent.name if path.name == CHECKPOINTS else path.name
     return path.parent.name if path.name == STUDENT_FILE and path.parent.name else path.stem or source
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Return whether a path is a checkpoint of a run, by its name."""
+    return path.suffix == TRAINING_SUFFIX
 
 
 def _same_place(source: str | None, model: str) -> bool:
     return source is not None and os.path.abspath(source) == os.path.abspath(model)
+
+
+def _image_size_of(source: str) -> int | None:
+    """Return the input size that a file of ours states in its header; None for other files."""
+    path = find_weights(source)
+    if path.suffix != WEIGHTS_SUFFIX or (described := read_metadata(path).get(SPEC_KEY)) is None:
+        return None
+    return parse_spec(described, path).image_size
+
+
+def _path_of(model: ComparedModel) -> Path:
+    return Path(model.source or next(iter(model.evaluations.values())).metrics["model"])
 
 
 def _baseline_names(model: ComparedModel) -> set[str]:
@@ -182,11 +241,19 @@ def _sha256_or_none(source: str) -> str | None:
 
 
 def _make_labels_unique(models: list[ComparedModel]) -> None:
-    """Put the folder above in front of equal labels. Raises RunError if two labels are still equal."""
+    """Tell equal labels apart, unless the user chose them: a checkpoint by its own name, others by the folder above.
+
+    Raises:
+        RunError: two labels are still equal.
+    """
+    given = [model.label for model in models]
+    for model in models:
+        if given.count(model.label) > 1 and not model.is_named and is_checkpoint(path := _path_of(model)):
+            model.label = f"{model.label}/{path.stem}"
     given = [model.label for model in models]
     for model, label in zip(models, given, strict=True):
-        if given.count(label) > 1:
-            path = Path(model.source or next(iter(model.evaluations.values())).metrics["model"])
+        if given.count(label) > 1 and not model.is_named:
+            path = _path_of(model)
             folder = path.parent.parent if path.name == STUDENT_FILE else path.parent
             model.label = f"{folder.name}/{label}"
     labels = [model.label for model in models]

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 
 from markupsafe import Markup
 
+from distill.bench.spread import ASSUMED_SPREAD
+from distill.comparison.conclusion import by_size, circumstances, conclusion, counts_of, machine_words
 from distill.comparison.gallery import gallery_rows
 from distill.comparison.join import Comparison
 from distill.comparison.models import ComparedModel
+from distill.comparison.noise import latencies, shared_encoders
 from distill.comparison.plots import click_plot, difference_plot, quality_plots, size_plot, training_plots
 from distill.comparison.published_rows import HEADER, MARK, SECTION, published_cells
 from distill.comparison.tables import Cell, Column, difference_rows, main_columns, metric_columns, size_columns
+from distill.comparison.words import DEFINITIONS, INTERVAL, explained
 from distill.errors import DistillError
-from distill.evaluation.finished import CLICK_KEY
+from distill.evaluation.finished import CLICK_KEY, POLICIES
 from distill.pages import mask_gallery
-from distill.pages.html import NOTHING, figures, joined, notes, page, part, remark, table
-from distill.pages.plots import colour_of
+from distill.pages.html import NOTHING, figures, joined, notes, page, part, remark, table, term
+from distill.pages.plots import look_of
 from distill.training.record import lost_start
 
 GALLERY_ROWS = 30  # for each protocol; a row takes about 20 kB
@@ -37,12 +42,14 @@ def render_page(
     lead: Markup = NOTHING,
     extra: Sequence[tuple[str, Markup]] = (),
 ) -> str:
-    """Return the page. A gallery that cannot be shown becomes one of the comparison's notes.
+    """Return the page, which begins with its conclusion.
+
+    A gallery that cannot be shown becomes one of the comparison's notes.
 
     Args:
         images, annotations: where the photos of the gallery are; None: where the evaluations read them.
         num_rows: the most instances of each protocol in the gallery.
-        lead: what stands below the title, before what the comparison says of itself.
+        lead: what stands below the conclusion.
         extra: headings and contents of further sections, which come last.
     """
     gallery = _gallery(comparison, images, annotations, num_rows)  # first, because it may add a note
@@ -59,45 +66,64 @@ def render_page(
         ("How this was measured", _measured(comparison)),
         *extra,
     ]
-    head = lead + remark(_summary(comparison)) + notes(comparison.notes)
+    words = part("circumstances", list(map(explained, circumstances(comparison, date.today()))))
+    head = part("lead", conclusion(comparison)) + words + lead + remark(_summary(comparison)) + notes(comparison.notes)
     shown = [(heading, content) for heading, content in sections if content]
-    return page(title, shown, lead=head, styles=[mask_gallery.STYLE])
+    return page(title, shown, lead=head, styles=[mask_gallery.STYLE], definitions=DEFINITIONS)
 
 
 def _scores(comparison: Comparison) -> Markup:
     columns = main_columns(comparison)
     names = [*(_name(comparison, model) for model in comparison.models), *(row.label for row in comparison.published)]
     rows = [[name, *(_score(column.cells[i]) for column in columns)] for i, name in enumerate(names)]
-    has_intervals = any(cell.interval for column in columns for cell in column.cells)
-    explained = remark("In brackets: 95 % intervals, by resampling photos.") if has_intervals else NOTHING
+    html = table(["model", *map(_heading, columns)], rows, title="scores and costs")
+    if any(cell.interval for column in columns for cell in column.cells):
+        below = "In small brackets: of a score its {}, of a latency its lowest and highest round."
+        html += part("remark", Markup(below).format(term("95 % interval", name=INTERVAL)))
     if comparison.published:
-        explained += remark(f"{MARK}: as the source states it, without an interval; not measured here.")
-    return table(["model", *(column.title for column in columns)], rows) + explained
+        html += remark(f"{MARK}: as the source states it, without an interval; not measured here.")
+    return html
 
 
 def _quality(comparison: Comparison) -> Markup:
     costs = [column for start in COSTS for column in size_columns(comparison) if column.title.startswith(start)]
     drawn = [figure for protocol in comparison.protocols for figure in quality_plots(comparison, protocol, costs)]
-    explained = remark("The line joins the models that no other beats in both; those behind it are pale.")
-    return figures(drawn) + explained if drawn else NOTHING
+    if not drawn:
+        return NOTHING
+    explained_by = (
+        "The line joins models of which each costs measurably more than the one before and is measurably better. A "
+        "pale model is behind another one: measurably worse in one measure, and not measurably better in the other. "
+        "Whiskers: 95 % intervals of the scores, and the range of the latency's rounds; the interval of the paired "
+        "difference decides whether a score is better."
+    )
+    return _legend(comparison) + figures(drawn) + remark(explained_by) + remark(_noise(comparison))
+
+
+def _noise(comparison: Comparison) -> str:
+    """Say what is not as measured: encoders that share their latency, and a spread that is assumed."""
+    words = [
+        f"{', '.join(labels)} have the same encoder, so what was measured of each counts for all: no difference."
+        for labels in shared_encoders(comparison)
+    ]
+    assumed = [label for label, spread in latencies(comparison).items() if not spread.is_measured]
+    if assumed:
+        words.append(f"The latency of {', '.join(assumed)} has no measured spread; ±{ASSUMED_SPREAD:.0%} is assumed.")
+    return " ".join(words)
 
 
 def _by_size(comparison: Comparison) -> Markup:
     drawn = [figure for protocol in comparison.protocols if (figure := size_plot(comparison, protocol))]
-    explained = remark(
+    sizes = remark(
         "COCO's sizes: small below 32² pixels, large from 96² on. "
         "By EfficientViT-SAM's rules, an object at a bound belongs to both sizes."
     )
-    return figures(drawn) + explained if drawn else NOTHING
+    return _legend(comparison) + figures(drawn) + sizes if drawn else NOTHING
 
 
 def _by_clicks(comparison: Comparison) -> Markup:
     """Return the curves of mIoU by clicks, and a table of the clicks to an IoU for each protocol that counts them."""
-    parts = (
-        [figures(drawn)]
-        if (drawn := [plot for p in comparison.protocols if (plot := click_plot(comparison, p))])
-        else []
-    )
+    drawn = [plot for protocol in comparison.protocols if (plot := click_plot(comparison, protocol))]
+    parts = [_legend(comparison), figures(drawn)] if drawn else []
     for protocol in comparison.protocols:
         columns = [c for c in metric_columns(comparison, protocol) if c.title.startswith(NOC)]
         if columns:
@@ -106,11 +132,12 @@ def _by_clicks(comparison: Comparison) -> Markup:
                 for i, model in enumerate(comparison.models)
                 if protocol in model.evaluations
             ]
-            parts += [part("heading", protocol.title), table(["model", *map(_noc_words, columns)], rows)]
+            header = ["model", *(explained(_noc_words(column)) for column in columns)]
+            parts += [part("heading", protocol.full_title), table(header, rows, title=f"clicks, {protocol.full_title}")]
     if not parts:
         return NOTHING
-    explained = remark("The masks after each click, with 95 % intervals. Number of clicks to an IoU: fewer are better.")
-    return joined([*parts, explained])
+    what = "The masks after each click, with 95 % intervals. Number of clicks to an IoU: fewer are better."
+    return joined([*parts, remark(what)])
 
 
 def _noc_words(column: Column) -> str:
@@ -129,7 +156,10 @@ def _every_score(comparison: Comparison) -> Markup:
             if protocol in model.evaluations
         ]
         words = [" ".join(WORDS.get(word, word) for word in column.title.split("_")) for column in columns]
-        parts += [part("heading", protocol.title), table(["model", *words], rows)]
+        header = [part("column_heading", explained(w), c.counted) for w, c in zip(words, columns, strict=True)]
+        counted = remark(counts_of(comparison.evaluations(protocol)[0][1]))
+        title = protocol.full_title
+        parts += [part("heading", title), counted, table(["model", *header], rows, title=f"every score, {title}")]
     return joined(parts)
 
 
@@ -138,11 +168,13 @@ def _differences(comparison: Comparison) -> Markup:
     if not rows:
         return NOTHING
     drawn = [figure for protocol in comparison.protocols if (figure := difference_plot(comparison, protocol))]
-    explained = remark(
+    what = remark(
         "Both models answered the same instances, so what makes a photo hard for both cancels out. "
-        "An interval that leaves out 0 is a difference that other photos of this sort would show too."
+        "An interval that leaves out 0 is a difference that other photos of this sort would show too; one that holds 0 "
+        "is drawn pale, and is no measured difference."
     )
-    return figures(drawn) + table(header, rows) + explained
+    linked = [term("95 % interval", name=INTERVAL) if title == "95 % interval" else title for title in header]
+    return figures(drawn) + table(linked, rows, title="paired differences") + what
 
 
 def _training(comparison: Comparison) -> Markup:
@@ -159,8 +191,11 @@ def _training(comparison: Comparison) -> Markup:
     if not rows:
         return NOTHING
     header = ["model", "stage", "run", "seconds", "steps", "photos seen", "devices"]
-    parts = [table(header, rows)]
-    for stage, drawn in training_plots(comparison).items():
+    parts = [table(header, rows, title="trainings")]
+    plots = training_plots(comparison)
+    if plots:
+        parts.append(_legend(comparison))
+    for stage, drawn in plots.items():
         parts += [part("heading", stage), figures(drawn)]
     return joined(parts)
 
@@ -177,9 +212,9 @@ def _gallery(comparison: Comparison, images: Path | None, annotations: Path | No
             wanted = gallery_rows(comparison, protocol, num_rows=num_rows, images=images, annotations=annotations)
             rows += [mask_gallery.render_row(row) for row in wanted]
         except DistillError as error:
-            comparison.notes.append(f"no gallery of {protocol.title}: {error}")
+            comparison.notes.append(f"no gallery of {protocol.full_title}: {error}")
             continue
-        prompt_titles.append(protocol.title)
+        prompt_titles.append(protocol.full_title)
         labels.update(dict.fromkeys(model.label for model, _ in found))
     return mask_gallery.render_gallery(rows, list(labels), prompt_titles) if rows else NOTHING
 
@@ -192,11 +227,14 @@ def _measured(comparison: Comparison) -> Markup:
             counts = [
                 f"{metrics[key]:,}" if metrics.get(key) is not None else "" for key in ("num_images", "num_instances")
             ]
-            protocol_cells = [protocol.title, str(protocol.multimask or "")]
-            rows.append([_name(comparison, model), *protocol_cells, *counts, str(metrics.get("annotations", ""))])
-    parts = [table(["model", "prompt", "mask", "photos", "instances", "annotations"], rows)] if rows else []
+            counts.append(by_size(evaluation))
+            policy = explained(POLICIES.get(str(protocol.multimask), str(protocol.multimask or "")))
+            found = [protocol.words, policy, *counts, str(metrics.get("annotations", "")), metrics.get("date") or ""]
+            rows.append([_name(comparison, model), *found])
+    header = ["model", "prompt", "mask", "photos", "instances", "by size", "annotations", "date"]
+    parts = [table(header, rows, title="how this was measured")] if rows else []
     if comparison.setting is not None:
-        machine = ", ".join(f"{key} {value}" for key, value in comparison.machine.items() if value is not None)
+        machine = machine_words(comparison.machine)
         parts.append(remark(f"Latency: {comparison.setting}. Machine: {machine or 'not recorded'}."))
     return joined(parts)
 
@@ -209,14 +247,22 @@ def _summary(comparison: Comparison) -> str:
     ]
     num_models = len(comparison.models)
     photos = f" on {max(counts):,} photos" if any(counts) else ""
-    words = ", ".join(protocol.title for protocol in comparison.protocols)
+    words = "; ".join(protocol.full_title for protocol in comparison.protocols)
     beside = f" Below them: {len(comparison.published)} published." if comparison.published else ""
     return f"{num_models} model{'s' if num_models != 1 else ''}{photos}{': ' + words if words else ''}.{beside}"
 
 
 def _name(comparison: Comparison, model: ComparedModel) -> Markup:
-    return part("model_name", model.label, colour_of(comparison.models.index(model)))
+    return part("model_name", model.label, look_of(comparison.models.index(model)))
+
+
+def _legend(comparison: Comparison) -> Markup:
+    return part("legend", [(model.label, look_of(i)) for i, model in enumerate(comparison.models)])
+
+
+def _heading(column: Column) -> Markup:
+    return part("column_heading", explained(column.title), column.counted)
 
 
 def _score(cell: Cell) -> Markup:
-    return part("score", cell.text, cell.interval)
+    return part("score", cell.text, cell.range_text)

@@ -7,23 +7,28 @@ from typing import NamedTuple
 
 import numpy as np
 from markupsafe import Markup
-from matplotlib.axes import Axes
 
+from distill.bench.spread import Spread
+from distill.comparison.conclusion import size_counts
 from distill.comparison.join import Comparison, differences
+from distill.comparison.noise import IsBelow, is_lower_score, latencies
 from distill.comparison.tables import Column
 from distill.evaluation.finished import CLICK_KEY, HEADLINE_WORDS, ProtocolKey
+from distill.evaluation.scoring.metrics import SIZE_NAMES
 from distill.evaluation.written import MOST_CLICKS
+from distill.pages.fronts import Front, measured_front
+from distill.pages.labels import Spot, shortened, write_labels
 from distill.pages.plots import (
     AXIS,
     COLOURS,
     INK,
+    PAGE,
     PLOT_WIDTH,
     TREND_POINTS,
     Curve,
     colour_of,
     marker_of,
     new_figure,
-    pareto_front,
     plot_curves,
     read_curves,
     to_svg,
@@ -40,8 +45,7 @@ SIZES = {
 }
 BAR_SHARE = 0.8  # of the width of a group that its bars fill
 LOG_RATIO = 8  # costs that differ by more stand on a logarithmic axis
-LABEL_OFFSETS = ((7, 5), (7, -13), (-7, 5), (-7, -13), (0, 11), (0, -19), (7, 17), (-7, 17))  # points
-CHARACTER_WIDTH, LINE_HEIGHT, MARKER_RADIUS = 5.6, 11.0, 5.0  # points that a label and a marker take, about
+LATENCY = "latency"  # the beginning of its column's title
 CURVES = (
     ("train/loss", "Training loss", "loss"),
     ("val/cosine", "Agreement with the teacher", "cosine"),
@@ -50,44 +54,56 @@ CURVES = (
 )
 STAGES = {"feature": "Feature stage", "mask": "Mask stage"}
 
-Box = tuple[float, float, float, float]  # left, bottom, right, top in points of the figure
-
 
 class Point(NamedTuple):
     """One model on a plot of quality against cost.
 
-    number: of the model, which gives its colour and marker. interval: the 95 % interval of its quality.
+    number: of the model, which gives its colour and marker. cost: with the range of its noise, which is empty for a
+    count. interval: the 95 % interval of its quality.
     """
 
     number: int
     label: str
-    cost: float
+    cost: Spread
     quality: float
     interval: tuple[float, float] | None = None
 
 
-def best_points(points: Sequence[Point]) -> list[Point]:
-    """Return the points of the Pareto front: no other model is as cheap and better, or cheaper and as good.
-
-    The cheapest comes first.
-    """
-    return [points[i] for i in pareto_front([(point.cost, -point.quality) for point in points])]
-
-
 def quality_plots(comparison: Comparison, protocol: ProtocolKey, costs: Sequence[Column]) -> Iterator[Markup]:
-    """Plot the headline of a protocol against each cost that is known, with the Pareto front."""
+    """Plot the headline of a protocol against each cost that is known, with the front of what is measurably better."""
     found = comparison.evaluations(protocol)
     headline = found[0][1].headline
+    is_lower = is_lower_score(comparison, protocol)
+    spreads = latencies(comparison)
     for column in costs:
+        is_latency = column.title.startswith(LATENCY)
         points = [
-            Point(i, model.label, float(cost), float(score), evaluation.interval(headline))
+            Point(
+                i,
+                model.label,
+                spreads[model.label] if is_latency else Spread(float(cost), float(cost), float(cost)),
+                float(score),
+                evaluation.interval(headline),
+            )
             for i, model in enumerate(comparison.models)
             if (cost := column.cells[i].number) is not None
             and (evaluation := model.evaluations.get(protocol)) is not None
             and (score := evaluation.metrics.get(headline)) is not None
         ]
         if points:
-            yield _quality_plot(points, column.title, f"{HEADLINE_WORDS[headline]}, {protocol.title}")
+            yield _quality_plot(points, is_lower, column.title, f"{HEADLINE_WORDS[headline]}, {protocol.full_title}")
+
+
+def front_of(points: Sequence[Point], is_lower: IsBelow) -> Front:
+    """Return the front of points: a lower cost counts if it leaves the noise, a higher quality as `is_lower` says."""
+
+    def is_cheaper(first: int, second: int) -> bool:
+        ours, theirs = points[first].cost, points[second].cost
+        return ours.is_below(theirs) if ours.low < ours.high else ours.value < theirs.value
+
+    return measured_front(
+        len(points), is_cheaper, lambda first, second: is_lower(points[second].label, points[first].label)
+    )
 
 
 def size_plot(comparison: Comparison, protocol: ProtocolKey) -> Markup | None:
@@ -109,17 +125,19 @@ def size_plot(comparison: Comparison, protocol: ProtocolKey) -> Markup | None:
             centres = np.arange(len(keys)) + (k - (len(found) - 1) / 2) * width
             number = comparison.models.index(model)
             hatch = "///" if number >= len(COLOURS) else None  # tells models of the same colour apart
-            bars = axes.bar(centres, heights, 0.9 * width, color=colour_of(number), label=plot_label(model.label))
+            bars = axes.bar(centres, heights, 0.9 * width, color=colour_of(number))
             for bar in bars:
-                bar.set(hatch=hatch, edgecolor="white")
+                bar.set(hatch=hatch, edgecolor=PAGE)
             for centre, key in zip(centres, keys, strict=True):
                 if (interval := evaluation.interval(key)) is not None:
                     axes.plot([centre, centre], interval, color=INK, linewidth=1.2)
-        axes.set_xticks(range(len(keys)), ["all", "large", "medium", "small"])
-        axes.set(ylabel=plot_label(f"{HEADLINE_WORDS[headline]}, {protocol.title}"), ylim=(0, 1))
+        counts = size_counts(found[0][1])
+        ticks = [("all", found[0][1].metrics.get("num_instances")), *((name, counts.get(name)) for name in SIZE_NAMES)]
+        axes.set_xticks(range(len(keys)), [name if num is None else f"{name}\nn = {num:,}" for name, num in ticks])
+        ylabel = f"{HEADLINE_WORDS[headline]}, {protocol.full_title}"
+        axes.set(ylabel=plot_label(ylabel), ylim=(0, 1))
         axes.grid(visible=False, axis="x")
-        axes.legend(fontsize=8, frameon=False, ncols=min(4, len(found)), loc="upper center", bbox_to_anchor=(0.5, 1.2))
-        return to_svg(figure)
+        return to_svg(figure, f"{ylabel}, by size")
 
 
 def difference_plot(comparison: Comparison, protocol: ProtocolKey) -> Markup | None:
@@ -131,14 +149,17 @@ def difference_plot(comparison: Comparison, protocol: ProtocolKey) -> Markup | N
     with new_figure(PLOT_WIDTH, 1.1 + 0.36 * len(found)) as (figure, axes):
         axes.axvline(0, color=AXIS, linewidth=1)
         for row, (label, difference) in enumerate(found.items()):
+            opacity = 1.0 if difference.low > 0 or difference.high < 0 else 0.55
             number = labels.index(label)
-            axes.plot([difference.low, difference.high], [row, row], color=colour_of(number), linewidth=2.5)
-            axes.plot(difference.mean, row, marker_of(number), color=colour_of(number), markersize=7)
-        axes.set_yticks(range(len(found)), list(map(plot_label, found)))
+            look = {"color": colour_of(number), "alpha": opacity}
+            axes.plot([difference.low, difference.high], [row, row], linewidth=2.5, **look)
+            axes.plot(difference.mean, row, marker_of(number), markersize=7, **look)
+        axes.set_yticks(range(len(found)), [plot_label(shortened(label)) for label in found])
         axes.set_ylim(len(found) - 0.4, -0.6)
-        axes.set(title=plot_label(protocol.title), xlabel=plot_label(f"mIoU minus {comparison.reference.label}'s"))
+        xlabel = f"mIoU minus {shortened(comparison.reference.label)}'s"
+        axes.set(title=plot_label(protocol.full_title), xlabel=plot_label(xlabel))
         axes.grid(visible=False, axis="y")
-        return to_svg(figure)
+        return to_svg(figure, f"{xlabel}, {protocol.full_title}")
 
 
 def click_plot(comparison: Comparison, protocol: ProtocolKey) -> Markup | None:
@@ -154,7 +175,7 @@ def click_plot(comparison: Comparison, protocol: ProtocolKey) -> Markup | None:
         for model, evaluation, clicks in drawn:
             number, keys = comparison.models.index(model), [f"{CLICK_KEY}{click}" for click in clicks]
             scores = [evaluation.metrics[key] for key in keys]
-            (line,) = axes.plot(clicks, scores, color=colour_of(number), label=plot_label(model.label), linewidth=1.6)
+            (line,) = axes.plot(clicks, scores, color=colour_of(number), linewidth=1.6)
             line.set(marker=marker_of(number), markersize=5)
             if len(keys) < TREND_POINTS:
                 line.set(linestyle="none", markersize=7)
@@ -162,9 +183,8 @@ def click_plot(comparison: Comparison, protocol: ProtocolKey) -> Markup | None:
                 if (interval := evaluation.interval(key)) is not None:
                     axes.plot([num, num], interval, color=colour_of(number), linewidth=1.2, alpha=0.5)
         axes.locator_params(axis="x", integer=True)
-        axes.set(title=plot_label(protocol.title), xlabel="clicks", ylabel="mIoU", ylim=(0, 1))
-        axes.legend(fontsize=8, frameon=False, loc="lower right")
-        return to_svg(figure)
+        axes.set(title=plot_label(protocol.full_title), xlabel="clicks", ylabel="mIoU", ylim=(0, 1))
+        return to_svg(figure, f"mIoU by clicks, {protocol.full_title}")
 
 
 def training_plots(comparison: Comparison) -> dict[str, list[Markup]]:
@@ -187,17 +207,23 @@ def training_plots(comparison: Comparison) -> dict[str, list[Markup]]:
     return by_stage
 
 
-def _quality_plot(points: Sequence[Point], xlabel: str, ylabel: str) -> Markup:
+def _quality_plot(points: Sequence[Point], is_lower: IsBelow, xlabel: str, ylabel: str) -> Markup:
+    front = front_of(points, is_lower)
     with new_figure(PLOT_WIDTH, 3.9) as (figure, axes):
-        front = best_points(points)
-        axes.plot([p.cost for p in front], [p.quality for p in front], color=AXIS, linewidth=1.2, zorder=1)
-        for point in points:
-            opacity = 1.0 if point in front else 0.55
+        # A staircase: below and to the right of it lies what some model beats. It says nothing between two models.
+        if steps := [points[i] for i in front.joined]:
+            costs, qualities = [p.cost.value for p in steps], [p.quality for p in steps]
+            axes.plot(costs, qualities, color=AXIS, linewidth=1.2, drawstyle="steps-post")
+        for i, point in enumerate(points):
+            opacity = 1.0 if i in front.members else 0.55
             marker, colour = marker_of(point.number), colour_of(point.number)
+            whisker = {"color": colour, "linewidth": 1.2, "alpha": 0.6 * opacity}
             if point.interval is not None:
-                axes.plot([point.cost, point.cost], point.interval, color=colour, linewidth=1.2, alpha=0.6 * opacity)
-            axes.plot(point.cost, point.quality, marker, color=colour, markersize=8, alpha=opacity)
-        costs = [p.cost for p in points]
+                axes.plot([point.cost.value] * 2, point.interval, **whisker)
+            if point.cost.low < point.cost.high:
+                axes.plot([point.cost.low, point.cost.high], [point.quality] * 2, **whisker)
+            axes.plot(point.cost.value, point.quality, marker, color=colour, markersize=8, alpha=opacity)
+        costs = [p.cost.value for p in points]
         if max(costs) > LOG_RATIO * min(costs) > 0:
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -205,45 +231,6 @@ def _quality_plot(points: Sequence[Point], xlabel: str, ylabel: str) -> Markup:
             axes.locator_params(axis="x", nbins=6)
         axes.margins(0.18, 0.12)
         axes.set(xlabel=plot_label(xlabel), ylabel=plot_label(ylabel))
-        _label_points(axes, points)
-        return to_svg(figure)
-
-
-def _label_points(axes: Axes, points: Sequence[Point]) -> None:
-    """Write each label where it covers the least of other labels and markers."""
-    axes.figure.draw_without_rendering()  # type: ignore[union-attr]
-    per_point = 72 / axes.figure.dpi
-    centres = [tuple(axes.transData.transform((p.cost, p.quality)) * per_point) for p in points]
-    taken: list[Box] = [
-        (x - MARKER_RADIUS, y - MARKER_RADIUS, x + MARKER_RADIUS, y + MARKER_RADIUS) for x, y in centres
-    ]
-    frame = axes.get_window_extent()
-    right = frame.x1 * per_point
-    for point, (x, y) in zip(points, centres, strict=True):
-        width = CHARACTER_WIDTH * len(point.label)
-        options = []
-        for rank, (dx, dy) in enumerate(LABEL_OFFSETS):
-            left = x + dx - (0 if dx > 0 else width if dx < 0 else width / 2)
-            box = (left, y + dy, left + width, y + dy + LINE_HEIGHT)
-            outside = max(0.0, box[2] - right) + max(0.0, frame.x0 * per_point - box[0])
-            options.append((sum(_shared_area(box, other) for other in taken) + LINE_HEIGHT * outside, rank, box))
-        _, rank, box = min(options)
-        taken.append(box)
-        dx, dy = LABEL_OFFSETS[rank]
-        side = "left" if dx > 0 else "right" if dx < 0 else "center"
-        axes.annotate(
-            plot_label(point.label),
-            (point.cost, point.quality),
-            (dx, dy),
-            textcoords="offset points",
-            ha=side,
-            va="bottom",
-            size=9,
-        )
-
-
-def _shared_area(box: Box, other: Box) -> float:
-    """Return the area that two rectangles share."""
-    width = min(box[2], other[2]) - max(box[0], other[0])
-    height = min(box[3], other[3]) - max(box[1], other[1])
-    return max(0.0, width) * max(0.0, height)
+        spots = [Spot(p.cost.value, p.quality, p.cost[1:3], p.interval) for p in points]
+        write_labels(axes, [point.label for point in points], spots)
+        return to_svg(figure, f"{ylabel} over {xlabel}")

@@ -116,7 +116,7 @@ def published_notes(comparison: Comparison) -> list[str]:
             differs = numbers.protocols[score.protocol].differs
             source = numbers.sources[score.source]
             notes.append(
-                f"{row.label}: the score in the column '{key.title}' is from {source}, and not measured here"
+                f"{row.label}: the score in the column '{key.full_title}' is from {source}, and not measured here"
                 + (f"; {differs}" if differs else "")
             )
         if not row.model.scores:
@@ -129,7 +129,7 @@ def published_notes(comparison: Comparison) -> list[str]:
 
 def _place(score: Score, comparison: Comparison) -> str:
     key, reason = column_of(score, comparison)
-    return f"in the column '{key.title}'" if key is not None else f"in no column: {reason}"
+    return f"in the column '{key.full_title}'" if key is not None else f"in no column: {reason}"
 
 
 def _difference(protocol: Protocol, key: ProtocolKey, evaluation: FinishedEvaluation) -> str | None:

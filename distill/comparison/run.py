@@ -54,7 +54,7 @@ def compare_models(
     build_comparison(models, reference=reference, published=published)  # refuses before anything is measured
     out.mkdir(parents=True, exist_ok=True)
     if data is not None:
-        evaluate_missing(models, protocols, data, out, device)
+        notes = [*notes, *evaluate_missing(models, protocols, data, out, device)]
     comparison = build_comparison(models, reference=reference, notes=notes, published=published)
     if bench is None and with_bench:
         bench = measure_speed(models, out, device)

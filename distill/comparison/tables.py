@@ -6,8 +6,11 @@ import csv
 import io
 from dataclasses import dataclass
 
+from distill.bench.spread import Spread
+from distill.comparison.conclusion import counts_of, size_counts
 from distill.comparison.join import Comparison, bench_run, differences, teachers
 from distill.comparison.models import ComparedModel
+from distill.comparison.noise import latencies
 from distill.comparison.published_rows import HEADER, MARK, SECTION, PublishedRow, published_cells, score_in
 from distill.evaluation.finished import HEADLINE_WORDS, FinishedEvaluation, ProtocolKey
 from distill.text import BILLION, MILLION, csv_cell, markdown, markdown_table, print_tables
@@ -25,24 +28,37 @@ NOT_METRICS = (
 
 @dataclass(frozen=True)
 class Cell:
-    """One value: its number (None: not known), its text, and its 95 % interval if it has one."""
+    """One value: its number (None: not known), its text, and its range if it has one.
+
+    interval: of a score its 95 % interval, of a latency the lowest and the highest round. digits: after their points.
+    """
 
     number: float | str | None
     text: str
     interval: tuple[float, float] | None = None
+    digits: int = 3
+
+    @property
+    def range_text(self) -> str:
+        """The range in brackets; empty without one."""
+        if self.interval is None:
+            return ""
+        return "[{:,.{digits}f}, {:,.{digits}f}]".format(*self.interval, digits=self.digits)
 
     def __str__(self) -> str:
-        if self.interval is None:
-            return self.text
-        return f"{self.text} [{self.interval[0]:.3f}, {self.interval[1]:.3f}]"
+        return f"{self.text} {self.range_text}".rstrip()
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column: a title with its unit, and one cell for each model and each published row below the models."""
+    """One column: a title with its unit, and one cell for each model and each published row below the models.
+
+    counted: what its scores are the means of, such as "30 photos, 210 instances".
+    """
 
     title: str
     cells: list[Cell]
+    counted: str = ""
 
     @property
     def is_known(self) -> bool:
@@ -71,12 +87,13 @@ def score_columns(comparison: Comparison) -> list[Column]:
         headline = next(iter(found.values())).headline
         cells = [_score(found.get(model.label), headline) for model in comparison.models]
         cells += [_published_score(row, protocol, comparison) for row in comparison.published]
-        columns.append(Column(f"{HEADLINE_WORDS[headline]}, {protocol.title}", cells))
+        counted = counts_of(next(iter(found.values())))
+        columns.append(Column(f"{HEADLINE_WORDS[headline]}, {protocol.full_title}", cells, counted))
     return columns
 
 
 def metric_columns(comparison: Comparison, protocol: ProtocolKey) -> list[Column]:
-    """Return a column for each score of metrics.json; its title is the key."""
+    """Return a column for each score of metrics.json; its title is the key. Scores of a size say what they count."""
     found = {model.label: evaluation for model, evaluation in comparison.evaluations(protocol)}
     keys = dict.fromkeys(
         key
@@ -84,28 +101,32 @@ def metric_columns(comparison: Comparison, protocol: ProtocolKey) -> list[Column
         for key, value in evaluation.metrics.items()
         if isinstance(value, int | float) and not isinstance(value, bool) and key not in NOT_METRICS
     )
-    headline = next(iter(found.values())).headline
+    first = next(iter(found.values()))
+    headline, counts = first.headline, size_counts(first)
     columns = []
     for key in keys:
         cells = [_score(found.get(model.label), key) for model in comparison.models]
         for row in comparison.published:
             cells.append(_published_score(row, protocol, comparison) if key == headline else NO_NUMBER)
-        columns.append(Column(key, cells))
+        num = counts.get(key.rpartition("_")[2])
+        columns.append(Column(key, cells, "" if num is None else f"{num:,} instance{'s' if num != 1 else ''}"))
     return columns
 
 
 def size_columns(comparison: Comparison) -> list[Column]:
-    """Return columns of parameters, MACs, latency and memory, as far as any is known."""
+    """Return columns of input size, parameters, MACs, latency and memory, as far as any is known."""
     setting = comparison.setting
     benches = [model.bench or {} for model in comparison.models]
     runs = [bench_run(model, setting) or {} for model in comparison.models]
     parameters = [_published_count(row, "parameters", "model") for row in comparison.published]
     macs = [_published_count(row, "macs", "encoder") for row in comparison.published]
     none = [NO_NUMBER] * len(comparison.published)
+    found = latencies(comparison)
     columns = [
+        Column("input (pixels)", [*(_size(model.image_size) for model in comparison.models), *none]),
         Column("parameters (M)", [*(_scaled(bench.get("params"), MILLION, 2) for bench in benches), *parameters]),
         Column("encoder GMACs", [*(_scaled(bench.get("macs"), BILLION, 2) for bench in benches), *macs]),
-        Column(f"latency (ms, {setting})", [*(_scaled(run.get("latency_ms"), 1, 1) for run in runs), *none]),
+        Column(f"latency (ms, {setting})", [*(_latency(found.get(model.label)) for model in comparison.models), *none]),
         Column("peak memory (MB)", [*(_scaled(run.get("peak_memory_mb"), 1, 0) for run in runs), *none]),
     ]
     return [column for column in columns if column.is_known]
@@ -126,7 +147,7 @@ def training_columns(comparison: Comparison) -> list[Column]:
 def difference_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Return the header and the rows of the paired differences to the reference. There may be no rows."""
     rows = [
-        [protocol.title, label, f"{d.mean:+.3f}", f"[{d.low:+.3f}, {d.high:+.3f}]", f"{d.num:,}"]
+        [protocol.full_title, label, f"{d.mean:+.3f}", f"[{d.low:+.3f}, {d.high:+.3f}]", f"{d.num:,}"]
         for protocol in comparison.protocols
         for label, d in differences(comparison, protocol).items()
     ]
@@ -213,6 +234,17 @@ def _published_count(row: PublishedRow, measure: str, of: str) -> Cell:
 
 def _scaled(value: float | None, unit: float, digits: int) -> Cell:
     return NO_NUMBER if value is None else Cell(value / unit, f"{value / unit:,.{digits}f}")
+
+
+def _size(pixels: int | None) -> Cell:
+    return NO_NUMBER if pixels is None else Cell(pixels, str(pixels))
+
+
+def _latency(spread: Spread | None) -> Cell:
+    """Return a latency with the range of its rounds; without the range if that is assumed."""
+    if spread is None:
+        return NO_NUMBER
+    return Cell(spread.value, f"{spread.value:,.1f}", spread[1:3] if spread.is_measured else None, digits=1)
 
 
 def _text(value: str | None) -> Cell:

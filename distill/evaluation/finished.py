@@ -32,6 +32,7 @@ PUBLISHERS = {
     "sam": "SAM",
     "ritm": "RITM",
 }
+POLICIES = {"single": "single mask", "best": "best of three", "oracle": "oracle's pick"}
 
 
 class ProtocolKey(NamedTuple):
@@ -43,8 +44,8 @@ class ProtocolKey(NamedTuple):
     multimask: str | None
 
     @property
-    def title(self) -> str:
-        """The protocol in words: who published it, and the multimask policy where it is not ours for such prompts."""
+    def words(self) -> str:
+        """The prompts in words, and who published the protocol."""
         publisher, _, short_name = self.name.rpartition("/")
         if self.prompt == "point" and self.num_clicks is not None:
             words = f"{self.num_clicks} click" + ("s" if self.num_clicks != 1 else "")
@@ -52,9 +53,20 @@ class ProtocolKey(NamedTuple):
             words = {"box": "box", "detection": "detector boxes"}.get(self.prompt or "", short_name)
         if publisher in PUBLISHERS:
             words += f" by {PUBLISHERS[publisher]}'s rules"
+        return words
+
+    @property
+    def title(self) -> str:
+        """The protocol in words: who published it, and the multimask policy where it is not ours for such prompts."""
         usual = {"box": "single", "point": "best", "detection": "single"}.get(self.prompt or "", self.multimask)
-        policy = {"single": "single mask", "best": "best of three", "oracle": "oracle's pick"}
-        return words if self.multimask in (usual, None) else f"{words}, {policy.get(self.multimask, self.multimask)}"
+        return self.words if self.multimask == usual else self.full_title
+
+    @property
+    def full_title(self) -> str:
+        """The protocol in words with its multimask policy, for readers who do not know which one is usual."""
+        if self.multimask is None:
+            return self.words
+        return f"{self.words}, {POLICIES.get(self.multimask, self.multimask)}"
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -169,7 +170,11 @@ class Record:
         metrics = write_metrics(
             self,
             evaluation.summarize(found),
-            {"seconds": round(seconds, 1), "photos_per_second": round(num_photos / max(seconds, 1e-9), 3)},
+            {
+                "date": date.today().isoformat(),
+                "seconds": round(seconds, 1),
+                "photos_per_second": round(num_photos / max(seconds, 1e-9), 3),
+            },
         )
         shutil.rmtree(self.run / PARTIAL_DIR)
         return metrics

@@ -52,6 +52,7 @@ class Metrics(msgspec.Struct):
     num_detections: Count | None = None
     num_crowd: Count | None = None
     num_empty: Count | None = None
+    date: Text = None
     seconds: Seconds | None = None
     photos_per_second: Seconds | None = None
     intervals: dict[

@@ -1,23 +1,33 @@
-"""Self-contained HTML pages: jinja2 templates in `templates/`, which escape every text. No page links outside."""
+"""Self-contained HTML pages: jinja2 templates in `templates/`, which escape every text. No page links outside.
+
+Every page follows the reader's light or dark setting, fits a narrow window, and can be used by keyboard.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from distill.pages.colours import DARK, LIGHT
+from distill.text import short_paths
+
 TEMPLATES = Path(__file__).parent / "templates"
 # A number with its sign, its unit and its interval; a cell that begins with a letter is none.
 NUMBER = re.compile(r"[-+\[]*\d[^a-z]*(<small>.*)?$")
 NOTHING = Markup()
+DEFINITIONS = "Words"  # the heading of the section that explains words
 
 
 def render(template: str, **values: object) -> Markup:
-    """Render a template. Every value is escaped, unless it is Markup, which is finished HTML."""
+    """Render a template. Every value is escaped, unless it is Markup, which is finished HTML.
+
+    A path from the root of this machine's file system is shortened in every text.
+    """
     return Markup(_environment().get_template(template).render(values))
 
 
@@ -27,10 +37,14 @@ def part(name: str, *values: object) -> Markup:
     return html
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
-    """Return a table. Its cells are texts or Markup; columns without a number are aligned left."""
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "table") -> Markup:
+    """Return a table. Its cells are texts or Markup; columns without a number are aligned left.
+
+    Args:
+        title: what a screen reader calls it.
+    """
     is_words = [not any(NUMBER.match(row[i]) for row in rows) for i in range(len(header))]
-    return part("table", header, rows, is_words)
+    return part("table", header, rows, is_words, title)
 
 
 def figures(drawn: Sequence[Markup]) -> Markup:
@@ -53,8 +67,22 @@ def joined(parts: Iterable[Markup]) -> Markup:
     return Markup().join(parts)
 
 
+def term(word: str, *, name: str | None = None) -> Markup:
+    """Return a word that is explained where a reader points at it or comes to it by keyboard.
+
+    Args:
+        name: of its definition among those of `page`; None: the word.
+    """
+    return part("term", word, name or word)
+
+
 def page(
-    title: str, sections: Sequence[tuple[str, Markup]], *, lead: Markup = NOTHING, styles: Sequence[str] = ()
+    title: str,
+    sections: Sequence[tuple[str, Markup]],
+    *,
+    lead: Markup = NOTHING,
+    styles: Sequence[str] = (),
+    definitions: Mapping[str, str] | None = None,
 ) -> str:
     """Return a complete page, with links to its sections.
 
@@ -62,8 +90,13 @@ def page(
         sections: the heading of each, and its content.
         lead: what stands between the title and the links.
         styles: CSS templates beside `page.css`.
+        definitions: of the words that `term` marks. Those that the page uses become its last section.
     """
-    return str(render("page.html", title=title, sections=sections, lead=lead, styles=styles))
+    content = joined([lead, *(html for _, html in sections)])
+    used = {name: text for name, text in (definitions or {}).items() if f'href="#{_word_anchor(name)}"' in content}
+    shown = [*sections, (DEFINITIONS, part("definitions", list(used.items())))] if used else sections
+    html = render("page.html", title=title, sections=shown, lead=lead, styles=styles, light=LIGHT, dark=DARK)
+    return str(html)
 
 
 @cache
@@ -72,13 +105,24 @@ def _environment() -> Environment:
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_for_readers_elsewhere,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=False,
     )
     environment.filters["anchor"] = _anchor
+    environment.filters["word_anchor"] = _word_anchor
     return environment
+
+
+def _for_readers_elsewhere(value: object) -> object:
+    """Return what a template shows of a value: a text with short paths, and finished HTML as it is."""
+    return short_paths(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _anchor(heading: str) -> str:
     return re.sub(r"\W+", "-", heading.lower()).strip("-")
+
+
+def _word_anchor(word: str) -> str:
+    return f"word-{_anchor(word)}"

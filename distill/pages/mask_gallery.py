@@ -16,7 +16,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-from distill.data.painting import draw_prompt
+from distill.data.painting import BOX_COLOUR, NEGATIVE_COLOUR, POSITIVE_COLOUR, draw_prompt
 from distill.pages.html import render
 
 STYLE = "mask_gallery.css"
@@ -25,14 +25,19 @@ CONTEXT = 1.6  # side of the shown square, in longer sides of the truth's box ..
 LEAST_SHARE = 0.2  # ... but at least this share of the photo's longest side
 JPEG_QUALITY = 80
 CLICK_RADIUS = 4  # pixels of the panel
-BACKGROUND = (240, 242, 245)
+BACKGROUND = (126, 134, 143)  # beside a narrow photo; between a light and a dark page
 RIGHT, MISSED, EXTRA = 1, 2, 3  # kinds of a mask's pixels, beside 0: outside of both mask and truth
 # RGBA of the four kinds; blue, yellow and vermilion of Okabe and Ito
 OVERLAY = ((0, 0, 0, 0), (0, 114, 178, 150), (240, 228, 66, 190), (213, 94, 0, 190))
 KEY = ((RIGHT, "right"), (MISSED, "missed"), (EXTRA, "too much"))
 # The choices of a filter: the text that is shown, and its value in mask_gallery.js.
 SIZES = [("all sizes", ""), ("large", "large"), ("medium", "medium"), ("small", "small")]
-ORDERS = [("worst first", "worst"), ("best first", "best"), ("farthest behind first", "gap")]
+ORDERS = [
+    ("worst, median, best in turn", "turn"),
+    ("worst first", "worst"),
+    ("best first", "best"),
+    ("farthest behind first", "gap"),
+]
 ALL_MODELS = ("the worst of all", "")
 
 
@@ -46,6 +51,7 @@ class GalleryRow:
     prompt_title: the words for this kind of prompt, which a filter chooses by.
     truth: bool (H, W). masks: by model, bool (H, W). ious: by model, each mask with the truth.
     size: COCO's word for the area of the instance.
+    why: what the instance is an example of, such as "worst of small".
     """
 
     photo: np.ndarray
@@ -56,6 +62,7 @@ class GalleryRow:
     prompt_title: str
     size: str
     caption: str
+    why: str = ""
 
 
 def render_gallery(rows: Sequence[Markup], models: Sequence[str], prompt_titles: Sequence[str]) -> Markup:
@@ -67,7 +74,9 @@ def render_gallery(rows: Sequence[Markup], models: Sequence[str], prompt_titles:
         sizes=SIZES,
         models=[ALL_MODELS, *((model, model) for model in models)],
         orders=ORDERS,
-        key=[(word, f"rgb{OVERLAY[kind][:3]}") for kind, word in KEY],
+        pixels=[(word, f"rgb{OVERLAY[kind][:3]}") for kind, word in KEY],
+        box=f"rgb{BOX_COLOUR}",
+        clicks=[("click on the object", f"rgb{POSITIVE_COLOUR}"), ("click off it", f"rgb{NEGATIVE_COLOUR}")],
     )
 
 
@@ -79,6 +88,7 @@ def render_row(row: GalleryRow) -> Markup:
         size=row.size,
         prompt=row.prompt_title,
         caption=row.caption,
+        why=row.why,
         ious=json.dumps({model: round(iou, 4) for model, iou in row.ious.items()}),
         crop=_data_uri(cut_square(row.photo, window), "JPEG"),
         photo=_data_uri(_prompt_panel(row), "JPEG"),
@@ -113,7 +123,7 @@ def cut_square(pixels: np.ndarray, window: tuple[int, int, int], *, panel: int =
     return canvas.resize((panel, panel), Image.Resampling.BILINEAR)
 
 
-def _overlay(mask: np.ndarray, truth: np.ndarray, window: tuple[int, int, int]) -> str:
+def _overlay(mask: np.ndarray, truth: np.ndarray, window: tuple[int, int, int]) -> Markup:
     """Return right, missed and extra pixels as a transparent PNG. The row holds the crop below it only once."""
     left, top, side = window
     kinds = RIGHT * (mask & truth) + MISSED * (truth & ~mask) + EXTRA * (mask & ~truth)  # (H, W)
@@ -142,7 +152,7 @@ def _prompt_panel(row: GalleryRow) -> Image.Image:
     return panel
 
 
-def _data_uri(image: Image.Image, form: str, **options: Any) -> str:
+def _data_uri(image: Image.Image, form: str, **options: Any) -> Markup:
     buffer = io.BytesIO()
     image.save(buffer, form, **({"quality": JPEG_QUALITY} if form == "JPEG" else {"optimize": True}), **options)
-    return f"data:image/{form.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return Markup(f"data:image/{form.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}")

@@ -9,11 +9,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from distill.data.painting import draw_prompt, paint_mask
-from distill.pages.mask_gallery import BACKGROUND, JPEG_QUALITY, GalleryRow, cut_square, shown_window
+from distill.pages.mask_gallery import JPEG_QUALITY, GalleryRow, cut_square, shown_window
 from distill.text import line
 
 PANEL, GAP, TITLE_HEIGHT = 220, 6, 24  # pixels
 TRUTH_COLOUR, MODEL_COLOUR = (0, 158, 115), (0, 114, 178)  # green and blue of Okabe and Ito
+LABEL_GROUND = (240, 242, 245)
 CLICK_RADIUS = 6
 INK, FONT_SIZE = (40, 44, 52), 14
 
@@ -62,5 +63,5 @@ def _mask_panel(
 def _write_iou(panel: Image.Image, iou: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> None:
     pen, text = ImageDraw.Draw(panel), f"IoU {iou:.2f}"
     left, top, right, bottom = pen.textbbox((6, 4), text, font=font)
-    pen.rectangle((left - 4, top - 3, right + 4, bottom + 3), fill=BACKGROUND)
+    pen.rectangle((left - 4, top - 3, right + 4, bottom + 3), fill=LABEL_GROUND)
     pen.text((6, 4), text, fill=INK, font=font)

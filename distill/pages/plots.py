@@ -1,4 +1,4 @@
-"""Plots as inline SVG in the style of the pages: colours and markers of models, curves, and Pareto fronts."""
+"""Plots as inline SVG in the style of the pages: colours and markers of models, and curves."""
 
 from __future__ import annotations
 
@@ -16,14 +16,24 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from distill.outside import read_scalars
+from distill.pages.colours import LIGHT, NUM_SERIES, themed
 from distill.pages.html import part
-from distill.text import plot_label
+from distill.text import line, plot_label
 
-# Okabe and Ito's colours, which people with any colour vision tell apart, without their yellow: too pale on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
+COLOURS = tuple(LIGHT[f"series-{number}"] for number in range(1, NUM_SERIES + 1))
 MARKERS = "os^DvPX"
-INK, FAINT, AXIS = "#1c2733", "#d8dee6", "#8a94a0"
-PLOT_WIDTH = 6.0  # inches: two plots fit side by side
+# The same markers on a page: their paths in a box of 12 x 12.
+MARKER_PATHS = {
+    "o": "M6 1a5 5 0 1 0 0 10a5 5 0 1 0 0-10z",
+    "s": "M1.5 1.5h9v9h-9z",
+    "^": "M6 1l5.5 10h-11z",
+    "D": "M6 .5l5.5 5.5l-5.5 5.5l-5.5-5.5z",
+    "v": "M6 11l-5.5-10h11z",
+    "P": "M4 .5h4v3.5h3.5v4h-3.5v3.5h-4v-3.5h-3.5v-4h3.5z",
+    "X": "M3.2 .5l2.8 2.8l2.8-2.8l2.7 2.7l-2.8 2.8l2.8 2.8l-2.7 2.7l-2.8-2.8l-2.8 2.8l-2.7-2.7l2.8-2.8l-2.8-2.8z",
+}
+PAGE, INK, FAINT, AXIS = LIGHT["page"], LIGHT["ink"], LIGHT["faint"], LIGHT["axis"]
+PLOT_WIDTH = 5.3  # inches: two plots fit side by side, and one stays readable on a telephone
 MAX_POINTS = 250  # of a curve, so that the page of a long run stays small
 FEW_POINTS = 12  # a curve of fewer points shows each of them
 TREND_POINTS = 5  # fewer points are drawn as points: a line through them would look like a trend
@@ -31,6 +41,9 @@ TREND_POINTS = 5  # fewer points are drawn as points: a line through them would 
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 PLOT_STYLE: Any = {  # keys of matplotlib.rcParams, which matplotlib types as literals
     "svg.fonttype": "none",  # text stays text
+    "figure.facecolor": "none",  # the page shows through
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
     "font.family": "sans-serif",
     "font.size": 10,
     "text.color": INK,
@@ -69,17 +82,9 @@ def marker_of(index: int) -> str:
     return MARKERS[(index + index // len(COLOURS)) % len(MARKERS)]
 
 
-def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Find the points that no other point is at or below in both coordinates.
-
-    Returns:
-        Their indices, from left to right. Of equal points the first counts.
-    """
-    front: list[int] = []
-    for i in sorted(range(len(points)), key=lambda i: points[i]):
-        if not front or points[i][1] < points[front[-1]][1]:
-            front.append(i)
-    return front
+def look_of(index: int) -> tuple[str, str]:
+    """Return how a page shows the index-th model: its marker's path, and the name of its colour."""
+    return MARKER_PATHS[marker_of(index)], f"series-{index % len(COLOURS) + 1}"
 
 
 def read_curves(scalars_file: Path, names: list[str]) -> list[Curve]:
@@ -99,19 +104,20 @@ def read_curves(scalars_file: Path, names: list[str]) -> list[Curve]:
 
 
 def plot_curves(curves: Sequence[Curve], title: str, ylabel: str) -> Markup:
-    """Plot curves over the training steps. Of a long curve, draw the means of equal pieces; of a short one, points."""
+    """Plot curves over the training steps. The page has the legend, which says whose colours they are.
+
+    Of a long curve, draw the means of equal pieces; of a short one, points.
+    """
     with new_figure(PLOT_WIDTH, 3.2) as (figure, axes):
         for curve in curves:
             steps, values = _thinned(curve)
-            (line,) = axes.plot(steps, values, label=plot_label(curve.title), linewidth=1.6, color=curve.colour)
+            (drawn,) = axes.plot(steps, values, linewidth=1.6, color=curve.colour)
             if len(steps) < FEW_POINTS:
-                line.set(marker="o", markersize=3.5)
+                drawn.set(marker="o", markersize=3.5)
             if len(steps) < TREND_POINTS:
-                line.set(linestyle="none", markersize=6)
+                drawn.set(linestyle="none", markersize=6)
         axes.set(title=plot_label(title), xlabel="step", ylabel=plot_label(ylabel))
-        if len(curves) > 1:
-            axes.legend(fontsize=8, frameon=False)
-        return to_svg(figure)
+        return to_svg(figure, title)
 
 
 @contextmanager
@@ -122,12 +128,17 @@ def new_figure(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
         yield figure, figure.subplots()
 
 
-def to_svg(figure: Figure) -> Markup:
-    """Return a figure as inline SVG."""
+def to_svg(figure: Figure, title: str) -> Markup:
+    """Return a figure as inline SVG, whose colours follow the page.
+
+    Args:
+        title: what a screen reader calls it.
+    """
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata=NO_METADATA)
     svg = buffer.getvalue()
-    return part("figure", Markup(svg[svg.index("<svg") :]))
+    drawn = themed(svg[svg.index("<svg") + len("<svg") :])
+    return part("figure", Markup('<svg role="img" aria-label="{}"').format(line(title)) + Markup(drawn))
 
 
 def _thinned(curve: Curve) -> tuple[np.ndarray, np.ndarray]:

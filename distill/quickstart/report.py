@@ -13,7 +13,7 @@ from distill.comparison.page import render_page
 from distill.errors import RunError
 from distill.files import write_text, write_whole
 from distill.pages import mask_gallery
-from distill.pages.html import joined, part, remark
+from distill.pages.html import joined, remark
 from distill.pages.mask_gallery import GalleryRow
 from distill.pages.mask_picture import render_picture
 
@@ -33,7 +33,7 @@ def write_report(
         comparison: of teacher and students on the held-out photos.
         photographs: of teacher and student on the photographs of the gallery.
         summary: the content of summary.json.
-        sentence: what the page begins with.
+        sentence: what the quickstart printed at its end.
     """
     seconds = seconds_table(summary["seconds"])
     rows = joined(mask_gallery.render_row(row) for row in _photograph_rows(photographs))
@@ -44,7 +44,7 @@ def write_report(
     page = render_page(
         comparison,
         title=TITLE,
-        lead=part("lead", sentence) + remark(_measured(summary)),
+        lead=remark(f"{sentence}. {_measured(summary)}"),
         num_rows=GALLERY_ROWS,
         extra=[("Photographs", explained + rows), ("Seconds", seconds)],
     )

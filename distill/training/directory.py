@@ -24,6 +24,7 @@ ENVIRONMENT_FILE = "environment.json"
 SCALARS_FILE = "metrics.jsonl"
 LOG_FILE = "log.txt"
 CHECKPOINTS = "checkpoints"
+CPU_FILE = Path("/proc/cpuinfo")
 LAST_CHECKPOINT, BEST_CHECKPOINT = "last", "best"
 
 LOGGED = ("distill", "lightning.pytorch", "lightning.fabric")
@@ -65,11 +66,22 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "libraries": {name: _version(name) for name in LIBRARIES},
+        "processor": processor(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "cuda": torch.version.cuda,
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
+
+
+def processor() -> str:
+    """Return the name of the processor, as far as the system tells it."""
+    try:
+        lines = CPU_FILE.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def is_rank_zero() -> bool:

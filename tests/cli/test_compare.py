@@ -70,7 +70,27 @@ def test_differences_are_paired(compared):
     (ours, photos), (base, _) = ious("student"), ious("teacher")
     found = paired_difference(ours, base, photos)
     text = (compared.out / "table.md").read_text()
-    assert f"| box | student | {found.mean:+.3f} | [{found.low:+.3f}, {found.high:+.3f}] | 12 |" in text
+    assert f"| box, single mask | student | {found.mean:+.3f} | [{found.low:+.3f}, {found.high:+.3f}] | 12 |" in text
+
+
+def test_the_page_names_no_place_on_this_machine(compared, copied, tmp_path, capsys):
+    page = (compared.out / "index.html").read_text()
+    assert str(compared.place) not in page and "set.json" in page  # which the table of protocols names
+    change(copied["teacher"], images=str(tmp_path / "gone"))
+    options = ["--no-bench", "--out", str(tmp_path / "out")]
+    assert main(["compare", str(copied["teacher"]), f"{compared.place}/runs/feature", *options]) == 0
+    assert str(tmp_path / "gone") in capsys.readouterr().err  # the terminal is of this machine
+    page = (tmp_path / "out/index.html").read_text()
+    assert "no gallery of box, single mask: " in page and "gone" in page
+    for place in (tmp_path, compared.place, Path.home(), Path.cwd()):
+        assert f"{place}/" not in page
+
+
+def test_the_page_counts_what_it_scores(compared):
+    page = (compared.out / "index.html").read_text()
+    assert "<small>4 photos, 12 instances</small>" in page and "<small>4 instances</small>" in page
+    assert ">n = 4</text>" in page or "n = 4" in page
+    assert "input</a> (pixels)" in page and ">64<" in page
 
 
 def test_the_page_stands_alone(compared):
@@ -112,6 +132,39 @@ def test_evaluations_alone_are_joined_by_their_weights(compared, tmp_path):
     assert (
         list(rows) == ["ours"] and rows["ours"]["1 click: miou"] == read_csv(compared.out)["student"]["1 click: miou"]
     )
+
+
+def limited(compared, tmp_path: Path, num: int) -> Path:
+    """Evaluate the student on the first photos alone, by boxes."""
+    place = tmp_path / "found"
+    command = ["evaluate", f"{compared.place}/runs/mask", "eval/coco_box", f"run={place / 'box'}"]
+    data = [f"data.images={compared.place}/photos", f"data.annotations={compared.place}/set.json"]
+    assert main([*command, *data, f"data.max_images={num}"]) == 0
+    return place
+
+
+def test_max_images_is_of_found_evaluations_too(compared, tmp_path, capsys):
+    models = [f"teacher={compared.place}/teacher.safetensors", f"student={compared.place}/runs/mask"]
+    found = ["--evaluations", str(compared.out / "evaluations")]
+    only = ["--protocols", "eval/coco_box", "--max-images", "2", "--no-bench", "--out", str(tmp_path / "out")]
+    assert main(["compare", *models, *found, *compared.data, *only]) == 0
+    assert capsys.readouterr().err.count("is of all photos; evaluated again because of --max-images 2") == 2
+    metrics = json.loads((tmp_path / "out/evaluations/student/coco_box/metrics.json").read_text())
+    assert metrics["num_images"] == 2
+    assert "<small>2 photos, 6 instances</small>" in (tmp_path / "out/index.html").read_text()
+
+
+def test_other_numbers_of_photos_are_refused_before_the_work(compared, copied, tmp_path, capsys):
+    out = ["--no-bench", "--protocols", "eval/coco_box", "--out", tmp_path / "out"]
+    alone = [*compared.data, "--max-images", 2, *out]
+    change(copied["student"], model=str(tmp_path / "gone"))
+    error = refused(capsys, copied["student"], *alone)
+    assert "--max-images 2: " in error and "is of all photos, and the weights of gone are not here" in error
+    place, teacher = limited(compared, tmp_path, 2), f"{compared.place}/teacher.safetensors"
+    error = refused(capsys, teacher, place / "box", *compared.data, *out)
+    assert "is of the first 2 photos, and the others would be of all: give --max-images 2" in error
+    assert not (tmp_path / "out/evaluations").exists()
+    assert "nothing is evaluated without --images" in refused(capsys, copied["student"], "--max-images", 2, *out)
 
 
 def test_a_run_without_evaluations_is_shown_with_a_note(compared, tmp_path, capsys):
@@ -192,7 +245,7 @@ def test_photos_that_are_gone_leave_the_gallery_out(copied, tmp_path, capsys):
     assert main(command) == 0
     assert "no gallery of box" in capsys.readouterr().err
     page = (tmp_path / "out/index.html").read_text()
-    assert "no gallery of box" in page and 'id="filters"' not in page
+    assert "no gallery of box, single mask" in page and 'id="filters"' not in page
 
 
 def test_masks_that_are_gone_leave_the_gallery_out(copied, tmp_path, capsys):

@@ -1,19 +1,35 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from distill.comparison.gallery import choose_instances
 
 
-def test_the_gallery_shows_the_worst_of_each_size_and_others():
+def test_the_gallery_shows_worst_median_and_best_of_each_size_in_turn():
     rng = np.random.default_rng(0)
-    ious = rng.random((2, 100))
-    areas = np.array([100.0] * 2 + [2000.0] * 49 + [20000.0] * 49)
-    chosen = choose_instances(ious, areas, 20)
+    ious = rng.random((2, 102))
+    areas = np.array([100.0] * 6 + [2000.0] * 48 + [20000.0] * 48)
+    chosen = choose_instances(ious, areas, 18)
     mean = ious.mean(0)
-    assert len(set(chosen)) == 20 and {0, 1} <= set(chosen)
-    assert [mean[i] for i in chosen] == sorted(mean[chosen])
-    assert int(mean.argmin()) == chosen[0]
-    assert {2 + int(mean[2:51].argmin()), 51 + int(mean[51:].argmin())} <= set(chosen)
-    assert max(mean[chosen]) > 0.7  # good ones too
-    assert choose_instances(ious[:, :3], areas[:3], 20) == sorted(range(3), key=lambda i: mean[i])
+    assert len(chosen) == 18
+    sizes = {"small": range(6), "medium": range(6, 54), "large": range(54, 102)}
+    for size, group in sizes.items():
+        order = sorted(group, key=lambda i: mean[i])
+        of = {
+            kind: [i for i, why in chosen.items() if why == f"{kind} of {size}"] for kind in ("worst", "median", "best")
+        }
+        assert of["worst"] == order[:2] and of["best"] == order[:-3:-1]
+        middle = order[len(order) // 2 - 1 : len(order) // 2 + 1]
+        assert sorted(of["median"]) == sorted(middle)
+    kinds = [why.split()[0] for why in chosen.values()]
+    assert kinds == ["worst", "median", "best"] * 6  # in turn
+    assert [why.split()[-1] for why in list(chosen.values())[:9:3]] == ["small", "medium", "large"]
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 2, 3, 7, 20])
+def test_few_instances_are_each_shown_once(num_rows):
+    rng = np.random.default_rng(1)
+    ious, areas = rng.random((1, 5)), np.array([100.0, 100.0, 2000.0, 20000.0, 20000.0])
+    chosen = choose_instances(ious, areas, num_rows)
+    assert len(chosen) == min(num_rows, 5) and set(chosen) <= set(range(5))

@@ -1,8 +1,33 @@
 from __future__ import annotations
 
-from distill.comparison.plots import Point, best_points
+from distill.bench.spread import Spread
+from distill.comparison.plots import Point, front_of
 
 
-def test_the_pareto_front():
-    points = [Point(i, str(i), *xy) for i, xy in enumerate([(1, 0.5), (2, 0.4), (2, 0.7), (3, 0.7), (4, 0.9)])]
-    assert [point.label for point in best_points(points)] == ["0", "2", "4"]
+def points(*costs: Spread) -> list[Point]:
+    return [Point(i, str(i), cost, 0.1 * i) for i, cost in enumerate(costs)]
+
+
+def exact(value: float) -> Spread:
+    return Spread(value, value, value)
+
+
+def by_mean(first: str, second: str) -> bool:
+    """Take every difference of quality for one."""
+    return int(first) < int(second)
+
+
+def never(first: str, second: str) -> bool:
+    return False
+
+
+def test_latencies_within_their_noise_are_one_cost():
+    same = points(Spread(273, 240, 301), Spread(235, 229, 270), Spread(241, 236, 262))
+    assert front_of(same, by_mean).members == [2] and front_of(same, by_mean).joined == []
+    assert front_of(same, never).members == [0, 1, 2] and front_of(same, never).joined == []
+
+
+def test_counts_have_no_noise():
+    assert front_of(points(exact(1.0), exact(1.01)), by_mean).joined == [0, 1]
+    assert front_of(points(exact(1.01), exact(1.0)), by_mean).members == [1]
+    assert front_of(points(exact(1.0), exact(1.01)), never).members == [0]

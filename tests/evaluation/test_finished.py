@@ -25,3 +25,17 @@ from distill.evaluation.finished import ProtocolKey
 )
 def test_titles(protocol, title):
     assert protocol.title == title
+
+
+@pytest.mark.parametrize(
+    ("protocol", "title"),
+    [
+        (ProtocolKey("coco_box", "box", None, "single"), "box, single mask"),
+        (ProtocolKey("coco_point", "point", 1, "best"), "1 click, best of three"),
+        (ProtocolKey("coco_point", "point", 1, "single"), "1 click, single mask"),
+        (ProtocolKey("somebody/else", "box", None, "other"), "box, other"),
+        (ProtocolKey("everything", None, None, None), "everything"),
+    ],
+)
+def test_full_titles_always_name_the_policy(protocol, title):
+    assert protocol.full_title == title

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from distill.pages.plots import (
@@ -9,8 +10,8 @@ from distill.pages.plots import (
     TREND_POINTS,
     Curve,
     colour_of,
+    look_of,
     marker_of,
-    pareto_front,
     plot_curves,
     read_curves,
 )
@@ -25,7 +26,15 @@ def test_curves_come_from_the_steps_that_logged_them(tmp_path: Path) -> None:
 
 
 def test_a_plot_is_inline_svg() -> None:
-    assert plot_curves([Curve("one", [0, 1], [0.0, 1.0])], "title", "unit").startswith("<figure><svg")
+    drawn = plot_curves([Curve("one", [0, 1], [0.0, 1.0])], "a <title>", "unit")
+    assert drawn.startswith('<figure><svg role="img" aria-label="a &lt;title&gt;"')
+
+
+def test_a_plot_follows_the_page() -> None:
+    """No colour is left that would not change with the page; what is drawn has no ground of its own."""
+    drawn = plot_curves([Curve("one", [0, 1], [0.0, 1.0], colour_of(0))], "title", "unit")
+    assert not re.findall(r"(?<!, )#[0-9a-f]{6}", re.sub(r"url\(#\w+\)|href=\"#\w+\"", "", drawn))
+    assert "var(--series-1" in drawn and "var(--ink" in drawn and "#ffffff" not in drawn
 
 
 def test_few_points_are_no_trend() -> None:
@@ -34,7 +43,7 @@ def test_few_points_are_no_trend() -> None:
     def num_lines(num_points: int) -> int:
         steps = list(range(num_points))
         curve = Curve("one", steps, [float(step) for step in steps], colour=COLOURS[0])
-        return plot_curves([curve], "title", "unit").count(f"fill: none; stroke: {COLOURS[0].lower()}")
+        return plot_curves([curve], "title", "unit").count("fill: none; stroke: var(--series-1")
 
     assert [num_lines(n) for n in (1, 2, TREND_POINTS - 1)] == [0, 0, 0]
     assert num_lines(TREND_POINTS) == num_lines(300) == 1
@@ -48,9 +57,5 @@ def test_a_long_curve_is_thinned() -> None:
 
 def test_models_have_looks_of_their_own() -> None:
     looks = [(colour_of(i), marker_of(i)) for i in range(49)]
-    assert len(set(looks)) == 49
+    assert len(set(looks)) == len({look_of(i) for i in range(49)}) == 49
     assert len({colour for colour, _ in looks[: len(COLOURS)]}) == len(COLOURS)
-
-
-def test_the_front_is_of_those_that_nothing_beats_in_both():
-    assert pareto_front([(3.0, 1.0), (1.0, 5.0), (2.0, 5.0), (2.0, 2.0), (4.0, 4.0)]) == [1, 3, 0]

@@ -66,6 +66,52 @@ def paired_difference(
     return Difference(mean, *interval, len(differences))
 
 
+def paired_ratio(
+    first: npt.ArrayLike, second: npt.ArrayLike, photos: Sequence[Any] | np.ndarray, *, seed: int = 0
+) -> Interval | None:
+    """Return the interval of the first model's mean as a share of the second's, on the same instances.
+
+    Both are resampled together, as in `paired_difference`: the interval leaves out 1 where that one leaves out 0.
+
+    Returns:
+        None with fewer than two photos, or where no resample has a second mean other than 0.
+    """
+    index, num_photos = number_photos(photos)
+    if num_photos < 2:
+        return None
+    rows = np.stack([np.asarray(first, np.float64), np.asarray(second, np.float64)], 1)
+    sums = per_photo(rows, index, num_photos)
+
+    def ratio(totals: np.ndarray) -> np.ndarray:
+        shares: np.ndarray = np.where(totals[:, 1] == 0, np.nan, totals[:, 0] / totals[:, 1])
+        return shares
+
+    return percentile_interval(bootstrap(sums, ratio, seed=seed))
+
+
+def pairwise_intervals(values: np.ndarray, photos: Sequence[Any] | np.ndarray, *, seed: int = 0) -> np.ndarray:
+    """Return the intervals of the differences between all pairs of models, each as `paired_difference` gives it.
+
+    Args:
+        values: (M, N), of M models for the same N instances. photos: (N,) the photo of each.
+    Returns:
+        (M, M, 2): at [i, j] low and high of model i's mean minus model j's; NaN with fewer than two photos.
+    """
+    num_models = len(values)
+    found = np.full((num_models, num_models, 2), np.nan)
+    index, num_photos = number_photos(photos)
+    if num_photos < 2:
+        return found
+    columns = np.stack([*np.asarray(values, np.float64), np.ones(values.shape[1])], 1)  # (N, M + 1)
+    sums = per_photo(columns, index, num_photos)
+    means = bootstrap(sums, lambda totals: totals[:, :-1] / totals[:, -1:], seed=seed)  # (R, M)
+    for i in range(num_models):
+        for j in range(num_models):
+            if (interval := percentile_interval(means[:, i] - means[:, j])) is not None:
+                found[i, j] = interval
+    return found
+
+
 def per_photo(rows: np.ndarray, photo_index: np.ndarray, num_photos: int) -> np.ndarray:
     """Sum rows (N, K) by photo: float64 (num_photos, K)."""
     sums = np.zeros((num_photos, rows.shape[1]))

@@ -5,6 +5,7 @@ torchmetrics accumulates the sums and merges them over ranks.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -19,6 +20,7 @@ VARIANCE_FLOOR = 1e-12  # a smaller variance is rounding error
 
 
 SIZES = ("", "_large", "_medium", "_small")  # the endings of a metric's names; the first is for all instances
+SIZE_NAMES = ("large", "medium", "small")
 
 
 class MeanBySize(Metric):
@@ -104,6 +106,12 @@ def size_groups(areas: Tensor, *, closed: bool = False) -> Tensor:
     large, small = areas >= LARGE_AREA, areas <= SMALL_AREA if closed else areas < SMALL_AREA
     medium = (areas >= SMALL_AREA) & (areas <= LARGE_AREA if closed else areas < LARGE_AREA)
     return torch.stack([torch.ones_like(large), large, medium, small])
+
+
+def count_sizes(areas: np.ndarray, *, closed: bool = False) -> dict[str, int]:
+    """Return the number of instances of each of SIZE_NAMES, as `size_groups` tells them apart."""
+    _, *groups = size_groups(torch.from_numpy(areas), closed=closed)
+    return {name: int(group.sum()) for name, group in zip(SIZE_NAMES, groups, strict=True)}
 
 
 def calibration_terms(predicted: Tensor, iou: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 (() => {
   const form = document.getElementById("filters"), list = document.getElementById("instances");
   const fields = [...form.elements].filter(field => field.name);
-  const rows = [...list.children].map(row => ({row, ious: JSON.parse(row.dataset.ious)}));
+  const rows = [...list.children].map((row, turn) => ({row, turn, ious: JSON.parse(row.dataset.ious)}));
   const apply = () => {
     const want = Object.fromEntries(fields.map(field => [field.name, field.value]));
     for (const item of rows) {
@@ -13,7 +13,12 @@
       for (const panel of item.row.querySelectorAll("[data-model]"))
         panel.hidden = want.model && panel.dataset.model !== want.model;
     }
-    const order = {worst: (a, b) => a.iou - b.iou, best: (a, b) => b.iou - a.iou, gap: (a, b) => b.gap - a.gap};
+    const order = {
+      turn: (a, b) => a.turn - b.turn,
+      worst: (a, b) => a.iou - b.iou,
+      best: (a, b) => b.iou - a.iou,
+      gap: (a, b) => b.gap - a.gap,
+    };
     list.append(...rows.sort(order[want.order]).map(item => item.row));
     form.querySelector("output").value = `${rows.filter(item => !item.row.hidden).length} shown`;
     return want;

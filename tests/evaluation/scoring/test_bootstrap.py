@@ -7,7 +7,15 @@ import math
 import numpy as np
 import pytest
 
-from distill.evaluation.scoring.bootstrap import bootstrap, mean_interval, paired_difference, per_photo, resample_counts
+from distill.evaluation.scoring.bootstrap import (
+    bootstrap,
+    mean_interval,
+    paired_difference,
+    paired_ratio,
+    pairwise_intervals,
+    per_photo,
+    resample_counts,
+)
 
 
 def test_the_interval_of_independent_photos_is_the_normal_one():
@@ -81,3 +89,28 @@ def test_a_statistic_of_sums_without_instances_is_nan():
     sums = per_photo(np.array([[1.0, 1.0]]), np.array([0]), 3)  # two photos of three are empty
     found = bootstrap(sums, lambda totals: totals[:, 0] / totals[:, 1], num_resamples=200)
     assert np.isnan(found).any() and np.nanmax(found) == np.nanmin(found) == 1
+
+
+def test_all_pairs_at_once_are_the_pairs_one_by_one():
+    rng = np.random.default_rng(3)
+    values, photos = rng.random((3, 90)), np.repeat(range(30), 3)
+    found = pairwise_intervals(values, photos)
+    for i in range(3):
+        for j in range(3):
+            assert found[i, j] == pytest.approx(paired_difference(values[i], values[j], photos)[1:3], abs=1e-12)
+    assert np.isnan(pairwise_intervals(values[:, :3], photos[:3])).all()
+
+
+def test_a_ratio_leaves_out_one_where_the_difference_leaves_out_zero():
+    rng = np.random.default_rng(4)
+    photos = np.repeat(range(30), 3)
+    for _ in range(50):
+        first, second = rng.random(90), 0.9 * rng.random(90) + 0.1 * rng.random()
+        difference, ratio = paired_difference(first, second, photos), paired_ratio(first, second, photos)
+        assert ratio is not None and ratio.low <= first.mean() / second.mean() <= ratio.high
+        assert (ratio.low > 1, ratio.high < 1) == (difference.low > 0, difference.high < 0)
+
+
+def test_a_ratio_that_nothing_tells():
+    assert paired_ratio([0.5, 0.5], [0.1, 0.1], ["a", "a"]) is None  # one photo
+    assert paired_ratio([0.5, 0.5], [0.0, 0.0], ["a", "b"]) is None
