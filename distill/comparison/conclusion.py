@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import date
 from typing import Any
 
@@ -10,27 +11,29 @@ from distill.comparison.join import Comparison
 from distill.comparison.models import ComparedModel
 from distill.comparison.noise import is_lower_score, latencies
 from distill.evaluation.finished import HEADLINE_WORDS, FinishedEvaluation, ProtocolKey
-from distill.evaluation.scoring.bootstrap import paired_ratio
+from distill.evaluation.scoring.bootstrap import Interval, paired_ratio
 from distill.evaluation.scoring.metrics import SIZE_NAMES, count_sizes
 
+MOST_PROTOCOLS = 3  # that the sentence names
 AROUND_ONE = 0.995, 1.005  # ratios that two digits do not tell from 1
 
 
 def conclusion(comparison: Comparison) -> str:
-    """Return the sentence. It is about the first protocol by which the reference and another model were evaluated.
+    """Return the sentence. It is about the first protocols by which the reference and other models were evaluated.
 
     Of the models that no other beats measurably, the cheapest stands for all. Baselines that are no model are left out.
     """
     reference = comparison.reference
-    for protocol in comparison.protocols:
-        others = [
-            model
-            for model, _ in comparison.evaluations(protocol)
-            if model is not reference and model.sha256 is not None
-        ]
-        if others and protocol in reference.evaluations:
-            return _sentence(comparison, protocol, _closest(comparison, protocol, others))
-    return _alone(comparison)
+    protocols = [key for key in comparison.protocols if key in reference.evaluations][:MOST_PROTOCOLS]
+    others = [
+        model
+        for model in comparison.models
+        if model is not reference and model.sha256 is not None and any(key in model.evaluations for key in protocols)
+    ]
+    if not others:
+        return _alone(comparison)
+    closest = _closest(comparison, protocols, others)
+    return _sentence(comparison, [key for key in protocols if key in closest.evaluations], closest)
 
 
 def circumstances(comparison: Comparison, today: date) -> list[str]:
@@ -78,51 +81,82 @@ def machine_words(machine: dict[str, Any]) -> str:
     """Return what a machine computes with, in words; without that, its platform, as far as it is known."""
     gpus = machine.get("gpus") or machine.get("cuda") or []
     shown = [*(gpus if isinstance(gpus, list) else [gpus]), machine.get("processor") or machine.get("platform")]
-    shown += [f"{machine[key]} {key}" for key in ("cpus", "cores", "threads") if machine.get(key)]
+    for key, unit in (("cpus", "CPU"), ("cores", "core"), ("threads", "thread")):
+        if machine.get(key):
+            shown.append(f"{machine[key]} {unit}{'s' if machine[key] != 1 else ''}")
     return ", ".join(str(word) for word in shown if word)
 
 
-def _closest(comparison: Comparison, protocol: ProtocolKey, others: list[ComparedModel]) -> ComparedModel:
-    """Return the cheapest of the models that no other beats measurably."""
-    is_lower = is_lower_score(comparison, protocol)
+def _closest(
+    comparison: Comparison, protocols: Sequence[ProtocolKey], others: Sequence[ComparedModel]
+) -> ComparedModel:
+    """Return the cheapest of the models that no other beats: in one protocol measurably better, and in none worse."""
+    is_lower = {protocol: is_lower_score(comparison, protocol) for protocol in protocols}
     found = latencies(comparison)
-    best = [model for model in others if not any(is_lower(model.label, other.label) for other in others)] or others
+
+    def is_beaten(model: ComparedModel, other: ComparedModel) -> bool:
+        shared = [key for key in protocols if key in model.evaluations and key in other.evaluations]
+        worse = any(is_lower[key](model.label, other.label) for key in shared)
+        return worse and not any(is_lower[key](other.label, model.label) for key in shared)
 
     def cost(model: ComparedModel) -> tuple[float, ...]:
         bench, latency = model.bench or {}, found.get(model.label)
         costs = (bench.get("macs"), latency and latency.value, bench.get("params"))
-        score = model.evaluations[protocol].metrics.get(model.evaluations[protocol].headline) or 0.0
-        return (*(float("inf") if value is None else float(value) for value in costs), -float(score))
+        scores = [score for key in protocols if (score := _score(model, key)) is not None]
+        return (*(float("inf") if value is None else float(value) for value in costs), -sum(scores))
 
-    return min(best, key=cost)
+    best = [model for model in others if not any(is_beaten(model, other) for other in others)]
+    return min(best or others, key=cost)
 
 
-def _sentence(comparison: Comparison, protocol: ProtocolKey, model: ComparedModel) -> str:
+def _score(model: ComparedModel, protocol: ProtocolKey) -> float | None:
+    """Return the headline of a model by a protocol, or None without one."""
+    found = model.evaluations.get(protocol)
+    return None if found is None else found.metrics.get(found.headline)
+
+
+def _sentence(comparison: Comparison, protocols: Sequence[ProtocolKey], model: ComparedModel) -> str:
     reference = comparison.reference
-    ours, theirs = model.evaluations[protocol], reference.evaluations[protocol]
-    word = HEADLINE_WORDS[ours.headline]
-    score, base = (found.metrics.get(found.headline) for found in (ours, theirs))
-    if score is None or base is None:
-        return f"No {word} by {protocol.full_title} of {model.label} and {reference.label}."
-    interval = None
-    if ours.headline == "miou" and len(ours.instances.ious):
-        interval = paired_ratio(ours.instances.ious, theirs.instances.ious, ours.instances.photos)
-    values = f"{score:.3f} and {base:.3f}"
-    if interval is not None:
-        values = f"95 % interval {100 * interval.low:.1f} to {100 * interval.high:.1f} %; {values}"
-    verdict = "comes closest to" if len(comparison.models) > 2 else "is behind"
-    if interval is None:
-        verdict = "stands beside"
-    elif interval.low > 1:
-        verdict = "is ahead of"
-    elif interval.high >= 1:
-        verdict = "is not measurably different from"
-    share = f"{100 * score / base:.1f} % of its {word}" if base else f"its {word}"
+    intervals = [_ratio(model, reference, protocol) for protocol in protocols]
+    shares = []
+    for protocol, interval in zip(protocols, intervals, strict=True):
+        word = HEADLINE_WORDS[model.evaluations[protocol].headline]
+        score, base = _score(model, protocol), _score(reference, protocol)
+        if score is None or base is None:
+            continue
+        what = f"{100 * score / base:.1f} % of its {word}" if base else f"its {word}"
+        range_words = f"95 % interval {100 * interval.low:.1f} to {100 * interval.high:.1f} %; " if interval else ""
+        shares.append(f"{what} by {protocol.full_title} ({range_words}{score:.3f} and {base:.3f})")
+    if not shares:
+        return f"No score of {model.label} and {reference.label} by one protocol, so nothing can be concluded."
     costs = _costs(comparison, model)
+    verdict = _verdict([interval for interval in intervals if interval], is_one_of_many=len(comparison.models) > 2)
     return (
-        f"{model.label} {verdict} {reference.label}: {share} by {protocol.full_title} ({values})"
+        f"{model.label} {verdict} {reference.label}: {', '.join(shares)}"
         f"{', with ' + ' and '.join(costs) if costs else '; no cost was measured'}."
     )
+
+
+def _verdict(intervals: Sequence[Interval], *, is_one_of_many: bool) -> str:
+    """Return how a model stands to the reference, by the intervals of its shares of the reference's scores."""
+    is_better, is_worse = any(found.low > 1 for found in intervals), any(found.high < 1 for found in intervals)
+    if not intervals:
+        return "stands beside"
+    if is_better and is_worse:
+        return "is better in one and worse in another way than"
+    if is_better:
+        return "is ahead of"
+    if not is_worse:
+        return "is not measurably different from"
+    return "comes closest to" if is_one_of_many else "is behind"
+
+
+def _ratio(model: ComparedModel, reference: ComparedModel, protocol: ProtocolKey) -> Interval | None:
+    """Return the interval of a model's share of the reference's mIoU; None where instances have none."""
+    ours, theirs = model.evaluations[protocol], reference.evaluations[protocol]
+    if ours.headline != "miou" or not len(ours.instances.ious):
+        return None
+    return paired_ratio(ours.instances.ious, theirs.instances.ious, ours.instances.photos)
 
 
 def _costs(comparison: Comparison, model: ComparedModel) -> list[str]:

@@ -58,15 +58,25 @@ STAGES = {"feature": "Feature stage", "mask": "Mask stage"}
 class Point(NamedTuple):
     """One model on a plot of quality against cost.
 
-    number: of the model, which gives its colour and marker. cost: with the range of its noise, which is empty for a
-    count. interval: the 95 % interval of its quality.
+    number: of the model, which gives its colour and marker. cost: a latency with its noise, or a count, which has
+    none. interval: the 95 % interval of its quality.
     """
 
     number: int
     label: str
-    cost: Spread
+    cost: Spread | float
     quality: float
     interval: tuple[float, float] | None = None
+
+    @property
+    def place(self) -> float:
+        """Where the point stands on the axis of costs."""
+        return self.cost.value if isinstance(self.cost, Spread) else self.cost
+
+    @property
+    def cost_range(self) -> tuple[float, float] | None:
+        """The range of the cost; None for a count."""
+        return (self.cost.low, self.cost.high) if isinstance(self.cost, Spread) else None
 
 
 def quality_plots(comparison: Comparison, protocol: ProtocolKey, costs: Sequence[Column]) -> Iterator[Markup]:
@@ -81,7 +91,7 @@ def quality_plots(comparison: Comparison, protocol: ProtocolKey, costs: Sequence
             Point(
                 i,
                 model.label,
-                spreads[model.label] if is_latency else Spread(float(cost), float(cost), float(cost)),
+                spreads[model.label] if is_latency else float(cost),
                 float(score),
                 evaluation.interval(headline),
             )
@@ -99,7 +109,9 @@ def front_of(points: Sequence[Point], is_lower: IsBelow) -> Front:
 
     def is_cheaper(first: int, second: int) -> bool:
         ours, theirs = points[first].cost, points[second].cost
-        return ours.is_below(theirs) if ours.low < ours.high else ours.value < theirs.value
+        if isinstance(ours, Spread) and isinstance(theirs, Spread):
+            return ours.is_below(theirs)
+        return points[first].place < points[second].place
 
     return measured_front(
         len(points), is_cheaper, lambda first, second: is_lower(points[second].label, points[first].label)
@@ -212,18 +224,18 @@ def _quality_plot(points: Sequence[Point], is_lower: IsBelow, xlabel: str, ylabe
     with new_figure(PLOT_WIDTH, 3.9) as (figure, axes):
         # A staircase: below and to the right of it lies what some model beats. It says nothing between two models.
         if steps := [points[i] for i in front.joined]:
-            costs, qualities = [p.cost.value for p in steps], [p.quality for p in steps]
+            costs, qualities = [p.place for p in steps], [p.quality for p in steps]
             axes.plot(costs, qualities, color=AXIS, linewidth=1.2, drawstyle="steps-post")
         for i, point in enumerate(points):
             opacity = 1.0 if i in front.members else 0.55
             marker, colour = marker_of(point.number), colour_of(point.number)
             whisker = {"color": colour, "linewidth": 1.2, "alpha": 0.6 * opacity}
             if point.interval is not None:
-                axes.plot([point.cost.value] * 2, point.interval, **whisker)
-            if point.cost.low < point.cost.high:
-                axes.plot([point.cost.low, point.cost.high], [point.quality] * 2, **whisker)
-            axes.plot(point.cost.value, point.quality, marker, color=colour, markersize=8, alpha=opacity)
-        costs = [p.cost.value for p in points]
+                axes.plot([point.place] * 2, point.interval, **whisker)
+            if point.cost_range is not None:
+                axes.plot(point.cost_range, [point.quality] * 2, **whisker)
+            axes.plot(point.place, point.quality, marker, color=colour, markersize=8, alpha=opacity)
+        costs = [p.place for p in points]
         if max(costs) > LOG_RATIO * min(costs) > 0:
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -231,6 +243,6 @@ def _quality_plot(points: Sequence[Point], is_lower: IsBelow, xlabel: str, ylabe
             axes.locator_params(axis="x", nbins=6)
         axes.margins(0.18, 0.12)
         axes.set(xlabel=plot_label(xlabel), ylabel=plot_label(ylabel))
-        spots = [Spot(p.cost.value, p.quality, p.cost[1:3], p.interval) for p in points]
+        spots = [Spot(p.place, p.quality, p.cost_range, p.interval) for p in points]
         write_labels(axes, [point.label for point in points], spots)
         return to_svg(figure, f"{ylabel} over {xlabel}")

@@ -54,6 +54,24 @@ def test_the_verdict_follows_the_interval(tmp_path, teacher, mean, seed, verdict
     assert conclusion(compared_of([teacher, student])).endswith("; no cost was measured.")
 
 
+def test_each_protocol_has_its_share_and_the_verdict_is_of_all(tmp_path):
+    click = {"protocol": "coco_point", "prompt": "point", "num_clicks": 1, "multimask": "best"}
+    places = []
+    for name, seed, by_box, by_click in (
+        ("teacher", 0, 0.80, 0.60),
+        ("student", 1, 0.80, 0.40),
+        ("weak", 2, 0.70, 0.39),
+    ):
+        sha256 = {"weights_sha256": f"{name:0>64}"}
+        places.append(write_evaluation(tmp_path / name, some_ious(by_box, seed=seed), **sha256))
+        places.append(write_evaluation(tmp_path / f"{name}_click", some_ious(by_click, seed=seed), **sha256, **click))
+    sentence = conclusion(compared_of(places))
+    assert sentence.startswith("student comes closest to teacher: 100.0 % of its mIoU by box, single mask (95 %")
+    assert ", 66.7 % of its mIoU by 1 click, best of three (95 % interval " in sentence
+    only_better = conclusion(compared_of([*places[2:4], *places[:2]]))
+    assert only_better.startswith("teacher is ahead of student: 100.0 %")
+
+
 def test_baselines_are_no_student(tmp_path, teacher):
     perfect = write_evaluation(tmp_path / "oracle", some_ious(0.99), weights_sha256=None, model="oracle")
     student = write_evaluation(tmp_path / "student", some_ious(0.70, seed=1))
@@ -83,7 +101,7 @@ def test_what_it_is_about_stands_beside_it(tmp_path):
         "protocol: box, single mask",
         "40 photos, 120 instances",
         "40 large, 40 medium, 40 small",
-        "latency at batch 1, fp32 on a processor, 2 cpus, measured 2 March 2026",
+        "latency at batch 1, fp32 on a processor, 2 CPUs, measured 2 March 2026",
     ]
 
 

@@ -4,12 +4,8 @@ from distill.bench.spread import Spread
 from distill.comparison.plots import Point, front_of
 
 
-def points(*costs: Spread) -> list[Point]:
+def points(*costs: Spread | float) -> list[Point]:
     return [Point(i, str(i), cost, 0.1 * i) for i, cost in enumerate(costs)]
-
-
-def exact(value: float) -> Spread:
-    return Spread(value, value, value)
 
 
 def by_mean(first: str, second: str) -> bool:
@@ -28,6 +24,10 @@ def test_latencies_within_their_noise_are_one_cost():
 
 
 def test_counts_have_no_noise():
-    assert front_of(points(exact(1.0), exact(1.01)), by_mean).joined == [0, 1]
-    assert front_of(points(exact(1.01), exact(1.0)), by_mean).members == [1]
-    assert front_of(points(exact(1.0), exact(1.01)), never).members == [0]
+    assert front_of(points(1.0, 1.01), by_mean).joined == [0, 1]
+    assert front_of(points(1.01, 1.0), by_mean).members == [1]
+    assert front_of(points(1.0, 1.01), never).members == [0]
+
+
+def test_latencies_without_any_spread_are_no_counts():
+    assert front_of(points(Spread(1.0, 1.0, 1.0), Spread(1.01, 1.01, 1.01)), by_mean).joined == []
