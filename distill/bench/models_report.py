@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.bench.spread import latency_spread
+from distill.bench.spread import Spread, latency_spread
 from distill.text import BILLION, MILLION, plot_label
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def draw_pareto(found: Found, path: Path) -> None:
     The front is of measured differences: latencies whose rounds overlap count as equal.
     """
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     from distill.pages.fronts import measured_front
     from distill.pages.labels import Spot, shortened, write_labels
@@ -84,7 +85,9 @@ def draw_pareto(found: Found, path: Path) -> None:
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
     spots: list[Spot] = []
-    spreads, sizes, marks = [], [], []
+    spreads: list[Spread] = []
+    sizes: list[float] = []
+    marks: list[Line2D] = []
     for model in found["models"]:
         spread, size = latency_spread(_first(model, precision)), model["encoder_params"] / MILLION
         spreads.append(spread)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from markupsafe import Markup
@@ -163,7 +163,7 @@ def difference_plot(comparison: Comparison, protocol: ProtocolKey) -> Markup | N
         for row, (label, difference) in enumerate(found.items()):
             opacity = 1.0 if difference.low > 0 or difference.high < 0 else 0.55
             number = labels.index(label)
-            look = {"color": colour_of(number), "alpha": opacity}
+            look: dict[str, Any] = {"color": colour_of(number), "alpha": opacity}
             axes.plot([difference.low, difference.high], [row, row], linewidth=2.5, **look)
             axes.plot(difference.mean, row, marker_of(number), markersize=7, **look)
         axes.set_yticks(range(len(found)), [plot_label(shortened(label)) for label in found])
@@ -229,7 +229,7 @@ def _quality_plot(points: Sequence[Point], is_lower: IsBelow, xlabel: str, ylabe
         for i, point in enumerate(points):
             opacity = 1.0 if i in front.members else 0.55
             marker, colour = marker_of(point.number), colour_of(point.number)
-            whisker = {"color": colour, "linewidth": 1.2, "alpha": 0.6 * opacity}
+            whisker: dict[str, Any] = {"color": colour, "linewidth": 1.2, "alpha": 0.6 * opacity}
             if point.interval is not None:
                 axes.plot([point.place] * 2, point.interval, **whisker)
             if point.cost_range is not None:

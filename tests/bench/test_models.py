@@ -53,7 +53,8 @@ def test_the_json(found: dict, models: list[str]) -> None:
     assert not any(run["fused"] for run in teacher["runs"])  # nothing to fuse
     for run in [*teacher["runs"], *student["runs"]]:
         assert run["images_per_second"] == pytest.approx(1e3 * run["batch_size"] / run["latency_ms"])
-        assert run["repeats"] == REPEATS
+        assert run["repeats"] == run["rounds"] == REPEATS  # one in a round
+        assert run["latency_low_ms"] <= run["latency_ms"] <= run["latency_high_ms"]
 
 
 def test_memory_holds_at_least_the_weights(found: dict) -> None:
