@@ -17,6 +17,7 @@ WINGS = (
     "prompts",
     "losses",
     "models",
+    "runtimes",
     "data",
     "prediction",
     "evaluation",

@@ -75,10 +75,11 @@ EVALUATE_EPILOG = """\
 examples:
   distill bench evaluate
   distill bench evaluate --student runs/l0_mask --prompts 10 --workers 1 --json
+  distill bench evaluate --forms torch torch-bf16 openvino-bf16
 
 Gives the seconds a photo of an evaluation by boxes: for the encoder alone, for the model alone, and for the complete
 evaluation, in which photos are read and masks are laid out at full resolution, compared and coded. The three take
-turns in one process; the numbers are medians.
+turns in one process, in each of the forms; the numbers are medians over the rounds, with the least and the most.
 """
 ANNOTATIONS_EPILOG = """\
 examples:
@@ -88,6 +89,7 @@ examples:
 Reads one COCO-format file of polygons, and JSONs of 100 masks in SA-1B's layout, by our readers and by Python's json.
 Ours check types, ranges and ids, and give typed objects. They take turns in one process.
 """
+FORMS = ("torch", "torch-bf16", "onnxruntime", "openvino", "openvino-bf16")
 MODELS_EPILOG = """\
 examples:
   distill bench models mobile_sam edge_sam efficientvit_sam_l0 --teacher sam_vit_h
@@ -196,6 +198,13 @@ def _add_evaluate(subparsers: Subparsers) -> None:
         "--workers", type=int, default=0, metavar="N", help="processes beside this one (default: %(default)s)"
     )
     _add_count(evaluate, "--rounds", 5)
+    evaluate.add_argument(
+        "--forms",
+        nargs="+",
+        choices=FORMS,
+        default=FORMS[:1],
+        help="runtimes of the model, beside the first of them; default: torch",
+    )
     evaluate.set_defaults(run=run_evaluate)
 
 
@@ -323,6 +332,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         num_prompts=arguments.prompts,
         num_workers=arguments.workers,
         num_rounds=arguments.rounds,
+        forms=list(dict.fromkeys(arguments.forms)),
     )
     return _show(arguments, found, tables(found))
 

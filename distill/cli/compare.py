@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from distill.cli.arguments import Subparsers, add_command
+from distill.cli.runtime import add_runtime
 from distill.comparison.directory import CSV_FILE, MARKDOWN_FILE, PAGE_FILE, check_directory
 from distill.errors import RunError
 from distill.lock import hold_directory
@@ -69,6 +70,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--reference", metavar="LABEL", help="the model that differences are taken to")
     parser.add_argument("--device", help="of evaluations and latency: cpu, cuda ...")
     parser.add_argument("--gallery", type=int, default=30, metavar="N", help="instances to show; default: %(default)s")
+    add_runtime(parser)
     parser.set_defaults(run=compare)
 
 
@@ -79,6 +81,7 @@ def compare(arguments: argparse.Namespace) -> int:
     from distill.comparison.measure import EvaluationData
     from distill.comparison.run import compare_models, write_comparison
     from distill.comparison.tables import print_table
+    from distill.runtimes.execution import Execution
 
     images, annotations, out = arguments.images, arguments.annotations, arguments.out
     with hold_directory(out, give="--out DIR"):
@@ -92,6 +95,7 @@ def compare(arguments: argparse.Namespace) -> int:
             with_bench=not arguments.no_bench,
             reference=arguments.reference,
             device=arguments.device,
+            execution=Execution(arguments.runtime, arguments.precision),
         )
         write_comparison(comparison, out, images=images, annotations=annotations, num_rows=arguments.gallery)
     print_table(comparison)

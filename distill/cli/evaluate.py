@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import cast
 
 from distill.cli.arguments import add_command
+from distill.cli.runtime import add_runtime, execution_of
 from distill.text import say
 
 EPILOG = """\
@@ -19,6 +20,8 @@ examples:
   distill evaluate runs/l0_mask eval/agreement data.images=photos teacher.name=quickstart run=runs/l0_agreement
   distill evaluate --name sam_vit_b sam_vit_b_01ec64.pth eval/coco_box data.images=DIR data.annotations=FILE run=OUT
   distill evaluate fill-box eval/coco_box data.images=DIR data.annotations=FILE run=OUT  # or: fill-ellipse, oracle
+  distill evaluate runs/l0_mask eval/coco_box data.images=DIR data.annotations=FILE run=OUT \\
+      --runtime openvino --precision bf16             # three times as fast on many CPUs
   torchrun --nproc-per-node 8 $(which distill) evaluate MODEL RECIPE ... run=OUT           # or: --devices 8
 
 `distill recipes ls` lists the protocols. The run directory gets metrics.json (scores in 0..1 with bootstrap 95 %
@@ -39,7 +42,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="a student.safetensors, a run directory, a .ckpt, a .pt/.pth, `quickstart`; or a baseline: `fill-box`, "
+        help="a student.safetensors, a run directory, a .ckpt, a .pt/.pth, `quickstart`, a folder that "
+        "`distill export` wrote; or a baseline: `fill-box`, "
         "`fill-ellipse` (for round objects), `oracle` (the truth)",
     )
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file or a packaged name, such as eval/coco_box")
@@ -47,6 +51,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--name", help="which published model a third-party .pt or .pth holds")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps ...; the default is a GPU if there is one")
     parser.add_argument("--devices", type=int, default=1, metavar="N", help="processes to start here, one per GPU")
+    add_runtime(parser)
     parser.set_defaults(run=evaluate)
 
 
@@ -64,7 +69,10 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from distill.evaluation.run import evaluate_recipe, start_ranks
 
     ranks, device = start_ranks(arguments.devices, arguments.device)
-    metrics = evaluate_recipe(arguments.model, recipe, name=arguments.name, device=device, ranks=ranks)
+    execution = execution_of(arguments, arguments.model, name=arguments.name)
+    metrics = evaluate_recipe(
+        arguments.model, recipe, name=arguments.name, device=device, ranks=ranks, execution=execution
+    )
     if ranks.global_rank == 0:
         run = Path(recipe.run)
         say("\n".join([*metrics_lines(metrics), f"written to {run / EVALUATION_METRICS_FILE}"]))

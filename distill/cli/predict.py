@@ -12,7 +12,7 @@ from distill.errors import DistillError
 from distill.text import progress_bar, say, say_error
 
 if TYPE_CHECKING:
-    from distill.models.sam import PromptableModel
+    from distill.models.predictor import Promptable
     from distill.prediction.asking import Asked, ObjectPrompt
     from distill.prediction.photos import NamedPhoto
     from distill.prediction.run import Options, Predicted
@@ -54,7 +54,11 @@ def add_parser(subparsers: Subparsers) -> None:
         EPILOG,
         description="Segment objects of photos: masks, overlay pictures, annotations in other tools' formats.",
     )
-    parser.add_argument("model", help="student.safetensors, a run directory, a .ckpt, 'quickstart', or a .pt/.pth")
+    parser.add_argument(
+        "model",
+        help="student.safetensors, a run directory, a .ckpt, 'quickstart', a .pt/.pth, or "
+        "a folder that `distill export` wrote",
+    )
     parser.add_argument("photo", nargs="+", help="JPEG, PNG or WebP; a folder of them; or a pattern such as 'a/*.jpg'")
     asked = parser.add_argument_group("what is asked: boxes and clicks, or one of the others")
     asked.add_argument(
@@ -214,17 +218,20 @@ def _options(arguments: argparse.Namespace) -> Options:
 
 def _model_key(arguments: argparse.Namespace) -> str:
     """Return what says which model answers: the hash of its file, and its precision."""
-    from distill.models.checkpoint import find_weights, sha256_file
+    from distill.runtimes.exported import hash_model
 
-    return f"{sha256_file(find_weights(arguments.model))} {arguments.name or ''} {arguments.precision}"
+    return f"{hash_model(arguments.model)} {arguments.name or ''} {arguments.precision}"
 
 
-def _load(arguments: argparse.Namespace) -> PromptableModel:
+def _load(arguments: argparse.Namespace) -> Promptable:
     import torch
 
     from distill.models.checkpoint import load_model
     from distill.models.devices import usable_device
+    from distill.runtimes.exported import ExportedModel, is_exported
 
+    if is_exported(arguments.model):
+        return ExportedModel(Path(arguments.model), "onnxruntime")
     dtypes = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
     device = usable_device(arguments.device)
     return load_model(arguments.model, name=arguments.name, device=device, dtype=dtypes[arguments.precision])

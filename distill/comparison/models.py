@@ -24,9 +24,9 @@ from distill.models.checkpoint import (
     find_weights,
     is_packaged,
     read_metadata,
-    sha256_file,
 )
 from distill.models.spec_header import SPEC_KEY, parse_spec
+from distill.runtimes.exported import hash_model, is_exported, read_spec
 from distill.training.directory import CHECKPOINTS
 from distill.training.record import TRAINING_KINDS, Training, read_trainings
 
@@ -141,7 +141,7 @@ def read_model(source: str, label: str | None, others: Iterable[ComparedModel] =
     """
     path = Path(source)
     is_directory = path.is_dir() and not is_packaged(source)
-    if is_directory and not (path / STUDENT_FILE).is_file():
+    if is_directory and not (path / STUDENT_FILE).is_file() and not is_exported(path):
         if read_recipe_tree(path).get("kind") in TRAINING_KINDS:
             raise RunError(f"{path}: this training has not ended (no {STUDENT_FILE}): go on with it by resume=true")
         raise RunError(
@@ -153,7 +153,7 @@ def read_model(source: str, label: str | None, others: Iterable[ComparedModel] =
         if label is None:
             raise CheckpointError(f"{path}: say which released model it is: NAME={path}, as sam_vit_b={path}")
         name = label
-    sha256 = sha256_file(find_weights(source))
+    sha256 = hash_model(source)
     for other in others:
         if other.sha256 == sha256:
             raise RunError(
@@ -218,7 +218,9 @@ def _same_place(source: str | None, model: str) -> bool:
 
 
 def _image_size_of(source: str) -> int | None:
-    """Return the input size that a file of ours states in its header; None for other files."""
+    """Return the input size that a file or an export of ours states; None for other files."""
+    if is_exported(source):
+        return read_spec(Path(source)).image_size
     path = find_weights(source)
     if path.suffix != WEIGHTS_SUFFIX or (described := read_metadata(path).get(SPEC_KEY)) is None:
         return None
@@ -235,7 +237,7 @@ def _baseline_names(model: ComparedModel) -> set[str]:
 
 def _sha256_or_none(source: str) -> str | None:
     try:
-        return sha256_file(find_weights(source))
+        return hash_model(source)
     except (DistillError, OSError):
         return None
 

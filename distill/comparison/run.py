@@ -18,6 +18,7 @@ from distill.comparison.tables import to_csv, to_markdown
 from distill.errors import RunError
 from distill.files import write_text
 from distill.models.devices import usable_device
+from distill.runtimes.execution import Execution
 
 
 def compare_models(
@@ -31,6 +32,7 @@ def compare_models(
     with_bench: bool = True,
     reference: str | None = None,
     device: str | None = None,
+    execution: Execution | None = None,
 ) -> Comparison:
     """Read models, measure what is missing, and compare them. Nothing but `out` is written.
 
@@ -43,6 +45,7 @@ def compare_models(
         bench_file: a document of `distill bench models`; None: the models are measured here, if `with_bench`.
         reference: the label of the model that paired differences are taken to; None: the first model.
         device: of evaluations and the bench; None: a GPU if there is one.
+        execution: the runtime of evaluations and its precision; None: torch in float32.
     Raises:
         DistillError: a source, data or a device that cannot be used, or models that cannot stand in one table.
     """
@@ -54,7 +57,7 @@ def compare_models(
     build_comparison(models, reference=reference, published=published)  # refuses before anything is measured
     out.mkdir(parents=True, exist_ok=True)
     if data is not None:
-        notes = [*notes, *evaluate_missing(models, protocols, data, out, device)]
+        notes = [*notes, *evaluate_missing(models, protocols, data, out, device, execution=execution)]
     comparison = build_comparison(models, reference=reference, notes=notes, published=published)
     if bench is None and with_bench:
         bench = measure_speed(models, out, device)

@@ -48,6 +48,8 @@ class AutomaticMaskEvaluation:
         if isinstance(predictor, Fill):
             raise DistillError(f"'{predictor.name}' finds nothing by itself; give a model, or 'oracle'")
         assert isinstance(predictor, ModelPredictor)
+        if not isinstance(predictor.model, PromptableModel):
+            raise DistillError("masks of everything are found by torch in float32: leave --runtime and --precision out")
         pixels = await workers.run(photo.load)
         rows = mask_generator(predictor.model, self.config).generate(pixels)
         masks = [_proposal_of(photo.key, row) for row in rows]

@@ -78,7 +78,7 @@ class DetectionEvaluation:
             boxes = np.array([detection.box_xyxy for detection in detections], np.float64)  # (P, 4)
             targets = [nearest_instance(detection, photo.photo.instances) for detection in detections]
             prompts = PhotoPrompts(boxes_xyxy=boxes, targets=targets)
-            candidates = encoded.predict(prompts, self.protocol.multimask, size)
+            candidates = await encoded.predict(prompts, self.protocol.multimask, size)
             masks = await score_candidates(candidates, photo.photo.hw, [None] * len(detections), workers)
             found.scores += [
                 InstanceScore(

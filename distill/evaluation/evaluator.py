@@ -122,7 +122,7 @@ def evaluate_photos(
 ) -> Iterator[PhotoScores]:
     """Score photos, several of them at a time. Yield the scores of each as they come."""
     coroutines = (evaluation.score_photo(predictor, photo, workers) for photo in photos)
-    return run_concurrently(coroutines, limit=_limit(workers))
+    return run_concurrently(coroutines, limit=photos_under_way(workers, predictor.photos_at_once))
 
 
 def evaluate_model(
@@ -152,7 +152,7 @@ def evaluate_model(
     left = (photo for photo in photos if photo.instances and photo.key not in done)
     with WorkerPool(num_workers) as workers:
         coroutines = (score_instances(predictor, photo, protocol, workers) for photo in left)
-        for found in run_concurrently(coroutines, limit=_limit(workers)):
+        for found in run_concurrently(coroutines, limit=photos_under_way(workers, predictor.photos_at_once)):
             scores += found.scores
             if on_photo is not None:
                 on_photo(found.scores)
@@ -168,6 +168,6 @@ def evaluate_photo(
     return found
 
 
-def _limit(workers: WorkerPool) -> int:
-    """Return how many photos are under way at a time."""
-    return PHOTOS_AHEAD * (workers.num + 1) if workers.num else 1
+def photos_under_way(workers: WorkerPool, photos_at_once: int) -> int:
+    """Return how many photos are under way at a time: enough for all workers, and for the model's calls."""
+    return max(PHOTOS_AHEAD * (workers.num + 1) if workers.num else 1, photos_at_once)

@@ -18,6 +18,7 @@ from distill.errors import RunError
 from distill.evaluation.record import EVALUATION_METRICS_FILE, INSTANCES_FILE, MODEL_FILE
 from distill.evaluation.written import InstanceLine, read_lines, read_metrics
 from distill.outside import inside
+from distill.runtimes.folder import holds_export
 
 CLICK_KEY = "miou_click"  # and a number of clicks: the mean IoU after them
 # The metrics that can stand for an evaluation, with their words; the first that an evaluation has is its headline.
@@ -123,6 +124,8 @@ class ScoredInstances:
 
 def is_evaluation(path: Path) -> bool:
     """Return whether a directory holds an evaluation, finished or begun."""
+    if holds_export(path):  # which has a model.json too
+        return False
     return (path / MODEL_FILE).is_file() or read_recipe_tree(path).get("kind") in EVALUATIONS
 
 
@@ -177,7 +180,7 @@ def find_evaluations(folder: Path, *, option: str = "--evaluations") -> tuple[li
     """
     if not folder.is_dir():
         raise RunError(f"{option} {folder}: no such directory")
-    directories = sorted(path.parent for path in folder.rglob(MODEL_FILE))
+    directories = sorted(path.parent for path in folder.rglob(MODEL_FILE) if not holds_export(path.parent))
     directories = [d for d in directories if d == folder or d.parent not in directories]
     finished = [directory for directory in directories if (directory / EVALUATION_METRICS_FILE).is_file()]
     if not directories:

@@ -30,6 +30,7 @@ def recipe_of_set(recipe: EvaluateSetsRecipe, name: str, options: Mapping[str, A
         prompt=EvaluatePromptConfig("detection"),
         multimask=recipe.multimask,
         prompt_batch_size=recipe.prompt_batch_size,
+        photos_at_once=recipe.photos_at_once,
         num_workers=recipe.num_workers,
         fuse=recipe.fuse,
     )

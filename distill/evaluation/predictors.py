@@ -18,11 +18,14 @@ from torch import Tensor, nn
 from distill.data.coco import Instance
 from distill.data.rle import encode_mask
 from distill.errors import DistillError
+from distill.evaluation.prompt_queue import PromptQueue
 from distill.evaluation.scoring.mask_scoring import CandidateMask, Frame, crop_positive
 from distill.geometry import HW, boxes_to_prompt_frame, normalize_pad, points_to_prompt_frame
-from distill.models.multimask import Policy, answer_candidates
+from distill.models.inference import Bfloat16Model, InferenceModel
+from distill.models.multimask import Policy
 from distill.models.sam import PromptableModel
 from distill.prompts.types import Prompts
+from distill.runtimes.sessions import Precision
 from distill.students.fuse import fuse
 
 ORACLE, FILL_BOX, FILL_ELLIPSE = "oracle", "fill-box", "fill-ellipse"
@@ -30,6 +33,7 @@ BASELINES = (ORACLE, FILL_BOX, FILL_ELLIPSE)
 
 TINY = 1e-6  # pixels; half the side of an empty box
 CPU_PROMPTS = 16  # prompts per forward of the decoder: more are no faster on a CPU, and take more memory
+PHOTOS_AT_ONCE = 8  # photos per forward of the decoder on a GPU: COCO has seven instances a photo
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +68,7 @@ class MaskCandidates:
 class EncodedPhoto(Protocol):
     """A photo that is encoded once, for all of its prompts."""
 
-    def predict(self, prompts: PhotoPrompts, policy: Policy, prompt_batch_size: int) -> MaskCandidates:
+    async def predict(self, prompts: PhotoPrompts, policy: Policy, prompt_batch_size: int) -> MaskCandidates:
         """Predict the candidate masks among which the policy leaves the choice.
 
         Args:
@@ -74,9 +78,14 @@ class EncodedPhoto(Protocol):
 
 
 class MaskPredictor(Protocol):
-    """A model or a baseline. image_size: the longest side at which it reads photos; None: it does not read them."""
+    """A model or a baseline.
+
+    image_size: the longest side at which it reads photos; None: it does not read them.
+    photos_at_once: how many photos it answers together.
+    """
 
     image_size: int | None
+    photos_at_once: int
 
     def encode(self, resized: np.ndarray | None, hw: HW) -> EncodedPhoto:
         """Encode a photo.
@@ -89,41 +98,60 @@ class MaskPredictor(Protocol):
 
 
 class ModelPredictor:
-    """A promptable model, on the device that it is on.
+    """A promptable model, on the device that it is on; or one whose files run elsewhere, as an InferenceModel.
 
     Args:
-        fuse_norms: fold batch norms into convolutions, which changes an embedding by at most 1e-4 of its largest value.
+        fuse_norms: fold a torch model's batch norms into its convolutions, which changes an embedding by at most 1e-4
+            of its largest value.
+        precision: bf16 computes the products of a torch model in bfloat16.
+        photos_at_once: how many photos the decoder answers in one call; None: 1 on a CPU, where more are no faster, and
+            otherwise PHOTOS_AT_ONCE.
     """
 
-    def __init__(self, model: PromptableModel, *, fuse_norms: bool = False) -> None:
-        self.model = _fused(model) if fuse_norms else model.eval()
-        self.image_size: int | None = model.image_size
-        self.device = next(model.parameters()).device
-        self.model.image_encoder.to(memory_format=torch.channels_last)  # convolutions are faster on CPUs too
+    def __init__(
+        self,
+        model: PromptableModel | InferenceModel,
+        *,
+        fuse_norms: bool = False,
+        precision: Precision = "fp32",
+        photos_at_once: int | None = None,
+    ) -> None:
+        self.model: InferenceModel = model
+        if isinstance(model, PromptableModel):
+            model = _fused(model) if fuse_norms else model.eval()
+            model.image_encoder.to(memory_format=torch.channels_last)  # convolutions are faster on CPUs too
+            self.model = Bfloat16Model(model) if precision == "bf16" else model
+        self.image_size: int | None = self.model.image_size
+        self.device = self.model.device
+        self.photos_at_once = photos_at_once or (1 if self.device.type == "cpu" else PHOTOS_AT_ONCE)
+        self._queue = PromptQueue(self.model, self.photos_at_once)
 
     @torch.inference_mode()
     def encode(self, resized: np.ndarray | None, hw: HW) -> EmbeddedPhoto:
         """Compute the embedding of a photo, uint8 (h, w, 3)."""
         assert resized is not None
         pixels = normalize_pad(resized, self.model.image_size)[None].to(self.device)  # (1, 3, S, S)
-        return EmbeddedPhoto(self.model, self.model.encode(pixels), hw)
+        return EmbeddedPhoto(self.model, self.model.encode(pixels), hw, self._queue)
 
 
 @dataclass
 class EmbeddedPhoto:
-    """The embedding (1, C, E, E) of a photo of height and width `hw`, and the model that computed it."""
+    """The embedding (1, C, E, E) of a photo of height and width `hw`, and the model that computed it.
 
-    model: PromptableModel
+    queue: of the model, which decodes the prompts of several photos in one call.
+    """
+
+    model: InferenceModel
     embedding: Tensor
     hw: HW
+    queue: PromptQueue
 
-    @torch.inference_mode()
-    def predict(self, prompts: PhotoPrompts, policy: Policy, prompt_batch_size: int) -> MaskCandidates:
-        """Decode the prompts. On a CPU at most CPU_PROMPTS of them go together."""
+    async def predict(self, prompts: PhotoPrompts, policy: Policy, prompt_batch_size: int) -> MaskCandidates:
+        """Decode the prompts, with those of other photos. On a CPU at most CPU_PROMPTS of them go together."""
         if self.embedding.device.type == "cpu":
             prompt_batch_size = min(prompt_batch_size, CPU_PROMPTS)
-        logits, predicted_iou = answer_candidates(
-            self.model, self.embedding, self._to_model(prompts), policy=policy, prompt_batch_size=prompt_batch_size
+        logits, predicted_iou = await self.queue.answer(
+            self.embedding, self._to_model(prompts), policy, prompt_batch_size
         )  # (P, K, 4E, 4E), (P, K)
         frame = Frame(self.model.prompt_size, self.model.low_res_size)
         masks: list[list[CandidateMask]] = [
@@ -152,12 +180,13 @@ class Oracle:
 
     hw: HW = (0, 0)
     image_size: int | None = None
+    photos_at_once: int = 1
 
     def encode(self, resized: np.ndarray | None, hw: HW) -> Oracle:
         """Keep the size of the photo."""
         return Oracle(hw)
 
-    def predict(self, prompts: PhotoPrompts, policy: Policy, prompt_batch_size: int) -> MaskCandidates:
+    async def predict(self, prompts: PhotoPrompts, policy: Policy, prompt_batch_size: int) -> MaskCandidates:
         """Return the masks of the targets."""
         codes = [target.rle if target else None for target in prompts.targets]
         return _certain([code or _filled_box(prompts, i, self.hw) for i, code in enumerate(codes)])
@@ -170,12 +199,13 @@ class Fill:
     name: str
     hw: HW = (0, 0)
     image_size: int | None = None
+    photos_at_once: int = 1
 
     def encode(self, resized: np.ndarray | None, hw: HW) -> Fill:
         """Keep the size of the photo."""
         return Fill(self.name, hw)
 
-    def predict(self, prompts: PhotoPrompts, policy: Policy, prompt_batch_size: int) -> MaskCandidates:
+    async def predict(self, prompts: PhotoPrompts, policy: Policy, prompt_batch_size: int) -> MaskCandidates:
         """Return the filled shapes. Raises DistillError when the prompts are points."""
         if prompts.boxes_xyxy is None:
             raise DistillError(f"'{self.name}' answers boxes alone: give a protocol with boxes, as eval/coco_box")

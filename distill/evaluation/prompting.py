@@ -139,7 +139,7 @@ async def score_boxes(
     """Prompt with the box of each instance, and score the masks."""
     boxes = np.array([instance.bbox_xyxy for instance in instances], np.float64)  # (P, 4), original pixels
     prompts = PhotoPrompts(boxes_xyxy=boxes, targets=instances)
-    candidates = photo.predict(prompts, protocol.multimask, protocol.prompt_batch_size)
+    candidates = await photo.predict(prompts, protocol.multimask, protocol.prompt_batch_size)
     masks = await score_candidates(candidates, hw, [instance.rle for instance in instances], workers)
     return [
         PromptScore(mask, float(candidates.predicted_iou[i, mask.chosen]), {"box_xyxy": boxes[i].tolist()})
@@ -162,7 +162,7 @@ async def score_clicks(
         if not active:
             break
         prompts = _prompts_of(active)
-        candidates = photo.predict(prompts, protocol.policy(number), protocol.prompt_batch_size)
+        candidates = await photo.predict(prompts, protocol.policy(number), protocol.prompt_batch_size)
         is_centred = options.later_click == "centre" and number < num_rounds(options)
         clicked = _clicked(prompts) if is_centred else None
         truths = [simulator.instance.rle for simulator in active]

@@ -279,7 +279,7 @@ def _defaults(recipe_class: type[EvaluationRecipe]) -> dict[str, Any]:
 
 
 # Options that may differ between an evaluation and its continuation: they spell paths or change only the speed.
-MAY_DIFFER = ("run", "model", "prompt_batch_size", "num_workers", "grid.points_per_batch")
+MAY_DIFFER = ("run", "model", "prompt_batch_size", "photos_at_once", "num_workers", "grid.points_per_batch")
 
 
 def _check_same(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Union
 from distill.config.schema import AgreementRecipe, EvaluateRecipe, EvaluateSetsRecipe, EverythingRecipe
 from distill.data.catalogue import resolve_annotations
 from distill.data.detections import Detections
+from distill.errors import RunError
 from distill.evaluation.automatic_masks import AutomaticMaskEvaluation
 from distill.evaluation.detector_boxes import DetectionEvaluation
 from distill.evaluation.evaluator import EvaluationProtocol, PromptEvaluation, evaluate_photos, open_set
@@ -22,10 +23,13 @@ from distill.evaluation.record import OneProcess, Ranks, Record, write_metrics
 from distill.evaluation.teacher_agreement import AgreementEvaluation
 from distill.evaluation.worker_pool import WorkerPool
 from distill.lock import hold_directory
-from distill.models.checkpoint import find_weights, is_packaged, load_model, sha256_file
+from distill.memory import keep_freed_memory
+from distill.models.checkpoint import is_packaged, load_model, sha256_file
 from distill.models.devices import usable_device
 from distill.models.launch import launch_fabric
 from distill.models.teacher import load_teacher
+from distill.runtimes.execution import Execution
+from distill.runtimes.exported import ExportedModel, hash_model, is_exported
 from distill.text import progress_bar
 
 if TYPE_CHECKING:
@@ -46,6 +50,7 @@ def evaluate_recipe(
     name: str | None = None,
     device: str | torch.device | None = None,
     ranks: Ranks | None = None,
+    execution: Execution | None = None,
 ) -> dict[str, Any]:
     """Evaluate a model, or a baseline, by a recipe, and write the record to the recipe's run directory.
 
@@ -53,19 +58,20 @@ def evaluate_recipe(
     evaluation is only read. A progress bar is shown on stderr.
 
     Args:
-        model: a path or a name as `load_model` takes it, or the name of a baseline: `oracle`, `fill-box`,
-            `fill-ellipse`.
+        model: a path or a name as `load_model` takes it, a folder of exported files, or the name of a baseline:
+            `oracle`, `fill-box`, `fill-ellipse`.
         recipe: as `config.loading.load_recipe` returns it.
         name: which published model a third-party .pt or .pth holds.
         device: of the model and of a teacher; None: a GPU if there is one.
         ranks: the processes that share the photos, such as lightning.Fabric; None: this process alone.
+        execution: the runtime of the model and its precision; None: torch in float32, or onnxruntime for files.
     Returns:
         the content of metrics.json in the first process, and an empty dictionary in the others.
     Raises:
         DistillError: a model, data or a device that cannot be used, or a run directory that holds something else or
             is in use by another process.
     """
-    job = _Job(model, name, device, ranks or OneProcess())
+    job = _Job(model, name, device, ranks or OneProcess(), execution or Execution())
     with job.hold(recipe):
         return job.run_sets(recipe) if isinstance(recipe, EvaluateSetsRecipe) else job.run(recipe)
 
@@ -81,6 +87,7 @@ class _Job:
     name: str | None
     device: str | torch.device | None
     ranks: Ranks
+    execution: Execution
     predictor: MaskPredictor | None = None
 
     def hold(self, recipe: EvaluationRecipe) -> AbstractContextManager[object]:
@@ -90,7 +97,10 @@ class _Job:
     def run(self, recipe: RecipeOfOneSet) -> dict[str, Any]:
         """Evaluate the photos that are left to this process. Return the metrics in the first process."""
         evaluation, data = self._evaluation(recipe)
-        self.predictor = self.predictor or self._load(recipe.fuse)
+        data |= describe_execution(self.source, self.execution)
+        self.predictor = self.predictor or load_predictor(
+            self.source, recipe, name=self.name, device=self.device, execution=self.execution
+        )
         record = Record(Path(recipe.run), recipe, describe_model(self.source), data, self.ranks)
         if record.is_finished:
             return record.read_metrics()
@@ -111,7 +121,8 @@ class _Job:
         recipes = {name: recipe_of_set(recipe, name, options) for name, options in recipe.sets.items()}
         for of_set in recipes.values():
             self._evaluation(of_set)  # a set that cannot be read ends the run before it costs anything
-        record = Record(Path(recipe.run), recipe, describe_model(self.source), {}, self.ranks)
+        how = describe_execution(self.source, self.execution)
+        record = Record(Path(recipe.run), recipe, describe_model(self.source), how, self.ranks)
         found = {}
         started = time.monotonic()
         for name, of_set in recipes.items():
@@ -128,11 +139,7 @@ class _Job:
         """Build the evaluation of a recipe. Return it with what identifies its data: hashes, the teacher."""
         if isinstance(recipe, AgreementRecipe):
             return self._agreement(recipe)
-        evaluation = build_evaluation(recipe)
-        data = {"annotations_sha256": sha256_file(resolve_annotations(recipe.data.annotations))}
-        if recipe.data.detections is not None:
-            data["detections_sha256"] = sha256_file(recipe.data.detections)
-        return evaluation, data
+        return evaluation_of(recipe)
 
     def _agreement(self, recipe: AgreementRecipe) -> tuple[EvaluationProtocol[Any], dict[str, Any]]:
         teacher = load_teacher(recipe.teacher)
@@ -146,11 +153,46 @@ class _Job:
         )
         return evaluation, {"teacher": teacher.name, "teacher_sha256": teacher.weights_sha256}
 
-    def _load(self, fuse_norms: bool) -> MaskPredictor:
-        if self.source in BASELINES:
-            return baseline(self.source)
-        model = load_model(self.source, name=self.name).to(usable_device(self.device))
-        return ModelPredictor(model, fuse_norms=fuse_norms)
+
+def load_predictor(
+    source: str,
+    recipe: RecipeOfOneSet,
+    *,
+    name: str | None = None,
+    device: str | torch.device | None = None,
+    execution: Execution | None = None,
+) -> MaskPredictor:
+    """Load a model, a folder of exported files or a baseline as what an evaluation scores.
+
+    The arguments are those of `evaluate_recipe`; of the recipe, `fuse` and `photos_at_once` are used.
+
+    Raises:
+        DistillError: the model, the device or the runtime cannot be used.
+    """
+    if source in BASELINES:
+        return baseline(source)
+    execution = execution or Execution()
+    runtime = execution.runtime_of(source)
+    if runtime == "torch":
+        model = load_model(source, name=name).to(usable_device(device))
+        photos_at_once = getattr(recipe, "photos_at_once", None)  # of recipes with prompts
+        return ModelPredictor(
+            model, fuse_norms=recipe.fuse, precision=execution.precision, photos_at_once=photos_at_once
+        )
+    keep_freed_memory()
+    folder = Path(source) if is_exported(source) else execution.folder
+    if folder is None:
+        raise RunError(f"{source}: {runtime} runs exported files: `distill export {source} --out DIR`, and give DIR")
+    return ModelPredictor(ExportedModel(folder, runtime, execution.precision))
+
+
+def evaluation_of(recipe: EvaluateRecipe | EverythingRecipe) -> tuple[EvaluationProtocol[Any], dict[str, Any]]:
+    """Build the evaluation of a recipe. Return it with the hashes that identify its data."""
+    evaluation = build_evaluation(recipe)
+    data = {"annotations_sha256": sha256_file(resolve_annotations(recipe.data.annotations))}
+    if recipe.data.detections is not None:
+        data["detections_sha256"] = sha256_file(recipe.data.detections)
+    return evaluation, data
 
 
 def build_evaluation(recipe: EvaluateRecipe | EverythingRecipe) -> EvaluationProtocol[Any]:
@@ -196,6 +238,12 @@ def choose_num_workers(wanted: int | None, num_photos: int) -> int:
 
 def describe_model(source: str) -> dict[str, Any]:
     """Return what identifies a model: its name or absolute path, and the hash of its weights (a baseline: None)."""
-    digest = None if source in BASELINES else sha256_file(find_weights(source))
+    digest = None if source in BASELINES else hash_model(source)
     is_name = source in BASELINES or is_packaged(source)
     return {"model": source if is_name else os.path.abspath(source), "weights_sha256": digest}
+
+
+def describe_execution(source: str, execution: Execution) -> dict[str, Any]:
+    """Return how a model is run, as records keep it: nothing for a baseline, and for torch in float32."""
+    runtime = None if source in BASELINES else execution.describe(source)
+    return {} if runtime is None else {"runtime": runtime}

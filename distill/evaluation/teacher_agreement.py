@@ -7,7 +7,6 @@ are compared too, where both have equally many channels.
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from distill.evaluation.evaluator import Summary
 from distill.evaluation.predictors import EmbeddedPhoto, MaskPredictor, ModelPredictor, PhotoPrompts
 from distill.evaluation.prompting import PhotoScores, PromptScore, instance_score, score_candidates
 from distill.evaluation.scoring.bootstrap import mean_interval
-from distill.evaluation.scoring.mask_scoring import read_resized
+from distill.evaluation.scoring.mask_scoring import read_in_sizes
 from distill.evaluation.scoring.metrics import image_cosines
 from distill.evaluation.summary import score_intervals, summarize
 from distill.evaluation.worker_pool import WorkerPool
@@ -59,15 +58,13 @@ class AgreementEvaluation:
         if not isinstance(predictor, ModelPredictor):
             raise DistillError("agreement compares embeddings, and a baseline has none; give a model")
         sizes = list(dict.fromkeys((self.teacher.model.image_size, predictor.model.image_size)))
-        read = await asyncio.gather(*(workers.run(read_resized, photo.path, None, size) for size in sizes))
-        resized = {size: pixels for size, (pixels, _) in zip(sizes, read, strict=True)}
-        hw: HW = read[0][1]
+        resized, hw = await workers.run(read_in_sizes, photo.path, None, sizes)
         by_teacher = self.teacher.encode(resized[self.teacher.model.image_size], hw)
         encoded = predictor.encode(resized[predictor.model.image_size], hw)
         points, labels = self._points(hw)
         prompts = PhotoPrompts(points_xy=points, labels=labels)
         policy = PAIR_POLICY if self.prompt.kind == "pair" else TEACHER_POLICY
-        candidates = by_teacher.predict(prompts, policy, self.prompt_batch_size)
+        candidates = await by_teacher.predict(prompts, policy, self.prompt_batch_size)
         masks = await score_candidates(candidates, hw, [None] * len(points), workers)
         targets = [
             Instance(i, 0, rle_box_xyxy(mask.rle), mask.rle, float(rle_area(mask.rle)))
@@ -126,7 +123,7 @@ class AgreementEvaluation:
             rows = [target.id for target in targets]
             prompts = PhotoPrompts(points_xy=points[rows], labels=labels[rows])
             recorded = [{"points_xy": points[row].tolist(), "labels": labels[row].tolist()} for row in rows]
-        candidates = encoded.predict(prompts, self.multimask, self.prompt_batch_size)
+        candidates = await encoded.predict(prompts, self.multimask, self.prompt_batch_size)
         masks = await score_candidates(candidates, encoded.hw, [target.rle for target in targets], workers)
         return [PromptScore(mask, float(candidates.predicted_iou[i, 0]), recorded[i]) for i, mask in enumerate(masks)]
 

@@ -47,6 +47,7 @@ class Metrics(msgspec.Struct):
     data_sha256: Text = None
     teacher: Text = None
     teacher_sha256: Text = None
+    runtime: Text = None
     num_images: Count | None = None
     num_instances: Count | None = None
     num_detections: Count | None = None

@@ -91,6 +91,29 @@ class SharedImagesOfPrompts:
         return slots.flatten(0, 1).index_select(0, self.slots)
 
 
+class SharedImage(SharedImagesOfPrompts):
+    """SharedImagesOfPrompts for P prompts on one image: all are in its row already, so nothing has to be laid out."""
+
+    def __init__(self, images: SharedImages, *, lean: bool) -> None:
+        self.lean = lean
+        self.values = images.values
+        self.keys, self.image_values, self.image_queries = images.keys, images.image_values, images.image_queries
+
+    def answer(self, attention: Attention, queries: Tensor, positions: Tensor) -> Tensor:
+        """Attend from tokens to the image: (P, T, C) -> (P, T, C)."""
+        rows = attention.q_proj(queries).flatten(0, 1)[None]  # (1, P T, D)
+        answers = _attend(attention, rows, self.keys, self.image_values)  # (1, P T, C)
+        return answers.reshape(queries.shape)
+
+    def changed_by(self, attention: Attention, keys: Tensor, values: Tensor, positions: Tensor) -> Tensor:
+        """Add to the image tokens what they take from prompt tokens: keys, values (P, T, C) -> (P, E E, C)."""
+        rows = _scaled_heads(attention, attention.k_proj(keys).flatten(0, 1)[None])  # (1, heads, P T, D / heads)
+        queries = _split_heads(attention, self.image_queries)  # (1, heads, E E, D / heads)
+        scores = (rows @ queries.transpose(2, 3))[0]  # (heads, P T, E E)
+        scores = scores.reshape(scores.shape[0], keys.shape[0], keys.shape[1], -1)  # (heads, P, T, E E)
+        return _add_attended(attention, self.values, scores.transpose(0, 1), values)
+
+
 class ImagesOfPrompts:
     """Image tokens (P, E E, C) of each prompt, with the methods of SharedImagesOfPrompts."""
 
@@ -100,12 +123,12 @@ class ImagesOfPrompts:
 
     def answer(self, attention: Attention, queries: Tensor, positions: Tensor) -> Tensor:
         """Attend from tokens to the image: (P, T, C) -> (P, T, C). The keys' bias is equal for all keys: no effect."""
-        heads, num_tokens = attention.num_heads, queries.shape[1]
+        heads = attention.num_heads
         projected = _scaled_heads(attention, attention.q_proj(queries))  # (P, heads, T, D / heads)
         absorbed = _absorb(attention, projected, attention.k_proj)  # (P, heads T, C)
         scores = _run(_placed_scores, self.values, positions, absorbed, lean=self.lean)  # (P, heads T, E E)
         weights = scores.softmax(-1)
-        mixed = torch.unflatten(weights @ self.values, 1, (heads, num_tokens))  # (P, heads, T, C)
+        mixed = torch.unflatten(weights @ self.values, 1, (heads, -1))  # (P, heads, T, C)
         weight = attention.v_proj.weight.unflatten(0, (heads, -1))  # (heads, D / heads, C)
         values = torch.einsum("phtc,hdc->pthd", mixed, weight).flatten(2) + attention.v_proj.bias
         answers: Tensor = attention.out_proj(values)
@@ -118,7 +141,7 @@ class ImagesOfPrompts:
         bias = attention.q_proj.bias.unflatten(0, (attention.num_heads, -1))  # (heads, D / heads)
         shift = torch.einsum("phtd,hd->pht", projected, bias)[..., None]
         scores = _run(_placed_scores, self.values, positions, absorbed, lean=self.lean)  # (P, heads T, E E)
-        scores = torch.unflatten(scores, 1, shift.shape[1:3])  # (P, heads, T, E E)
+        scores = torch.unflatten(scores, 1, (attention.num_heads, -1))  # (P, heads, T, E E)
         return _add_attended(attention, self.values, scores + shift, values)
 
 
@@ -147,9 +170,11 @@ def decode_prompts(
         mask logits (P, K, 4E, 4E) and predicted IoU (P, K).
     """
     output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])  # (5, C)
-    tokens = torch.cat([output_tokens.expand(len(sparse), -1, -1), sparse], 1)  # (P, 5 + T, C)
+    tokens = torch.cat([output_tokens.expand(sparse.shape[0], -1, -1), sparse], 1)  # (P, 5 + T, C)
     laid_out: SharedImagesOfPrompts | ImagesOfPrompts
-    if isinstance(images, SharedImages):
+    if isinstance(images, SharedImages) and len(images.values) == 1:
+        laid_out = SharedImage(images, lean=lean)
+    elif isinstance(images, SharedImages):
         laid_out = SharedImagesOfPrompts(images, image_index, lean=lean)
     else:
         laid_out = ImagesOfPrompts(images, lean=lean)
@@ -280,7 +305,7 @@ def _to_blocks(conv: nn.ConvTranspose2d, cells: Tensor) -> Tensor:
     weight = conv.weight.permute(2, 3, 1, 0).flatten(0, 2)[..., None, None]  # (C, C', 2, 2) -> (4 C', C, 1, 1)
     assert conv.bias is not None
     maps = F.conv2d(cells[:, :, None].permute(0, 3, 1, 2), weight, conv.bias.repeat(4))  # (P, 4 C', L, 1)
-    return torch.unflatten(maps[..., 0].transpose(1, 2), -1, (4, conv.out_channels))
+    return torch.unflatten(maps.squeeze(-1).transpose(1, 2), -1, (4, conv.out_channels))
 
 
 def _run(function: Callable[..., Tensor], *tensors: Tensor, lean: bool) -> Tensor:

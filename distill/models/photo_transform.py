@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.geometry import HW, points_to_prompt_frame, resize_longest_side, resized_hw
+from distill.geometry import HW, masks_to_original, points_to_prompt_frame, resize_longest_side, resized_hw
 
 
 class PhotoTransform:
@@ -55,3 +55,19 @@ class PhotoTransform:
     def get_preprocess_shape(oldh: int, oldw: int, long_side_length: int) -> HW:
         """Return height and width of a photo once its longest side is `long_side_length`."""
         return resized_hw((oldh, oldw), long_side_length)
+
+
+def masks_from_input(masks: Tensor, input_size: HW, original_size: HW, *, image_size: int, prompt_size: int) -> Tensor:
+    """Resize logits (P, K, 4E, 4E) to the photo's own resolution (P, K, H, W).
+
+    Args:
+        input_size: height and width of the photo in the input frame, without padding.
+        original_size: height and width in original pixels.
+        image_size, prompt_size: the sides of the model's two frames.
+    """
+    if input_size == resized_hw(original_size, image_size):
+        inside = resized_hw(original_size, prompt_size)
+    else:  # a caller's own way of resizing
+        height, width = (side * prompt_size / image_size for side in input_size)
+        inside = (max(1, round(height)), max(1, round(width)))
+    return masks_to_original(masks, original_size, prompt_size, inside_hw=inside)

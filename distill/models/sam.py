@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from distill.errors import DistillError, did_you_mean
-from distill.geometry import HW, masks_to_original, normalize_pad_torch, resized_hw
+from distill.geometry import HW, normalize_pad_torch
 from distill.models.mask_decoder import SharedImages, decode_prompts, flatten_grid
+from distill.models.photo_transform import masks_from_input
 from distill.prompts.types import Prompts, paint_prompts
 from distill.students import STUDENTS, build_encoder, check_student_name
 from distill.students.layers import without_autocast
@@ -171,12 +172,8 @@ class PromptableModel(nn.Module):
             input_size: height and width of the photo in the input frame, without padding.
             original_size: height and width in original pixels.
         """
-        if input_size == resized_hw(original_size, self.image_size):
-            inside = resized_hw(original_size, self.prompt_size)
-        else:  # a caller's own way of resizing
-            height, width = (side * self.prompt_size / self.image_size for side in input_size)
-            inside = (max(1, round(height)), max(1, round(width)))
-        return masks_to_original(masks, original_size, self.prompt_size, inside_hw=inside)
+        sizes = {"image_size": self.image_size, "prompt_size": self.prompt_size}
+        return masks_from_input(masks, input_size, original_size, **sizes)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Encode normalised pixels (B, 3, S, S) as embeddings (B, C, E, E)."""

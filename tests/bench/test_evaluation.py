@@ -19,3 +19,14 @@ def test_an_evaluation_and_its_encoders_share(teacher_file: Path, capsys: pytest
     assert found["on_top_of_encoder"] > 0 and (found["photos"], found["prompts"]) == (2, 3)
     assert cli.main(words) == 0
     assert "on top of the encoder" in " ".join(capsys.readouterr().out.split())
+
+
+def test_forms_stand_beside_the_first(teacher_file: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ["bench", "evaluate", "--student", str(teacher_file), "--photos", "1", "--prompts", "3", "--rounds", "2"]
+    assert cli.main([*words, "--forms", "torch", "onnxruntime", "torch-bf16", "--json"]) == 0
+    forms = json.loads(capsys.readouterr().out)["forms"]
+    assert list(forms) == ["torch", "onnxruntime", "torch-bf16"] and forms["torch"]["times_as_fast"] == 1
+    for row in forms.values():
+        for name, (least, most) in row["seconds_range"].items():
+            assert 0 < least <= row["seconds_per_photo"][name] <= most
+        assert row["times_as_fast_range"][0] <= row["times_as_fast"] <= row["times_as_fast_range"][1]

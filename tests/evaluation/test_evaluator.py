@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from pathlib import Path
@@ -156,7 +157,8 @@ def test_filling_boxes_needs_boxes(coco_set, name):
 
 def test_the_ellipse_touches_its_box_and_has_its_area():
     box = np.array([[10, 20, 50, 50], [3, 4, 4, 5], [30, 10, 90, 40]], np.float32)
-    found = baseline("fill-ellipse").encode(None, (60, 80)).predict(PhotoPrompts(boxes_xyxy=box), "single", 16)
+    filled = baseline("fill-ellipse").encode(None, (60, 80))
+    found = asyncio.run(filled.predict(PhotoPrompts(boxes_xyxy=box), "single", 16))
     whole, pixel, cut = (decode_mask(of_prompt[0]) for of_prompt in found.masks)
     ys, xs = np.nonzero(whole)
     assert (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1) == (10, 20, 50, 50)

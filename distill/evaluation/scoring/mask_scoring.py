@@ -86,9 +86,15 @@ def read_resized(path: Path, hw: HW | None, image_size: int) -> tuple[np.ndarray
     Raises:
         DataError: the photo cannot be read or decoded, or it has another size.
     """
+    resized, found_hw = read_in_sizes(path, hw, [image_size])
+    return resized[image_size], found_hw
+
+
+def read_in_sizes(path: Path, hw: HW | None, image_sizes: Sequence[int]) -> tuple[dict[int, np.ndarray], HW]:
+    """Read a photo once, in several sizes. See `read_resized`."""
     data = read_photo(path)
     photo = decode_image(data, str(path)) if hw is None else decode_as_annotated(data, hw, str(path))
-    return resize_longest_side(photo, image_size), (photo.shape[0], photo.shape[1])
+    return {size: resize_longest_side(photo, size) for size in image_sizes}, (photo.shape[0], photo.shape[1])
 
 
 def crop_positive(logits: np.ndarray, frame: Frame) -> LowResMask:
