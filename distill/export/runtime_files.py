@@ -12,7 +12,7 @@ from distill.errors import DistillError
 from distill.evaluation.predictors import BASELINES
 from distill.export.onnx import export_onnx
 from distill.export.single_decoder import export_single_decoder
-from distill.files import temporary_path, write_errors
+from distill.files import temporary_path
 from distill.models.checkpoint import load_model
 from distill.models.sam import PromptableModel
 from distill.runtimes.execution import Execution
@@ -42,8 +42,7 @@ def with_files(source: str, execution: Execution, *, name: str | None = None) ->
         temporary = temporary_path(folder)
         try:
             export_for_runtimes(load_model(source, name=name), temporary)
-            with write_errors(folder, DistillError):
-                os.rename(temporary, folder)
+            os.rename(temporary, folder)
         except OSError as error:
             if not is_exported(folder):  # else another process was faster
                 raise DistillError(f"{folder}: cannot be written ({error}); set {CACHE_VARIABLE}") from error
