@@ -30,6 +30,8 @@ MOST_JSON_BYTES = 4 << 30  # LVIS's largest file has 1.2 GB
 MOST_YAML_BYTES = 1 << 17  # a recipe has a few kilobytes, and PyYAML reads about 30 a second
 MOST_YAML_VALUES = 100_000  # with aliases written out: `&a` and `*a` make a tree of billions out of ten lines
 MOST_YAML_DEPTH = 50
+HALVES = re.compile("[\ud800-\udfff]")  # of characters: UTF-8 has none, and no file or terminal takes them
+NO_UNICODE = "a text in it has halves of characters, such as \\ud800"
 INT64 = (1 << 63) - 1
 IN_WORDS = re.compile(r"`str` matching regex .*?\(\?#(.+?)\).*?(?= - at `|$)")  # of an error of msgspec
 # Opening a pipe waits for its writer otherwise; for files it says nothing
@@ -173,7 +175,7 @@ def read_yaml(path: Path, what: str, mend: str, *, raises: type[DistillError] = 
 
 
 def _check_size(content: Any, origin: str, mend: str, raises: type[DistillError]) -> None:
-    """Refuse a tree that is too deep or has too many values. It counts what aliases repeat each time."""
+    """Refuse a tree that is too deep, has too many values, or text that is none. What aliases repeat counts again."""
     num_values, level = 0, [content]
     for _ in range(MOST_YAML_DEPTH):
         level = [node for node in level if isinstance(node, (dict, list))]
@@ -182,6 +184,9 @@ def _check_size(content: Any, origin: str, mend: str, raises: type[DistillError]
         num_values += sum(map(len, level))
         if num_values > MOST_YAML_VALUES:
             raise raises(f"{origin}: more than {MOST_YAML_VALUES:,} values, aliases written out; {mend}")
+        texts = (item for node in level for item in ([*node, *node.values()] if isinstance(node, dict) else node))
+        if any(isinstance(text, str) and HALVES.search(text) for text in texts):
+            raise raises(f"{origin}: {NO_UNICODE}; {mend}")
         level = [item for node in level for item in (node.values() if isinstance(node, dict) else node)]
     raise raises(f"{origin}: lists or sections in it are nested too deeply; {mend}")
 
@@ -196,6 +201,8 @@ def convert(content: Any, form: type[T], origin: str, mend: str, *, raises: type
         return msgspec.convert(content, type=form)
     except msgspec.ValidationError as error:
         raise raises(f"{origin}: {reason(error)}; {mend}") from error
+    except UnicodeEncodeError as error:
+        raise raises(f"{origin}: {NO_UNICODE}; {mend}") from error
     except RecursionError as error:
         raise raises(f"{origin}: lists or objects in it are nested too deeply; {mend}") from error
 

@@ -248,6 +248,14 @@ def test_photos_that_are_gone_leave_the_gallery_out(copied, tmp_path, capsys):
     assert "no gallery of box, single mask" in page and 'id="filters"' not in page
 
 
+@pytest.mark.parametrize("option", ["images", "annotations"])
+def test_metrics_that_do_not_name_the_photos_leave_the_gallery_out(copied, tmp_path, capsys, option):
+    change(copied["teacher"], **{option: None})
+    command = ["compare", str(copied["teacher"]), str(copied["student"]), "--no-bench", "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    assert "does not say where its photos are; give --images and --annotations" in capsys.readouterr().err
+
+
 def test_masks_that_are_gone_leave_the_gallery_out(copied, tmp_path, capsys):
     (copied["student"] / "results.json").unlink()
     command = ["compare", str(copied["teacher"]), str(copied["student"]), "--no-bench", "--out", str(tmp_path / "out")]

@@ -394,6 +394,8 @@ def bomb() -> str:
         ("kind: 0001-00-00", "not YAML"),
         ("kind: !!python/object/apply:os.system [ls]", "not YAML"),
         ("kind: \x00", "not YAML"),
+        ('kind: feature\nrun: "\\ud800"', "halves of characters"),
+        ('kind: feature\n"\\udfff": 1', "halves of characters"),
         ("kind: feature\nextends: [x]", "no file"),
         ("#" * 200_000, "too many|too large|are too many"),
         ("kind: feature\nteacher: [1]", "expected a section of options"),

@@ -29,6 +29,7 @@ from typing import Any, BinaryIO
 ROOT = Path(__file__).parents[2]
 CPU_SECONDS = 4.0  # of one input, after which it counts as a hang; a sound one takes less than half a second
 WAITING = 15  # times as long may pass on the clock: other processes may need the processor too
+ENDING_SECONDS = 30  # that the process may take to end before it is killed
 MEMORY_BYTES = 1 << 30  # that reading one small file may take
 LARGEST_FILE = 256 << 20  # that a reader may write
 ALARMS = (signal.SIGALRM, signal.SIGPROF)
@@ -97,7 +98,11 @@ class ReadingProcess:
         """End the process."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(30)
+        try:
+            self._process.wait(ENDING_SECONDS)
+        except subprocess.TimeoutExpired:  # a busy machine: torch takes its time to end
+            self._process.kill()
+            self._process.wait()
         self._folder.cleanup()
 
 
