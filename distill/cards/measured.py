@@ -14,6 +14,7 @@ from distill.outside import convert, parse_json, read_bytes, read_json
 
 MOST = 1e18  # multiply-adds, bytes or photos a second; no measurement has more
 Amount = Annotated[float, Meta(ge=0, le=MOST)]
+Number = Annotated[int, Meta(ge=0, le=10**18)]  # of weights or multiply-adds
 Scalar = bool | int | float | str | None
 
 
@@ -40,9 +41,9 @@ class BenchRow(msgspec.Struct):
     runs: list[BenchRun]
     model: str | None = None
     weights_sha256: str | None = None
-    params: Amount | None = None
-    macs: Amount | None = None
-    encoder_params: Amount | None = None
+    params: Number | None = None
+    macs: Number | None = None
+    encoder_params: Number | None = None
     image_size: Annotated[int, Meta(ge=1, le=1 << 20)] | None = None
 
 

@@ -155,6 +155,7 @@ def test_masks_of_wrong_sizes(tmp_path, value):
         ("models.0.runs.0.latency_ms", -1),
         ("models.0.runs.0.batch_size", 0),
         ("models.0.params", "many"),
+        ("models.0.macs", 0.5),
         ("machine", []),
         ("machine", {"cpus": {}}),
     ],
