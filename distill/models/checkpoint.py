@@ -29,7 +29,7 @@ from distill.students.fuse import fuse, is_fused
 STUDENT_FILE = "student.safetensors"  # in a run directory
 QUICKSTART = "quickstart"
 QUICKSTART_FILE = "quickstart_teacher.safetensors"  # in distill/quickstart/weights
-QUICKSTART_SHA256 = "917e23a1b9697bd267adeda8469976035b5d0b9c4edc9d90691e11483acfc005"
+QUICKSTART_SHA256 = "8a7c29ee78e8cb9a4e5214c0c3ee73ec8bb306b1fa3441aaad4c9032317dbcdd"
 RECIPE_KEY = "recipe"  # in the same metadata: the recipe of the training that made the model, as YAML
 TRAINING_SUFFIX = ".ckpt"  # of a checkpoint of a training, which holds the spec under SPEC_KEY too
 STUDENT_PREFIX = "model."  # of the student's tensors in it

@@ -149,7 +149,7 @@ def test_the_page_draws_clicks_of_published_protocols(teacher_file, strange_set,
     assert found["rules"].startswith('multimask_later="single" prompt.click_at="index"')
     assert main(["compare", str(run), "--no-bench", "--out", str(tmp_path / "out")]) == 0
     page = (tmp_path / "out" / "index.html").read_text()
-    assert "By clicks" in page and "5 clicks by RITM" in page and "clicks to 85 % IoU" in page
+    assert "By clicks" in page and "5 clicks by RITM" in page and ">clicks to</a> 85 % IoU" in page
     assert "miou_click5" in (tmp_path / "out" / "table.csv").read_text()
 
 
