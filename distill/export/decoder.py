@@ -16,10 +16,8 @@ from segment_anything.modeling.transformer import Attention, TwoWayAttentionBloc
 from torch import Tensor, nn
 
 from distill.models.sam import LOW_RES_PER_CELL, NUM_MULTIMASK, PROMPT_PIXELS_PER_CELL, PromptableModel
-from distill.prompts.types import NEGATIVE, PAD, POSITIVE, paint_boxes, paint_clicks
+from distill.prompts.types import BOX_HIGH, BOX_LOW, NEGATIVE, PAD, POSITIVE, paint_boxes, paint_clicks
 
-# segment_anything/modeling/prompt_encoder.py: labels of the points that are the corners of a box
-BOX_LOW, BOX_HIGH = 2, 3
 # ours: a point that the decoder does not see at all, so that prompts of different lengths fit one array
 NO_POINT = -2
 PROMPT_PIXELS_PER_LOGIT = PROMPT_PIXELS_PER_CELL / LOW_RES_PER_CELL

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from torch import Tensor
 from distill.data.coco import CocoSet
 from distill.data.rle import decode_mask
 from distill.errors import DataError
-from distill.export.decoder import BOX_HIGH, BOX_LOW
 from distill.geometry import (
     HW,
     boxes_to_prompt_frame,
@@ -31,7 +29,7 @@ from distill.geometry import (
 )
 from distill.models.sam import MASK_THRESHOLD, PromptableModel
 from distill.prompts.clicks import first_click
-from distill.prompts.types import PAD, POSITIVE, Prompts
+from distill.prompts.types import BOX_HIGH, BOX_LOW, PAD, POSITIVE, Prompts
 
 NUM_PHOTOS = 10  # of a judge's set, spread evenly over it
 INSTANCES_PER_PHOTO = 6
@@ -124,17 +122,18 @@ class Judge:
         self.photos = [photo for one in sets for photo in self._read(one, share)]
         self._hardest = self.photos
 
-    def agreement(self, encode: Encode, decode: Decode, *, num_photos: int | None = None) -> Agreement:
+    def agreement(self, encode: Encode | None, decode: Decode, *, num_photos: int | None = None) -> Agreement:
         """Compare a file's answers with torch's.
 
         Args:
-            encode: the exported encoder. decode: the exported decoder, of low-res masks of all four tokens, or one.
+            encode: the exported encoder; None for torch's own embeddings, so that the decoder is judged alone.
+            decode: the exported decoder, of low-res masks of all four tokens, or one.
             num_photos: how many photos to ask, those of the lowest IoU in the last answer of all; None for all.
         """
         ious, same, cosines = [], [], []
         photos = self.photos if num_photos is None else self._hardest[:num_photos]
         for photo in photos:
-            embedding = torch.from_numpy(encode(photo.pixels)).float()
+            embedding = photo.embedding if encode is None else torch.from_numpy(encode(photo.pixels)).float()
             cosines.append(_cosine(embedding, photo.embedding, photo.hw))
             low_res, scores = _decode(decode, embedding.numpy(), photo, self.model)
             iou, is_same = _compare(low_res, scores, photo, self.model.prompt_size)
@@ -156,12 +155,6 @@ class Judge:
             num_photos=len(photos),
             num_prompts=by_kind.numel(),
         )
-
-    @cached_property
-    def torch_encode(self) -> Encode:
-        """Torch's own encoder in float32, for a decoder that is judged alone."""
-        known = {photo.pixels.tobytes()[:4096]: photo.embedding.numpy() for photo in self.photos}
-        return lambda pixels: known[pixels.tobytes()[:4096]]
 
     def _read(self, source: JudgeSet, num_photos: int) -> list[JudgedPhoto]:
         annotated = [photo for photo in CocoSet(source.images, source.annotations) if photo.instances]

@@ -17,13 +17,14 @@ from distill.export.blame import Blame, bisect, steps_by_layer
 from distill.export.decoder import DecoderForm
 from distill.export.judge import LEAST_IOU, Agreement, Decode, Encode, Judge
 from distill.export.layouts import Layout, arrange, client_form
-from distill.export.onnx import ANY_SHAPE, DESCRIPTION_FILE, Shapes, describe, trace_decoder, trace_encoder
+from distill.export.onnx import ANY_SHAPE, Shapes, describe, trace_decoder, trace_encoder
 from distill.export.precision import Half, Precision, emulate_half, rounded_steps
 from distill.export.runners import OnnxRunner, Runner
 from distill.export.targets import DECODER, ENCODER, Conversion, Target, convert, open_file
 from distill.export.trace import OPSET, Graph, save_graph
 from distill.files import hash_file, write_errors, write_json
 from distill.models.sam import PromptableModel
+from distill.runtimes.folder import DESCRIPTION_FILE
 from distill.text import MILLION
 
 REPORT_FILE = "report.json"
@@ -207,7 +208,7 @@ def _stored(
         path = folder / f"{part}.stored.onnx"
         save_graph(emulate_half(graph.model, steps.get(part, ()), half), path)
         runners[part] = OnnxRunner(path, exact=True)
-    encode = _encode(runners[ENCODER]) if ENCODER in runners else judge.torch_encode
+    encode = _encode(runners[ENCODER]) if ENCODER in runners else None
     decode: Decode = runners[DECODER]
     return judge.agreement(encode, decode, num_photos=num_photos)
 

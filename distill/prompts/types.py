@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 POSITIVE, NEGATIVE, PAD = 1, 0, -1  # point labels of segment_anything's PromptEncoder
+BOX_LOW, BOX_HIGH = 2, 3  # its labels of the points that are the corners of a box
 
 PAINT_LOGIT = 4.0  # painted prompts: the logit at a box's centre and at a positive click
 PAINT_CLICK_SIGMA = 2.0  # cells of the low-res mask

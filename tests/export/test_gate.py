@@ -71,6 +71,25 @@ def test_half_precision_is_written_with_its_report(model: PromptableModel, judge
     assert norms and all(held[node.input[1]] == TensorProto.FLOAT for node in norms)
 
 
+def test_a_decoder_is_judged_alone_on_each_photos_own_embedding(model: PromptableModel, tmp_path: Path):
+    """Photos of nuclei begin alike: with the same dark rows."""
+    judged = write_set(tmp_path)
+    for path in tmp_path.glob("*.png"):
+        pixels = np.array(Image.open(path))
+        pixels[:30] = 0
+        Image.fromarray(pixels).save(path)
+    judge, seen = Judge(model, [judged]), []
+
+    def decode(feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        seen.append(feeds["image_embeddings"])
+        count, side = len(feeds["point_coords"]), model.low_res_size
+        return {"low_res_masks": np.zeros((count, 4, side, side)), "iou_predictions": np.zeros((count, 4))}
+
+    assert judge.agreement(None, decode).cosine == pytest.approx(1)
+    assert not np.array_equal(*seen)
+    assert all(np.array_equal(one, photo.embedding) for one, photo in zip(seen, judge.photos, strict=True))
+
+
 def overflowing(model: PromptableModel) -> PromptableModel:
     """Return the same function with weights for which an attention's scores leave the range of half precision."""
     changed = build_from_spec(model.spec)
