@@ -26,11 +26,12 @@ from distill.errors import RunError
 from distill.evaluation.finished import FinishedEvaluation, metrics_lines, read_evaluation
 from distill.evaluation.record import EVALUATION_METRICS_FILE
 from distill.evaluation.run import evaluate_recipe
-from distill.export.onnx import DESCRIPTION_FILE, export_onnx
+from distill.export.onnx import export_onnx
 from distill.files import write_json
 from distill.lock import contents
 from distill.models.checkpoint import STUDENT_FILE, load_model
 from distill.outside import Seconds, read_json
+from distill.runtimes.folder import DESCRIPTION_FILE
 from distill.text import MILLION, print_command, progress_bar, say
 from distill.training.directory import is_rank_zero
 from distill.training.run import train

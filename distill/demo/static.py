@@ -10,10 +10,11 @@ from pathlib import Path
 
 from distill.demo.server import PAGE
 from distill.errors import DistillError
-from distill.export.onnx import DECODER_FILE, DESCRIPTION_FILE, ENCODER_FILE, export_onnx
+from distill.export.onnx import export_onnx
 from distill.files import write_errors, write_json, write_whole
 from distill.geometry import PIXEL_MEAN, PIXEL_STD
 from distill.models.sam import PromptableModel
+from distill.runtimes.folder import DECODER_FILE, DESCRIPTION_FILE, ENCODER_FILE
 
 PACKAGE, VERSION = "onnxruntime-web", "1.30.0"  # of npm; MIT licence. The version with which the page is tested
 RUNTIME_FOLDER, MODEL_FOLDER = "ort", "model"

@@ -11,11 +11,12 @@ import onnx
 
 from distill.errors import DistillError
 from distill.export.decoder import DecoderForm
-from distill.export.onnx import ANY_SHAPE, DECODER_FILE, ENCODER_FILE, Shapes
+from distill.export.onnx import ANY_SHAPE, Shapes
 from distill.export.photo_input import PixelType, read_photos
 from distill.export.trace import OPSET, save_graph
 from distill.files import hash_file, write_text
 from distill.models.sam import PromptableModel
+from distill.runtimes.folder import DECODER_FILE, ENCODER_FILE
 
 Layout: TypeAlias = Literal["distill", "segment-anything", "samexporter", "osam", "labelme", "x-anylabeling"]
 CLIENT_FRAME = 1024  # the longest side to which samexporter and X-AnyLabeling scale photos and points

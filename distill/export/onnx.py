@@ -10,15 +10,15 @@ from typing import Any
 import torch
 
 from distill.errors import DistillError
-from distill.export.decoder import BOX_HIGH, BOX_LOW, DecoderForm, ExportDecoder
+from distill.export.decoder import DecoderForm, ExportDecoder
 from distill.export.trace import OPSET, Graph, Signature, save_graph, trace
 from distill.files import temporary_path, write_errors, write_json
 from distill.geometry import PIXEL_MEAN, PIXEL_STD
 from distill.models.sam import PromptableModel
-from distill.prompts.types import NEGATIVE, PAD, POSITIVE
+from distill.prompts.types import BOX_HIGH, BOX_LOW, NEGATIVE, PAD, POSITIVE
+from distill.runtimes.folder import DECODER_FILE, DESCRIPTION_FILE, ENCODER_FILE
 from distill.students.fuse import fuse
 
-ENCODER_FILE, DECODER_FILE, DESCRIPTION_FILE = "encoder.onnx", "decoder.onnx", "model.json"
 PHOTO_SIZE = (150.0, 225.0)  # H, W of the photo with which the decoder is traced and compared
 TRACED_PROMPTS, TRACED_POINTS = 2, 4
 

@@ -17,8 +17,7 @@ from distill.export.trace import Signature, save_graph, trace
 from distill.files import write_errors
 from distill.models.mask_decoder import SharedImages, decode_prompts, flatten_grid
 from distill.models.sam import PromptableModel
-from distill.prompts.types import NEGATIVE, PAD, POSITIVE
-from distill.runtimes.exported import BOX_HIGH, BOX_LOW
+from distill.prompts.types import BOX_HIGH, BOX_LOW, NEGATIVE, PAD, POSITIVE
 
 OUTPUTS = ("low_res_masks", "iou_predictions")
 LABELS = (PAD, NEGATIVE, POSITIVE, BOX_LOW, BOX_HIGH)  # in the order of the prompt encoder's embeddings

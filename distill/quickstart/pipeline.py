@@ -14,13 +14,13 @@ from distill.comparison.join import Comparison, add_benches, bench_run, build_co
 from distill.comparison.measure import EvaluationData, evaluate_missing, measure_speed
 from distill.comparison.models import ComparedModel, read_model
 from distill.errors import RunError
-from distill.export.onnx import ENCODER_FILE
 from distill.files import write_json
 from distill.lock import hold_directory
 from distill.models.checkpoint import find_weights, load_model, sha256_file
 from distill.models.complexity import encoder_macs
 from distill.quickstart.photographs import gallery, packaged, read_packaged, write_part
 from distill.quickstart.report import LABELS, write_picture, write_report
+from distill.runtimes.folder import ENCODER_FILE
 from distill.text import BILLION, say
 
 SUMMARY_FILE, REPORT_FILE, PICTURE_FILE = "summary.json", "index.html", "photographs.jpg"

@@ -20,7 +20,7 @@ from distill.models.photo_transform import masks_from_input
 from distill.models.sam import LOW_RES_PER_CELL, MASK_THRESHOLD, PROMPT_PIXELS_PER_CELL, ModelSpec
 from distill.models.spec_header import SPEC_FORMAT, parse_spec
 from distill.outside import inside, read_json
-from distill.prompts.types import PAD, Prompts
+from distill.prompts.types import BOX_HIGH, BOX_LOW, PAD, Prompts
 from distill.runtimes.folder import (
     DECODER_FILE,
     DESCRIPTION_FILE,
@@ -31,7 +31,6 @@ from distill.runtimes.folder import (
 )
 from distill.runtimes.sessions import Precision, Runtime, Session, Sizes, open_session
 
-BOX_LOW, BOX_HIGH = 2, 3  # segment_anything/utils/onnx.py: labels of the points that are the corners of a box
 DECODER_INPUTS: dict[str, Sizes] = {"point_coords": (None, None, 2), "point_labels": (None, None)}
 NUM_MASKS = 4  # of a decoder with all masks: token 0, then the three of the multimask output
 SINGLE, MULTIMASK = slice(0, 1), slice(1, NUM_MASKS)
@@ -115,8 +114,8 @@ class ExportedModel:
             DistillError: the prompts are masks alone, or the file gives no such masks.
         """
         feeds = self._feeds(prompts)
-        is_single = not multimask and "mask_input" not in feeds and self._single_decoder is not None
-        decoder = self._single_decoder if is_single and self._single_decoder is not None else self._decoder
+        takes_single = not multimask and "mask_input" not in feeds
+        decoder = (self._single_decoder if takes_single else None) or self._decoder
         logits: list[np.ndarray] = [np.empty(0)] * len(prompts)
         scores: list[np.ndarray] = [np.empty(0)] * len(prompts)
         for image in sorted(set(prompts.image_index.tolist())):
